@@ -1,0 +1,157 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* catalog.h — all contexts of one data directory: open, find, list, drop, evict, verify.
+ *
+ * One daemon per directory: catalog_open takes an exclusive lock on DIR/lock (MEMD_ELOCKED). The catalog owns
+ * the store (LMDB), the writer thread and the resident contexts. A context becomes resident when it is first
+ * pinned and leaves memory again when nobody has used it for a while and memory is wanted.
+ *
+ * Pins     catalog_open_context and catalog_pin give a pinned context; the pin is released when `arena` is
+ *          reset, on every path.
+ * Threads  everything here may be called from any worker thread, nothing from the loop thread but what is
+ *          marked "loop": other calls read the disk or wait for the writer.
+ * Errors   MEMD_ENOCONTEXT · MEMD_EEXIST · MEMD_EMISMATCH · MEMD_EFULL disk, map or budget ·
+ *          MEMD_ECORRUPT · MEMD_EIO · MEMD_ENOMEM · MEMD_ELIMIT · MEMD_EINVAL
+ * Tests    tests/unit/test_catalog.c, tests/fault, tests/daemon
+ */
+#ifndef MEMD_MEMORY_CATALOG_H
+#define MEMD_MEMORY_CATALOG_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "memory/model.h"
+#include "proto/limits.h"
+
+struct arena;
+struct catalog;
+struct context;
+struct error;
+struct pool;
+
+enum sync_mode { SYNC_ALWAYS, SYNC_INTERVAL, SYNC_NEVER };
+
+struct catalog_config {
+    const char *path;           /* directory, made when missing (mode 0700) */
+    uint64_t map_bytes;         /* LMDB map, sparse; the most the store can ever hold */
+    uint64_t budget_bytes;      /* evict above this; 0 = none */
+    uint64_t tail_bytes_max;    /* RAM for tokens that are not committed and sealed; MEMD_EBUSY above */
+    enum sync_mode sync;
+    uint64_t sync_interval_ms;  /* SYNC_INTERVAL */
+    size_t contexts_max;        /* resident at once */
+    struct pool *pool;          /* attention inside an answer is split over it; may be NULL */
+    /* Called on the writer thread after every commit or sync that may have fulfilled a waiter. */
+    void (*on_progress)(void *arg);
+    void *on_progress_arg;
+};
+
+int catalog_open(const struct catalog_config *config, struct catalog **ret_catalog, struct error *err);
+
+/* Commit and sync everything, close. No context may be pinned. NULL is fine. */
+void catalog_close(struct catalog *catalog);
+
+/* Change sync mode and budget of a running catalog (SIGHUP). */
+void catalog_reconfigure(struct catalog *catalog, const struct catalog_config *config);
+
+enum { METHOD_NAME_BYTES = 32 };
+struct parameter {
+    char name[LIMIT_PARAMETER_BYTES + 1];
+    char value[LIMIT_PARAMETER_BYTES + 1];
+};
+
+struct open_args {
+    const char *name;
+    const struct model *model; /* checked; NULL = whatever is stored */
+    const char *method;        /* "" = "full" or whatever is stored */
+    const struct parameter *parameters;
+    size_t parameter_count;
+    bool create, must_create;
+};
+
+int catalog_open_context(struct catalog *catalog, const struct open_args *args, struct arena *arena,
+                         struct context **ret_context, bool *ret_created, struct error *err);
+int catalog_pin(struct catalog *catalog, uint64_t context_id, struct arena *arena,
+                struct context **ret_context, struct error *err);
+int catalog_find(struct catalog *catalog, const char *name, uint64_t *ret_context_id, struct error *err);
+
+/* Copy-on-write: `name` gets the tokens that the context has now. */
+int catalog_fork(struct catalog *catalog, struct context *context, const char *name,
+                 uint64_t *ret_context_id, uint64_t *ret_tokens, struct error *err);
+
+/* Remove a context in bounded transactions; its name is free at once. Waits until nothing pins it, refuses new
+ * pins meanwhile. A crash in between is finished at the next catalog_open. */
+int catalog_drop(struct catalog *catalog, uint64_t context_id, uint64_t *ret_bytes, struct error *err);
+
+/* Keep from eviction until now + seconds (0 = unpin). */
+int catalog_retain(struct catalog *catalog, uint64_t context_id, uint64_t seconds,
+                   uint64_t *ret_until_unix_ms, struct error *err);
+
+struct context_info {
+    uint64_t id, parent_id;
+    char name[LIMIT_NAME_BYTES + 1];
+    struct model model;
+    char method[METHOD_NAME_BYTES];
+    const struct parameter *parameters; /* arena */
+    size_t parameter_count;
+    uint64_t tokens, committed_tokens, synced_tokens;
+    uint64_t stored_bytes, shared_bytes, sealed_segments;
+    uint64_t created_unix_ms, used_unix_ms, retained_until_unix_ms;
+    const uint64_t *layer_tokens; /* (L) arena */
+    bool resident;
+};
+
+int catalog_stat(struct catalog *catalog, uint64_t context_id, struct arena *arena,
+                 struct context_info *ret_info, struct error *err);
+
+/* Up to `limit` contexts with names that start with `prefix` and sort after `after`, ascending. */
+int catalog_list(struct catalog *catalog, const char *prefix, const char *after, size_t limit,
+                 struct arena *arena, struct context_info **ret_infos, size_t *ret_count, bool *ret_more,
+                 struct error *err);
+
+/* One bounded step (about 64 MiB or 100 ms) of checking every checksum, header and invariant. The cursor is
+ * opaque bytes (arena); start with 0 bytes, go on until it comes back with 0 bytes. */
+struct verify_step {
+    const unsigned char *cursor;
+    size_t cursor_bytes;
+    uint64_t values, bytes, values_total;
+    char **findings; /* arena; a few hundred at most per step */
+    size_t finding_count;
+};
+int catalog_verify(struct catalog *catalog, uint64_t context_id, const void *cursor, size_t cursor_bytes,
+                   struct arena *arena, struct verify_step *ret_step, struct error *err);
+
+struct record_info {
+    const char *table;
+    char *key, *summary; /* arena, readable */
+    uint64_t bytes;
+};
+struct dump_step {
+    const unsigned char *cursor;
+    size_t cursor_bytes;
+    struct record_info *records;
+    size_t record_count;
+};
+int catalog_dump(struct catalog *catalog, uint64_t context_id, const void *cursor, size_t cursor_bytes,
+                 size_t limit, struct arena *arena, struct dump_step *ret_step, struct error *err);
+
+/* Write a compacted copy into the new directory `path` (must not exist). Long; readers and writers go on. */
+int catalog_compact(struct catalog *catalog, const char *path, uint64_t *ret_before, uint64_t *ret_after,
+                    struct error *err);
+
+/* Loop: counters for stats and status; reads atomics only. */
+struct catalog_stats {
+    uint64_t contexts, resident_contexts, stored_bytes, budget_bytes, map_bytes, map_used_bytes, file_bytes;
+    uint64_t tail_bytes, commits_total, syncs_total, sealed_segments_total, evicted_contexts_total;
+    uint64_t commit_failures_total, checksum_failures_total, appended_tokens_total, appended_bytes_total;
+    uint64_t nonfinite_rejected_total, recovered_contexts_total, recovered_tokens_cut_total;
+    uint64_t commit_ns_total, sync_ns_total;
+};
+void catalog_get_stats(struct catalog *catalog, struct catalog_stats *ret_stats);
+
+/* Commit and sync everything appended so far, now. */
+int catalog_sync(struct catalog *catalog, struct error *err);
+
+/* The memory methods this build has, for Hello and for error texts; NULL-terminated. */
+const char *const *catalog_methods(void);
+
+#endif

@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* context.h — one context: appending tokens layer by layer, and answering queries over them.
+ *
+ * Every function takes a context that catalog.h has pinned. Appends of one context are serialised inside;
+ * attends run concurrently with them and see a prefix of whole tokens. truncate waits for readers.
+ *
+ * Positions of a layer are 0, 1, 2, … without gaps. append at position p of a layer that holds t tokens:
+ * p == t appends; p < t is accepted where it repeats stored bytes exactly (an idempotent retry), the rest is
+ * appended; anything else is MEMD_EPOSITION. Layers advance independently; the context's token count is the
+ * least over the layers in use (those that hold any token).
+ *
+ * Threads  any worker
+ * Tests    tests/unit/test_context.c, tests/unit/test_recovery.c
+ */
+#ifndef MEMD_MEMORY_CONTEXT_H
+#define MEMD_MEMORY_CONTEXT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "attention/softmax.h"
+#include "base/tensor.h"
+#include "index/index.h"
+#include "memory/model.h"
+
+struct arena;
+struct context;
+struct error;
+
+const struct model *context_model(const struct context *context);
+uint64_t context_id(const struct context *context);
+uint64_t context_tokens(struct context *context); /* common to all layers in use */
+uint64_t context_layer_tokens(struct context *context, uint32_t layer);
+
+struct append_layer {
+    uint32_t layer;
+    uint64_t position;
+    struct tensor k, v;        /* (n, G, D), the model's dtype */
+    struct tensor q;           /* (n, H, D), or dims = 0 */
+    const uint32_t *token_ids; /* (n), or NULL */
+};
+
+struct progress {
+    uint64_t tokens;           /* least token count of the layers named */
+    uint64_t committed_tokens; /* of the context, common to the layers in use */
+    uint64_t synced_tokens;
+    uint64_t sequence;         /* of this append, for context_reached */
+};
+
+/* All layers or none: everything is checked (shapes by the caller; positions, finiteness here) before
+ * anything is taken. Copies; the tensors may go away afterwards.
+ * Errors   MEMD_EPOSITION · MEMD_ENONFINITE (counted, text names layer, position, head, dimension) ·
+ *          MEMD_EBUSY too much uncommitted · MEMD_EFULL · MEMD_ENOMEM · MEMD_ELIMIT */
+int context_append(struct context *context, const struct append_layer *layers, size_t count,
+                   struct progress *ret_progress, struct error *err);
+
+enum durability { DURABLE_MEMORY, DURABLE_COMMITTED, DURABLE_SYNCED };
+
+/* Has the append with this sequence reached the level? 1 yes (*progress updated), 0 not yet, negative: the
+ * commit failed (MEMD_EFULL, MEMD_EIO) and the tokens of it were taken back, or the context went away. Cheap,
+ * lock-free enough for the loop thread; ask again after catalog_config.on_progress. DURABLE_SYNCED makes the
+ * writer sync soon whatever the sync mode is. */
+int context_reached(struct context *context, uint64_t sequence, enum durability level,
+                    struct progress *ret_progress, struct error *err);
+
+struct query {
+    uint32_t layer;
+    struct tensor q;           /* (n, H, D) */
+    const uint64_t *positions; /* (n) */
+    const uint64_t *limits;    /* (n), or NULL: limit = everything stored */
+    int (*stop)(void *arg);    /* see attend.h */
+    void *stop_arg;
+};
+
+struct quality {
+    const char *method;
+    bool exact;
+    float *predicted_error; /* (n, H), or NULL = all 0 */
+    float *mass;            /* (n, H), or NULL = all 1 */
+    bool *limited;          /* (n, H), or NULL = all false */
+    uint64_t rows, bytes_read, bytes_exact, tokens;
+};
+
+/* o (n, H, D) and lse (n, H) of the caller. Values read from disk for the first time are verified:
+ * MEMD_ECORRUPT, never data. */
+int context_attend(struct context *context, const struct query *query, struct arena *arena,
+                   const struct partial *ret_partial, struct quality *ret_quality, struct error *err);
+
+/* An upper bound of the bytes an attend would read: lets the loop answer empty layers at once. Loop. */
+uint64_t context_attend_bytes(struct context *context, uint32_t layer);
+
+int context_search(struct context *context, const struct query *query, struct arena *arena,
+                   const struct index_hits *ret_hits, struct quality *ret_quality, struct error *err);
+
+/* Rows by position, as appended, bit for bit: k, v (count, G, D) of the model's dtype, caller's memory.
+ * ret_token_ids (count) is filled, and *ret_has_ids set, when the layer has ids for all of them.
+ * Errors MEMD_ENOROW */
+struct fetch_out {
+    void *k, *v;
+    uint32_t *token_ids;
+    bool has_ids;
+};
+int context_fetch(struct context *context, uint32_t layer, const uint64_t *ids, size_t count,
+                  struct fetch_out *ret_rows, struct error *err);
+
+/* Roll all layers back to `position` tokens (layers that hold fewer stay). Committed before it returns.
+ * MEMD_EPOSITION when the context holds fewer tokens. */
+int context_truncate(struct context *context, uint64_t position, struct error *err);
+
+#endif
