@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every header compiles alone and twice in one file; the public one also as C99 and as C++.
+
+A header that only works after another one was included makes the order of includes part of the code. Run by
+Meson: header.py ROOT BUILD C-COMPILER [C++-COMPILER]
+"""
+import pathlib
+import subprocess
+import sys
+
+FOLDERS = ["base", "proto", "attention", "index", "memory", "daemon", "clients", "tests"]
+PUBLIC = pathlib.Path("clients/include/memd.h")
+C17 = ["-std=c17", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion"]
+C99 = ["-std=c99", "-pedantic-errors", "-Wall", "-Wextra"]
+CXX = ["-x", "c++", "-std=c++11", "-pedantic-errors", "-Wall", "-Wextra"]
+
+
+def compile_twice(command, includes, header):
+    """The compiler's complaint about a file that includes `header` twice; empty when there is none."""
+    source = f'#include "{header}"\n#include "{header}"\nextern int header_test;\n'
+    language = [] if "-x" in command else ["-x", "c"]
+    line = [*command, *language, "-Werror", "-fsyntax-only", *(f"-I{i}" for i in includes), "-"]
+    done = subprocess.run(line, input=source, text=True, capture_output=True, check=False)
+    return "" if done.returncode == 0 else done.stderr or f"exit {done.returncode}"
+
+
+def main(root, build, c_compiler, cxx_compiler=""):
+    root = pathlib.Path(root)
+    includes = [root, pathlib.Path(build) / "proto", pathlib.Path(build) / "clients/include"]
+    headers = sorted(h for f in FOLDERS for h in (root / f).rglob("*.h"))
+    isa = {"avx2": ["-mavx2", "-mfma", "-mf16c"], "avx512": ["-mavx512f", "-mavx512bw"]}
+    trials = []
+    for header in headers:
+        extra = next((flags for word, flags in isa.items() if word in header.stem), [])
+        trials.append((header, [c_compiler, *C17, *extra]))
+    if (root / PUBLIC).exists():
+        trials.append((root / PUBLIC, [c_compiler, *C99]))
+        if cxx_compiler:
+            trials.append((root / PUBLIC, [cxx_compiler, *CXX]))
+    failed = 0
+    for header, command in trials:
+        complaint = compile_twice(command, includes, header)
+        if complaint:
+            failed += 1
+            print(f"{header.relative_to(root)} with {' '.join(command)}:\n{complaint}")
+    if not compile_twice([c_compiler, *C17], includes, "no/such/header.h"):
+        failed += 1
+        print("the test itself cannot fail: a missing header was accepted")
+    print(f"{len(trials)} compilations of {len(headers)} headers, {failed} failed")
+    return 1 if failed or not headers else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
