@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* frame.c — field by field through the byte cursors, never by copying a C struct.
  *
- * The header has no room for what nobody checks: a field that must be 0 is refused when it is not, so that a
- * later version can give it a meaning without old peers misreading it. The unknown method is let through:
- * the frame around it is sound, so the answer MEMD_EUNSUPPORTED can be sent and the connection lives on,
- * whereas every error returned here means that the place of the next frame is unknown.
+ * The header has no room for what nobody checks: a field that must be 0 is refused when it is not,
+ * so that a later version can give it a meaning without old peers misreading it. The unknown method
+ * is let through: the frame around it is sound, so the answer MEMD_EUNSUPPORTED can be sent and the
+ * connection lives on, whereas every error returned here means that the place of the next frame is
+ * unknown.
  */
 #include "proto/frame.h"
 
@@ -95,7 +96,8 @@ int frame_decode(const unsigned char header[FRAME_HEADER_BYTES], struct frame *r
     }
     frame.kind = kind == FRAME_REQUEST ? FRAME_REQUEST : FRAME_REPLY;
     if (reserved != 0) {
-        return error_set(err, MEMD_EPROTO, "reserved field is 0x%08" PRIx32 ", must be 0", reserved);
+        return error_set(err, MEMD_EPROTO, "reserved field is 0x%08" PRIx32 ", must be 0",
+                         reserved);
     }
     int rc = check_direction(&frame, err);
     if (rc == 0) rc = check_lengths(&frame, err);

@@ -13,11 +13,12 @@
  *         28    4 reserved        0
  *         32    8 payload_bytes   tensors that follow the message
  *
- * The message follows the header at once, the payload follows the message at once (no padding): a receiver
- * reads both into buffers of its own and so chooses the alignment; tensor offsets are multiples of 64.
+ * The message follows the header at once, the payload follows the message at once (no padding): a
+ * receiver reads both into buffers of its own and so chooses the alignment; tensor offsets are
+ * multiples of 64.
  *
- * Sans I/O: bytes in, structs out. frame_decode checks every field; a header that it accepts is within
- * limits.h, so that the lengths may be allocated.
+ * Sans I/O: bytes in, structs out. frame_decode checks every field; a header that it accepts is
+ * within limits.h, so that the lengths may be allocated.
  *
  * Errors   MEMD_EPROTO wrong magic, kind or reserved field · MEMD_EVERSION · MEMD_ELIMIT lengths
  * Tests    tests/unit/test_frame.c, tests/fuzz/fuzz_frame.c, the example in docs/PROTOCOL.md

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* limits.h — every bound that a stranger's bytes meet. Reaching one is MEMD_ELIMIT, never growth.
  *
- * Bounds that an operator may want to move are configuration (memd.conf(5)) and only have their default and
- * hard maximum here.
+ * Bounds that an operator may want to move are configuration (memd.conf(5)) and only have their
+ * default and hard maximum here.
  */
 #ifndef MEMD_PROTO_LIMITS_H
 #define MEMD_PROTO_LIMITS_H
@@ -13,7 +13,7 @@
 #define LIMIT_FRAME_PAYLOAD_BYTES (UINT64_C(256) << 20)  /* tensors of one frame */
 #define LIMIT_PAYLOAD_ALIGN 64u                          /* of tensor offsets */
 
-#define LIMIT_NAME_BYTES 255u         /* context name; 1 … 255 bytes of UTF-8, no control characters */
+#define LIMIT_NAME_BYTES 255u         /* context name: UTF-8, not empty, no control characters */
 #define LIMIT_FINGERPRINT_BYTES 1024u
 #define LIMIT_PARAMETERS 64u
 #define LIMIT_PARAMETER_BYTES 256u    /* name and value each */

@@ -1,17 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* message.c — protobuf-c with an arena behind it, and two checks that it does not make.
  *
- * protobuf-c frees what it allocated when a message turns out to be malformed; here free does nothing, the
- * arena forgets everything at once. What a message may cost is therefore the arena's limit: a repeated field
- * of 2-byte elements becomes about 100 bytes per element, which no other bound would catch.
+ * protobuf-c frees what it allocated when a message turns out to be malformed; here free does
+ * nothing, the arena forgets everything at once. What a message may cost is therefore the arena's
+ * limit: a repeated field of 2-byte elements becomes about 100 bytes per element, which no other
+ * bound would catch.
  *
- * Strings are checked on the wire, before unpacking, because a C string has lost its length: "a\0b" would
- * silently become another context's name. The walk follows the descriptors, so a new string field is checked
- * without anybody thinking of it. It is not a second parser: bytes that it cannot walk are refused, bytes
- * that it can are still judged by protobuf-c.
+ * Strings are checked on the wire, before unpacking, because a C string has lost its length: "a\0b"
+ * would silently become another context's name. The walk follows the descriptors, so a new string
+ * field is checked without anybody thinking of it. It is not a second parser: bytes that it cannot
+ * walk are refused, bytes that it can are still judged by protobuf-c.
  *
- * Rejected: reading shapes straight out of the wire format without structs (fast, but every request kind
- * would need its own decoder; unpacking an attend takes about a microsecond).
+ * Rejected: reading shapes straight out of the wire format without structs (fast, but every request
+ * kind would need its own decoder; unpacking an attend takes about a microsecond).
  */
 #include "proto/message.h"
 
@@ -126,8 +127,8 @@ static bool wire_field(struct wire *wire, uint64_t *ret_number, const unsigned c
     }
 }
 
-/* Every string in the message and in the messages inside it. Recursion ends with the schema, which has no
- * message that contains itself. */
+/* Every string in the message and in the messages inside it. Recursion ends with the schema, which
+ * has no message that contains itself. */
 static int check_strings(const ProtobufCMessageDescriptor *descriptor, struct wire wire,
                          struct error *err)
 {
@@ -265,7 +266,8 @@ int message_pack(const ProtobufCMessage *message, struct arena *arena, unsigned 
 
 /* ---- tensors ---- */
 
-static int check_dtype(const Memd__Tensor *wire, const struct message_shape *expect, struct error *err)
+static int check_dtype(const Memd__Tensor *wire, const struct message_shape *expect,
+                       struct error *err)
 {
     uint32_t dtype = (uint32_t)wire->dtype;
     if (expect->dtype == 0 && !dtype_is_float(dtype)) {
@@ -273,8 +275,8 @@ static int check_dtype(const Memd__Tensor *wire, const struct message_shape *exp
                          expect->what, dtype_name(dtype), dtype);
     }
     if (expect->dtype != 0 && dtype != expect->dtype) {
-        return error_set(err, MEMD_ESHAPE, "%s has dtype %s (%" PRIu32 "), must be %s", expect->what,
-                         dtype_name(dtype), dtype, dtype_name(expect->dtype));
+        return error_set(err, MEMD_ESHAPE, "%s has dtype %s (%" PRIu32 "), must be %s",
+                         expect->what, dtype_name(dtype), dtype, dtype_name(expect->dtype));
     }
     return 0;
 }
@@ -284,8 +286,8 @@ static int check_shape(const Memd__Tensor *wire, const struct message_shape *exp
                        struct tensor *ret_tensor, size_t *ret_bytes, struct error *err)
 {
     if (wire->n_shape != expect->dims) {
-        return error_set(err, MEMD_ESHAPE, "%s has %zu dimensions, must have %" PRIu32, expect->what,
-                         wire->n_shape, expect->dims);
+        return error_set(err, MEMD_ESHAPE, "%s has %zu dimensions, must have %" PRIu32,
+                         expect->what, wire->n_shape, expect->dims);
     }
     size_t bytes = dtype_bytes((uint32_t)wire->dtype);
     for (uint32_t i = 0; i < expect->dims; i++) {
@@ -295,7 +297,7 @@ static int check_shape(const Memd__Tensor *wire, const struct message_shape *exp
                              "%s has %" PRIu64 " in dimension %" PRIu32 ", must have %zu",
                              expect->what, length, i, expect->shape[i]);
         }
-        if (length == 0) {
+        if (length == 0 && expect->shape[i] != 0) {
             return error_set(err, MEMD_ESHAPE, "%s is empty: dimension %" PRIu32 " is 0",
                              expect->what, i);
         }
@@ -310,7 +312,8 @@ static int check_shape(const Memd__Tensor *wire, const struct message_shape *exp
 }
 
 int message_tensor(const Memd__Tensor *wire, const void *payload, size_t payload_bytes,
-                   const struct message_shape *expect, struct tensor *ret_tensor, struct error *err)
+                   const struct message_shape *expect, struct tensor *ret_tensor,
+                   struct error *err)
 {
     assert(expect->dims >= 1 && expect->dims <= TENSOR_DIMS_MAX);
     if (wire == NULL) return error_set(err, MEMD_ESHAPE, "%s is missing", expect->what);
@@ -326,7 +329,7 @@ int message_tensor(const Memd__Tensor *wire, const void *payload, size_t payload
     }
     if (wire->offset > payload_bytes || bytes > payload_bytes - wire->offset) {
         return error_set(err, MEMD_ESHAPE,
-                         "%s of %zu bytes at offset %" PRIu64 " ends behind the payload of %zu bytes",
+                         "%s of %zu bytes at offset %" PRIu64 " ends behind the payload of %zu",
                          expect->what, bytes, wire->offset, payload_bytes);
     }
     tensor.data = (const unsigned char *)payload + wire->offset;

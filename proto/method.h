@@ -1,16 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* method.h — the one list of requests: number on the wire, message types, who may call.
  *
- * From it come the dispatch table of the daemon, the client's calls and the table in docs/PROTOCOL.md (a
- * test compares). Numbers are never reused. To add a request kind see docs/HACKING.md.
+ * From it come the dispatch table of the daemon, the client's calls and the table in
+ * docs/PROTOCOL.md (a test compares). Numbers are never reused. To add a request kind see
+ * docs/HACKING.md.
  */
 #ifndef MEMD_PROTO_METHOD_H
 #define MEMD_PROTO_METHOD_H
 
 enum role { ROLE_NONE, ROLE_READ, ROLE_WRITE, ROLE_ADMIN };
 
-/* X(NAME, number, snake_name, Request message, Reply message, least role) — protobuf-c spells the C types
- * Memd__<Request> and memd__<snake>_request__descriptor. */
+/* X(NAME, number, snake_name, Request message, Reply message, least role) — protobuf-c spells the C
+ * types Memd__<Request> and memd__<snake>_request__descriptor. */
 #define METHOD_MAP(X)                                      \
     X(HELLO, 1, hello, Hello, ROLE_NONE)                   \
     X(HEALTH, 2, health, Health, ROLE_NONE)                \
