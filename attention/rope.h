@@ -58,4 +58,7 @@ void rope_angles(const struct rope *rope, uint64_t position, float *ret_cos, flo
 /* Rotate `rows` vectors in place, x (rows, D) fp32, all with the angles of one position. */
 void rope_apply(const struct rope *rope, const float *cos, const float *sin, float *x, size_t rows);
 
+/* Rotate `rows` vectors in place, x (rows, D) fp32, row i with the angles of position + i. */
+void rope_apply_run(const struct rope *rope, uint64_t position, float *x, size_t rows);
+
 #endif

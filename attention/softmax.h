@@ -36,4 +36,8 @@ void partial_clear(const struct partial *partial);
 /* into ⊕= part, row by row; both have the same rows and head_dim. */
 void partial_merge(const struct partial *into, const struct partial *part);
 
+/* Turn the running state of kernels/partial.h, whose acc lies in partial->o, into (o, lse) in place.
+ * max, sum (rows): a row with max -inf has seen nothing and becomes (0, -inf). */
+void partial_finish(const float *max, const float *sum, const struct partial *partial);
+
 #endif

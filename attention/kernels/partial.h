@@ -8,14 +8,16 @@
  *     sum[m]   sum of exp(score - max)
  *     acc[m]   sum of exp(score - max) * v
  *
- * and is carried from call to call (segments, tail chunks); partial_finish turns it into (o, lse).
+ * and is carried from call to call (segments, tail chunks); partial_finish (softmax.h) turns it into (o, lse).
  *
  * Shapes   q (M, D) fp32, already multiplied by the attention scale and rotated
- *          k, v: `tokens` rows of D elements, row t at k + t * k_stride_bytes, dtype fp32 | fp16 | bf16
+ *          k, v: `tokens` rows of D elements, row t at k + t * k_stride_bytes, fp32 | fp16 | bf16 each (keys
+ *          that were rotated while reading are fp32 beside 16-bit values); no alignment is needed
  *          visible (M): query m sees rows t < visible[m] (≤ tokens; may be 0)
  *          max, sum (M); acc (M, D)
  * Cost     O(M * tokens * D); every row is read once per call
- * Errors   none: the caller has checked
+ * Errors   none: the caller has checked. K, V and q are finite and |q·k| stays below FLT_MAX; a score of
+ *          -inf counts as "not visible", one of +inf gives NaN
  * Tests    tests/kernels/test_partial.c: every level against kernels/partial.c, all dtypes, odd sizes
  */
 #ifndef MEMD_ATTENTION_KERNELS_PARTIAL_H
@@ -32,7 +34,7 @@ struct partial_args {
     const void *k, *v;       /* (tokens, D) with strides */
     size_t k_stride_bytes, v_stride_bytes;
     size_t tokens;
-    uint32_t dtype; /* enum dtype */
+    uint32_t k_dtype, v_dtype; /* enum dtype */
     float *max;     /* (M) in, out */
     float *sum;     /* (M) in, out */
     float *acc;     /* (M, D) in, out */
