@@ -49,7 +49,7 @@ static void free_blocks(struct arena *arena, struct arena_block *keep)
     }
 }
 
-static void run_hooks(struct arena *arena)
+void arena_release(struct arena *arena)
 {
     while (arena->hooks != NULL) {
         struct arena_hook *hook = arena->hooks;
@@ -60,7 +60,7 @@ static void run_hooks(struct arena *arena)
 
 void arena_reset(struct arena *arena)
 {
-    run_hooks(arena);
+    arena_release(arena);
     struct arena_block *keep = arena->blocks;
     while (keep != NULL && keep->size_bytes != BLOCK_FIRST_BYTES) keep = keep->next;
     free_blocks(arena, keep);
@@ -68,7 +68,7 @@ void arena_reset(struct arena *arena)
 
 void arena_fini(struct arena *arena)
 {
-    run_hooks(arena);
+    arena_release(arena);
     free_blocks(arena, NULL);
 }
 

@@ -49,6 +49,10 @@ void *arena_calloc(struct arena *arena, size_t count, size_t size);
 /* Copy of a string of `bytes` characters, zero-terminated. */
 char *arena_strndup(struct arena *arena, const char *text, size_t bytes);
 
+/* Run the hooks now (newest first) and keep the memory: an answer that waits for a slow reader must not hold
+ * pins. */
+void arena_release(struct arena *arena);
+
 /* Call `release(object)` at reset. 0, or MEMD_ENOMEM: then `release` has been called already, so the
  * caller owns nothing either way. */
 int arena_on_reset(struct arena *arena, void (*release)(void *object), void *object);
