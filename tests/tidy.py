@@ -485,16 +485,19 @@ def format_table(tree):
     yield from compare_table(tree, "memory/format.h", "docs/FORMAT.md", "", True)
 
 
-@rule("every configuration key is in man/memd.conf.5",
-      {"daemon/config.h": '#define CONFIG_MAP(X) \\\n    X(socket, TEXT, "")\n', "man/memd.conf.5": ""})
+@rule("every configuration key is in memd.conf.5, with its default",
+      {"daemon/options.c": '    { "socket", OPTION_TEXT, FIELD(socket), "/run/x", 0 },\n', "man/memd.conf.5": ""},
+      {"daemon/options.c": '    { "sync", OPTION_SYNC, FIELD(sync), "never", 0 },\n',
+       "man/memd.conf.5": ".B sync\ndefault always\n"})
 def configuration_keys(tree):
-    manual = next((p for p in tree.files if p.endswith("memd.conf.5")), "man/memd.conf.5")
-    headers = [p for p in tree.files if re.fullmatch(r"daemon/config\w*\.[ch]", p)]
-    for path in headers:
-        for name, *_ in x_map(tree.text(path), "CONFIG_MAP"):
-            key = name.lower()
-            if not re.search(rf"(?<![\w]){re.escape(key)}(?![\w])", tree.text(manual).replace("\\-", "-")):
-                yield manual, 1, f"{key} ({path}) is not described"
+    manual = next((p for p in tree.files if re.search(r"memd\.conf\.5(\.in)?$", p)), "man/memd.conf.5")
+    text = re.sub(r"\\f.|\\&", "", tree.text(manual).replace("\\-", "-"))
+    for key, default in re.findall(r'\{ "(\w+)",\s*OPTION_\w+,\s*FIELD\(\w+\),\s*"([^"]*)"',
+                                   tree.text("daemon/options.c")):
+        if not re.search(rf"(?<!\w){re.escape(key)}(?!\w)", text):
+            yield manual, 1, f"{key} (daemon/options.c) is not described"
+        elif default not in text:
+            yield manual, 1, f'the default of {key}, "{default}", is not named'
 
 
 # ---- running ----
