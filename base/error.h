@@ -42,11 +42,13 @@
     X(ELOCKED, -23, "data directory is in use by another daemon")                                  \
     X(EDEVICE, -24, "accelerator failed")
 
+#ifndef MEMD_H /* the public header spells this enum out; clients/libmemd/codes.c compares the two */
 enum memd_code {
 #define X(name, value, text) MEMD_##name = (value),
     ERROR_MAP(X)
 #undef X
 };
+#endif
 
 enum { ERROR_TEXT_BYTES = 256 };
 
