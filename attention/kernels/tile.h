@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* tile.h — scores of a tile of rows: what partial and score share, written once over the vocabulary of
+ * vec_<isa>.h.
+ *
+ * Included by one .c file per operation and instruction set, after its vec_<isa>.h; everything is static and
+ * compiled with the flags of that instruction set. Register blocks are inlined functions whose counts and
+ * dtype are constants at every call, so that their loops unroll and their arrays become registers.
+ */
+#ifndef MEMD_ATTENTION_KERNELS_TILE_H
+#define MEMD_ATTENTION_KERNELS_TILE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/tensor.h"
+
+#define INLINE static inline __attribute__((always_inline))
+
+enum {
+    TILE_QUERIES = 4, /* of one register block */
+    TILE_ROWS_MAX = 128,
+    TILE_FLOATS = 8192, /* rows of a tile times D: 16 KiB of 16-bit rows, half an L1 cache */
+    TILE_STRIDE = TILE_ROWS_MAX + 16, /* of scores; a block writes up to 3 floats behind its rows */
+    TILE_LINE_BYTES = 64,
+};
+
+/* Rows of K or V. */
+struct rows {
+    const unsigned char *at;
+    size_t stride_bytes;
+    uint32_t dtype; /* enum dtype */
+};
+
+/* One tile and up to TILE_QUERIES queries. */
+struct tile {
+    const float *q; /* (queries, D) */
+    size_t queries, head_dim;
+    size_t count;      /* rows */
+    struct rows k, v;
+    struct rows soon;  /* rows needed after this pass, soon_count of them: prefetched on the way */
+    size_t soon_count;
+    float *scores;     /* (queries, TILE_STRIDE) */
+};
+
+static inline size_t tile_rows(size_t head_dim)
+{
+    size_t count = TILE_FLOATS / head_dim;
+    return count < TILE_ROWS_MAX ? count : TILE_ROWS_MAX;
+}
+
+static inline struct rows rows_from(const struct rows *rows, size_t row)
+{
+    struct rows later = *rows;
+    later.at += row * rows->stride_bytes;
+    return later;
+}
+
+INLINE void prefetch(const unsigned char *from, size_t bytes)
+{
+    for (size_t at = 0; at < bytes; at += TILE_LINE_BYTES) __builtin_prefetch(from + at);
+}
+
+/* Scores of the rows `row` … `row + count - 1` (count ≤ 4). */
+INLINE void dot_block(const struct tile *tile, size_t row, size_t count, size_t queries,
+                      uint32_t dtype)
+{
+    const unsigned char *k = tile->k.at + row * tile->k.stride_bytes;
+    vec sums[TILE_QUERIES][4];
+    for (size_t m = 0; m < queries; m++)
+        for (size_t i = 0; i < 4; i++) sums[m][i] = vec_set(0.0F);
+    for (size_t d = 0; d < tile->head_dim; d += VEC_FLOATS) {
+        vec key[4];
+        for (size_t i = 0; i < count; i++)
+            key[i] = vec_load_row(k + i * tile->k.stride_bytes, d, dtype);
+        for (size_t m = 0; m < queries; m++) {
+            vec query = vec_load(tile->q + m * tile->head_dim + d);
+            for (size_t i = 0; i < count; i++) sums[m][i] = vec_fma(key[i], query, sums[m][i]);
+        }
+    }
+    for (size_t m = 0; m < queries; m++)
+        vec_store_sums(tile->scores + m * TILE_STRIDE + row, sums[m]);
+}
+
+INLINE void dot_rows(const struct tile *tile, size_t queries, uint32_t dtype)
+{
+    const size_t block = queries == TILE_QUERIES ? VEC_ROWS_4 : 4;
+    size_t soon_bytes = tile->head_dim * dtype_bytes(tile->soon.dtype);
+    size_t row = 0;
+    for (; row + block <= tile->count; row += block) {
+        for (size_t i = row; i < row + block && i < tile->soon_count; i++)
+            prefetch(tile->soon.at + i * tile->soon.stride_bytes, soon_bytes);
+        dot_block(tile, row, block, queries, dtype);
+    }
+    for (; row < tile->count; row++) dot_block(tile, row, 1, queries, dtype);
+}
+
+INLINE void dot_queries(const struct tile *tile, uint32_t dtype)
+{
+    switch (tile->queries) {
+    case 1: dot_rows(tile, 1, dtype); break;
+    case 2: dot_rows(tile, 2, dtype); break;
+    case 3: dot_rows(tile, 3, dtype); break;
+    default: dot_rows(tile, 4, dtype); break;
+    }
+}
+
+/* Fill tile->scores. */
+static void tile_scores(const struct tile *tile)
+{
+    switch (tile->k.dtype) {
+    case DTYPE_FP32: dot_queries(tile, DTYPE_FP32); break;
+    case DTYPE_FP16: dot_queries(tile, DTYPE_FP16); break;
+    default: dot_queries(tile, DTYPE_BF16); break;
+    }
+}
+
+/* Copy `count` rows to fp32, contiguous, and let `rows` point to the copy. to (count, D) */
+static void tile_widen(struct rows *rows, size_t count, size_t head_dim, float *to)
+{
+    for (size_t row = 0; row < count; row++) {
+        const unsigned char *from = rows->at + row * rows->stride_bytes;
+        float *wide = to + row * head_dim;
+        if (rows->dtype == DTYPE_FP16) {
+            for (size_t d = 0; d < head_dim; d += VEC_FLOATS)
+                vec_store(wide + d, vec_load_row(from, d, DTYPE_FP16));
+        } else {
+            for (size_t d = 0; d < head_dim; d += VEC_FLOATS)
+                vec_store(wide + d, vec_load_row(from, d, DTYPE_BF16));
+        }
+    }
+    *rows = (struct rows){ (const unsigned char *)to, head_dim * sizeof *to, DTYPE_FP32 };
+}
+
+#endif

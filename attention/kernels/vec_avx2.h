@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* vec_avx2.h — the vector vocabulary of tile.h in AVX2, FMA and F16C: 8 floats, 16 registers. */
+#ifndef MEMD_ATTENTION_KERNELS_VEC_AVX2_H
+#define MEMD_ATTENTION_KERNELS_VEC_AVX2_H
+
+#include <immintrin.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/tensor.h"
+
+typedef __m256 vec;
+
+/* Register blocking: VEC_ROWS_4 rows × 4 queries of sums, or VEC_COLUMNS_4 vectors × 4 queries, and the
+ * operands, must fit the register file. */
+enum { VEC_FLOATS = 8, VEC_ROWS_4 = 3, VEC_COLUMNS_4 = 2 };
+
+static inline vec vec_set(float value) { return _mm256_set1_ps(value); }
+static inline vec vec_load(const float *at) { return _mm256_loadu_ps(at); }
+static inline void vec_store(float *at, vec a) { _mm256_storeu_ps(at, a); }
+static inline vec vec_add(vec a, vec b) { return _mm256_add_ps(a, b); }
+static inline vec vec_mul(vec a, vec b) { return _mm256_mul_ps(a, b); }
+static inline vec vec_fma(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
+static inline vec vec_round(vec a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+
+/* The larger; `b` where one of them is NaN. */
+static inline vec vec_max(vec a, vec b) { return _mm256_max_ps(a, b); }
+
+/* a * 2^n for whole n in -127 … 127; n = -127 gives 0. */
+static inline vec vec_scale2(vec a, vec n)
+{
+    __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    return _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+}
+
+/* VEC_FLOATS elements of `dtype` (a constant where it is called) from element `d` of a row. */
+static inline vec vec_load_row(const unsigned char *row, size_t d, uint32_t dtype)
+{
+    if (dtype == DTYPE_FP32) return _mm256_loadu_ps((const float *)(const void *)(row + 4 * d));
+    __m128i bits = _mm_loadu_si128((const __m128i *)(const void *)(row + 2 * d));
+    if (dtype == DTYPE_FP16) return _mm256_cvtph_ps(bits);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+
+/* The four sums over the elements of a, b, c, d. */
+static inline void vec_store_sums(float *at, const vec sums[4])
+{
+    vec ab = _mm256_hadd_ps(sums[0], sums[1]), cd = _mm256_hadd_ps(sums[2], sums[3]);
+    vec abcd = _mm256_hadd_ps(ab, cd);
+    _mm_storeu_ps(at, _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1)));
+}
+
+static inline float vec_largest(vec a)
+{
+    __m128 half = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    half = _mm_max_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
+}
+
+static inline float vec_sum(vec a)
+{
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
+}
+
+#endif
