@@ -9,6 +9,7 @@
 #define MEMD_BASE_OBJECT_H
 
 #include <assert.h>
+#include <stddef.h>
 #include <stdint.h>
 
 static inline void *object_check(void *object, uint32_t magic)
