@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* arena.c — a chain of blocks with a bump pointer in the newest.
  *
- * Invariant: used_bytes is the sum of the sizes of all blocks, ≤ limit_bytes. A wish larger than the next
- * block size gets a block of its own size, so that one large tensor does not double the small ones.
+ * Invariant: used_bytes is the sum of the sizes of all blocks, ≤ limit_bytes. A wish larger than
+ * the next block size gets a block of its own size, so that one large tensor does not double the
+ * small ones.
  */
 #include "base/arena.h"
 

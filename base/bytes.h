@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* bytes.h — bounds-checked cursors over flat bytes with a sticky error: decode ten fields, test once.
+/* bytes.h — bounds-checked cursors over flat bytes with a sticky error: decode ten fields, test
+ * once.
  *
- * Little-endian is the order of values and frames, big-endian that of LMDB keys (so that a range scan is
- * positional). After the first overrun every further call is a no-op that returns 0, and `bad` stays set.
+ * Little-endian is the order of values and frames, big-endian that of LMDB keys (so that a range
+ * scan is positional). After the first overrun every further call is a no-op that returns 0, and
+ * `bad` stays set.
  *
  * Memory   nothing is owned; get_bytes returns pointers into the input.
  * Threads  one cursor, one thread.

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* cpu.h — which instruction set the kernels may use.
  *
- * The level is found once, from CPUID and the operating system's promise to save the registers, and may be
- * lowered (never raised) by MEMD_SIMD = ref | avx2 | avx512 | neon, for tests and for blaming.
- * One of the two process-wide variables of memd (the other is the log level).
+ * The level is found once, from CPUID and the operating system's promise to save the registers, and
+ * may be lowered (never raised) by MEMD_SIMD = ref | avx2 | avx512 | neon, for tests and for
+ * blaming. One of the two process-wide variables of memd (the other is the log level).
  */
 #ifndef MEMD_BASE_CPU_H
 #define MEMD_BASE_CPU_H

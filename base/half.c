@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* half.c — conversions by bits, and the scan for NaN and infinity.
  *
- * A float is not finite exactly when all its exponent bits are set. The scan first asks per block of 1,024
- * elements whether any is bad (an OR of comparisons that compilers vectorise), and looks closer only at
- * blocks that have one: clean input costs one pass at memory speed.
+ * A float is not finite exactly when all its exponent bits are set. The scan first asks per block
+ * of 1,024 elements whether any is bad (an OR of comparisons that compilers vectorise), and looks
+ * closer only at blocks that have one: clean input costs one pass at memory speed.
  */
 #include "base/half.h"
 

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* list.h — intrusive doubly linked ring: the head is a link that points to itself when the list is empty.
+/* list.h — intrusive doubly linked ring: the head is a link that points to itself when the list is
+ * empty.
  *
  * A zeroed link is "in no list"; list_remove leaves it so, and removing twice is harmless.
  */

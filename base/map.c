@@ -82,7 +82,8 @@ void *map_remove(struct map *map, uint64_t key)
     size_t hole_at = (size_t)(hole - map->slots);
     for (size_t at = (hole_at + 1) & mask; map->slots[at].value != NULL; at = (at + 1) & mask) {
         size_t wish = home(map->slots[at].key, map->slot_count);
-        if (((at - wish) & mask) < ((at - hole_at) & mask)) continue; /* would move before its home */
+        /* would move before its home */
+        if (((at - wish) & mask) < ((at - hole_at) & mask)) continue;
         map->slots[hole_at] = map->slots[at];
         hole_at = at;
     }

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* object.h — a magic number on every object that travels through `void *` (callbacks of libuv, pool jobs).
+/* object.h — a magic number on every object that travels through `void *` (callbacks of libuv, pool
+ * jobs).
  *
- * The first member of such a struct is `uint32_t magic`. Casting back checks it, so that a freed or foreign
- * object stops the process at the callback and not three functions later. tests/tidy.py checks that all
- * magics differ.
+ * The first member of such a struct is `uint32_t magic`. Casting back checks it, so that a freed or
+ * foreign object stops the process at the callback and not three functions later. tests/tidy.py
+ * checks that all magics differ.
  */
 #ifndef MEMD_BASE_OBJECT_H
 #define MEMD_BASE_OBJECT_H

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* pool.c — one mutex, one condition, two lists: loops that still have indices to give away, and jobs.
+/* pool.c — one mutex, one condition, two lists: loops that still have indices to give away, and
+ * jobs.
  *
- * Workers prefer loops to jobs: finishing what is begun keeps latency low. A loop lives on the stack of
- * pool_for; it leaves the list when its last index is handed out and pool_for returns when `left` is zero,
- * so no worker can touch it afterwards. Locking once per index is fine: an index is thousands of rows.
+ * Workers prefer loops to jobs: finishing what is begun keeps latency low. A loop lives on the
+ * stack of pool_for; it leaves the list when its last index is handed out and pool_for returns when
+ * `left` is zero, so no worker can touch it afterwards. Locking once per index is fine: an index is
+ * thousands of rows.
  */
 #include "base/pool.h"
 

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* pool.h — worker threads: a bounded queue of jobs, and loops that idle workers help with.
  *
- * A job is one request's work. A loop (`pool_for`) is what a job splits itself into; the thread that asks
- * takes part, so a loop finishes even when every other worker is busy, and nested loops cannot deadlock.
+ * A job is one request's work. A loop (`pool_for`) is what a job splits itself into; the thread
+ * that asks takes part, so a loop finishes even when every other worker is busy, and nested loops
+ * cannot deadlock.
  *
- * Rejected: libuv's pool (process-wide, no bound on its queue, four threads by default), one thread per
- * connection (a thousand idle clients).
+ * Rejected: libuv's pool (process-wide, no bound on its queue, four threads by default), one thread
+ * per connection (a thousand idle clients).
  *
  * Memory   jobs and loop arguments belong to the caller; the pool allocates only at open.
  * Threads  any thread may submit; `run` is called on a worker, once per job.
@@ -36,8 +37,8 @@ void pool_close(struct pool *pool);
 
 int pool_submit(struct pool *pool, struct pool_job *job);
 
-/* Call fn(arg, 0) … fn(arg, count-1), each once, in any order and on several threads; return when all are
- * done. With pool == NULL everything runs on the caller's thread, in order. */
+/* Call fn(arg, 0) … fn(arg, count-1), each once, in any order and on several threads; return when
+ * all are done. With pool == NULL everything runs on the caller's thread, in order. */
 void pool_for(struct pool *pool, size_t count, void (*fn)(void *arg, size_t idx), void *arg);
 
 size_t pool_threads(const struct pool *pool); /* 1 for NULL */

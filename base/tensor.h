@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* tensor.h — element types and the shape letters used everywhere in memd.
  *
- * Letters, fixed: L layers, H query heads, G KV heads (H % G == 0), D head_dim, T stored tokens, n tokens or
- * queries of one request, S splits, k of top-k. Query head h reads KV head h / (H / G). A comment such as
- * (n, G, D) behind a pointer is its shape, row-major, last axis contiguous.
+ * Letters, fixed: L layers, H query heads, G KV heads (H % G == 0), D head_dim, T stored tokens, n
+ * tokens or queries of one request, S splits, k of top-k. Query head h reads KV head h / (H / G). A
+ * comment such as (n, G, D) behind a pointer is its shape, row-major, last axis contiguous.
  *
  * The values of enum dtype are stored on disk and sent on the wire; they are never renumbered.
  */

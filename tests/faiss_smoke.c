@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* faiss_smoke.c — FAISS as scripts/bootstrap builds it: does its C API load, train and find?
  *
- * Not a test of FAISS: of the build. Headers, both libraries, BLAS and the run path must fit together. A flat
- * index must find each vector as its own nearest neighbour at distance zero; an inverted file made by
- * index_factory, as indexes will be, must train and find most of them when it looks into every list.
+ * Not a test of FAISS: of the build. Headers, both libraries, BLAS and the run path must fit
+ * together. A flat index must find each vector as its own nearest neighbour at distance zero; an
+ * inverted file made by index_factory, as indexes will be, must train and find most of them when it
+ * looks into every list.
  */
 #include <faiss/c_api/AutoTune_c.h>
 #include <faiss/c_api/Index_c.h>
@@ -31,7 +32,8 @@ static void fill(float *vectors, size_t count)
     }
 }
 
-/* How many of the vectors find themselves first, at distance about zero; -1 when FAISS complains. */
+/* How many of the vectors find themselves first, at distance about zero; -1 when FAISS
+ * complains. */
 static int found_themselves(const char *description, const float *vectors)
 {
     CLEANUP(free_knn) FaissIndex *knn = NULL;

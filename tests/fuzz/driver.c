@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* driver.c — runs a fuzz target over the files of its corpus, so that every compiler replays every finding.
+/* driver.c — runs a fuzz target over the files of its corpus, so that every compiler replays every
+ * finding.
  *
- * libFuzzer needs clang; what it once found must stay fixed under gcc, sanitizers and emulation too. So each
- * target is linked a second time with this `main` and becomes an ordinary test. Besides the files as they
- * are, every proper prefix of the small ones is fed: most decoders break at a cut, and that costs nothing.
+ * libFuzzer needs clang; what it once found must stay fixed under gcc, sanitizers and emulation
+ * too. So each target is linked a second time with this `main` and becomes an ordinary test.
+ * Besides the files as they are, every proper prefix of the small ones is fed: most decoders break
+ * at a cut, and that costs nothing.
  *
- * Each input lives in a heap block of exactly its size: a sanitizer sees the first byte read beyond it.
- * An empty corpus fails, a test that ran nothing has shown nothing.
+ * Each input lives in a heap block of exactly its size: a sanitizer sees the first byte read beyond
+ * it. An empty corpus fails, a test that ran nothing has shown nothing.
  */
 #include <dirent.h>
 #include <stdint.h>
