@@ -72,6 +72,10 @@ int catalog_open_context(struct catalog *catalog, const struct open_args *args, 
                          struct context **ret_context, bool *ret_created, struct error *err);
 int catalog_pin(struct catalog *catalog, uint64_t context_id, struct arena *arena,
                 struct context **ret_context, struct error *err);
+/* Loop: the same when the context is in memory already, without the disk and without waiting for a lock that
+ * is held during I/O. False: use catalog_pin on a worker (which also tells why). */
+bool catalog_pin_resident(struct catalog *catalog, uint64_t context_id, struct arena *arena,
+                          struct context **ret_context);
 int catalog_find(struct catalog *catalog, const char *name, uint64_t *ret_context_id, struct error *err);
 
 /* Copy-on-write: `name` gets the tokens that the context has now. */

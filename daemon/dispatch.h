@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* dispatch.h — from a complete frame to the operation that answers it, and back to the reply.
+ *
+ * The table is made from proto/method.h: method M is answered by `operation_m`, defined in op_m.c. An
+ * operation's `run` has one shape: decode, pin, compute, answer (request_reply). It runs on a worker, or on
+ * the loop when `is_tiny` says so (docs/decisions/0020).
+ *
+ * Order    operations marked `ordered` (those that change something) of one connection run one at a time, in
+ *          the order of arrival, so that appends can be pipelined. Others may overtake them: a read that must
+ *          see an append is sent after the append's reply.
+ * Threads  loop, except `run` itself
+ */
+#ifndef MEMD_DAEMON_DISPATCH_H
+#define MEMD_DAEMON_DISPATCH_H
+
+#include <stdbool.h>
+
+#include "proto/method.h"
+
+struct error;
+struct request;
+struct server;
+
+/* `run` and `poll` return this when the answer has to wait for the writer thread. */
+enum { OPERATION_WAIT = 1 };
+
+struct operation {
+    /* 0 after request_reply, an error code with err filled, or OPERATION_WAIT. */
+    int (*run)(struct request *req, struct error *err);
+    /* Loop: is the cost so small that a worker would cost more? NULL: never. */
+    bool (*is_tiny)(struct request *req);
+    /* Loop: asked after every commit once run returned OPERATION_WAIT; same results. */
+    int (*poll)(struct request *req, struct error *err);
+    bool ordered;
+    bool while_draining;
+};
+
+#define X(NAME, number, snake, Message, role) extern const struct operation operation_##snake;
+METHOD_MAP(X)
+#undef X
+
+/* The frame is complete: check, then run, queue or refuse. Ends in dispatch_done, now or later. */
+void dispatch_request(struct request *req);
+
+/* `run` returned `status`: answer, park, or drop when the connection is gone. Starts the next ordered one. */
+void dispatch_done(struct request *req, int status);
+
+/* Ask parked requests again: after commits, and in time for their deadlines. */
+void dispatch_poll_parked(struct server *server);
+
+/* For is_tiny of operations that never do more than read counters. */
+bool dispatch_always_tiny(struct request *req);
+
+#endif

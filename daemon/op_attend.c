@@ -1,0 +1,199 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* op_attend.c — the answer memd is for: partial attention for one or many contexts.
+ *
+ * Items fail alone: each has its own status. They are pinned and checked one after another (so that the reply's
+ * payload can be laid out), then computed side by side. An item of a batch has an arena of its own, since an
+ * arena belongs to one thread; a single item uses the request's.
+ *
+ * Whether the loop answers itself is decided by the bytes that would be read (docs/decisions/0020): below
+ * INLINE_BYTES a thread hop costs more than the answer.
+ */
+#include <assert.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "base/error.h"
+#include "daemon/dispatch.h"
+#include "daemon/query.h"
+#include "daemon/request.h"
+#include "daemon/server.h"
+#include "daemon/wire.h"
+#include "memory/context.h"
+
+enum {
+    INLINE_BYTES = 32 << 10,        /* of K and V times queries: some microseconds */
+    INLINE_MESSAGE_BYTES = 4 << 10, /* unpacked on the loop to decide */
+    INLINE_PAYLOAD_BYTES = 64 << 10,
+    INLINE_ITEMS = 8,
+    ITEM_MEMORY_MIN_BYTES = 256 << 10,
+};
+
+struct item {
+    struct context *context; /* NULL when it could not be pinned */
+    struct query query;
+    struct partial part;     /* in the reply's payload */
+    uint64_t o_offset, lse_offset;
+    struct quality quality;
+    struct arena own;        /* of a batch */
+    struct arena *arena;     /* own, or the request's */
+    int status;
+    struct error err;
+};
+
+struct batch {
+    struct request *req;
+    const Memd__AttendRequest *in;
+    struct item *items;
+    size_t count;
+    unsigned char *payload;
+    uint64_t payload_bytes;
+};
+
+static struct query_message message_of(const Memd__AttendItem *in)
+{
+    return (struct query_message){ .layer = in->layer, .q = in->q, .positions = in->positions,
+                                   .limits = in->limits, .position_count = in->n_positions,
+                                   .limit_count = in->n_limits };
+}
+
+static void prepare_item(struct batch *batch, size_t idx)
+{
+    struct item *item = &batch->items[idx];
+    const Memd__AttendItem *in = batch->in->items[idx];
+    struct request *req = batch->req;
+    struct query_message message = message_of(in);
+    item->status = catalog_pin(req->server->catalog, in->context_id, &req->arena, &item->context,
+                               &item->err);
+    if (item->status == 0)
+        item->status = query_decode(req, &message, item->context, &item->query, &item->err);
+    if (item->status < 0) return;
+    const struct tensor *q = &item->query.q;
+    item->part.rows = q->shape[0] * q->shape[1];
+    item->part.head_dim = q->shape[2];
+    item->o_offset =
+        message_place(&batch->payload_bytes, item->part.rows * item->part.head_dim * sizeof(float));
+    item->lse_offset = message_place(&batch->payload_bytes, item->part.rows * sizeof(float));
+}
+
+static void free_item(void *object)
+{
+    struct item *item = object;
+    arena_fini(&item->own);
+}
+
+/* The batch's items get arenas; a failure here fails the request. */
+static int give_arenas(struct batch *batch, struct error *err)
+{
+    struct request *req = batch->req;
+    batch->items[0].arena = &req->arena;
+    if (batch->count == 1) return 0;
+    uint64_t share = req->server->config.request_memory_max / batch->count;
+    if (share < ITEM_MEMORY_MIN_BYTES) share = ITEM_MEMORY_MIN_BYTES;
+    for (size_t i = 0; i < batch->count; i++) {
+        struct item *item = &batch->items[i];
+        arena_init(&item->own, (size_t)share);
+        item->arena = &item->own;
+        if (arena_on_reset(&req->arena, free_item, item) < 0) return wire_no_memory(err);
+    }
+    return 0;
+}
+
+static void compute_item(void *arg, size_t idx)
+{
+    struct batch *batch = arg;
+    struct item *item = &batch->items[idx];
+    if (item->status < 0) return;
+    item->part.o = (float *)(void *)(batch->payload + item->o_offset);
+    item->part.lse = (float *)(void *)(batch->payload + item->lse_offset);
+    item->status = context_attend(item->context, &item->query, item->arena, &item->part,
+                                  &item->quality, &item->err);
+}
+
+static Memd__AttendAnswer *encode_item(struct item *item, struct arena *arena)
+{
+    Memd__AttendAnswer *answer = arena_alloc(arena, sizeof *answer);
+    if (answer == NULL) return NULL;
+    *answer = (Memd__AttendAnswer)MEMD__ATTEND_ANSWER__INIT;
+    if (item->status < 0) {
+        answer->status = item->status;
+        answer->error = item->err.text;
+        return answer;
+    }
+    const size_t *shape = item->query.q.shape;
+    answer->o = message_make_tensor(arena, DTYPE_FP32, 3, shape, item->o_offset);
+    answer->lse = message_make_tensor(arena, DTYPE_FP32, 2, shape, item->lse_offset);
+    answer->quality = wire_encode_quality(&item->quality, item->part.rows, arena);
+    bool whole = answer->o != NULL && answer->lse != NULL && answer->quality != NULL;
+    return whole ? answer : NULL;
+}
+
+static int answer(struct batch *batch, struct error *err)
+{
+    struct arena *arena = &batch->req->arena;
+    Memd__AttendReply reply = MEMD__ATTEND_REPLY__INIT;
+    reply.answers = arena_calloc(arena, batch->count, sizeof(Memd__AttendAnswer *));
+    if (reply.answers == NULL) return wire_no_memory(err);
+    for (; reply.n_answers < batch->count; reply.n_answers++) {
+        Memd__AttendAnswer *item = encode_item(&batch->items[reply.n_answers], arena);
+        if (item == NULL) return wire_no_memory(err);
+        reply.answers[reply.n_answers] = item;
+    }
+    return request_reply(batch->req, &reply.base, batch->payload, (size_t)batch->payload_bytes, err);
+}
+
+static int run(struct request *req, struct error *err)
+{
+    const Memd__AttendRequest *in = (const Memd__AttendRequest *)req->in;
+    struct batch batch = { .req = req, .in = in, .count = in->n_items };
+    if (batch.count == 0 || batch.count > LIMIT_ATTEND_ITEMS)
+        return error_set(err, MEMD_ELIMIT, "%zu items, must be 1 … %u", batch.count,
+                         LIMIT_ATTEND_ITEMS);
+    batch.items = arena_calloc(&req->arena, batch.count, sizeof *batch.items);
+    if (batch.items == NULL) return wire_no_memory(err);
+    int rc = give_arenas(&batch, err);
+    if (rc < 0) return rc;
+    for (size_t i = 0; i < batch.count; i++) prepare_item(&batch, i);
+    if (batch.payload_bytes > LIMIT_FRAME_PAYLOAD_BYTES)
+        return error_set(err, MEMD_ELIMIT, "answer of %" PRIu64 " bytes exceeds a frame",
+                         batch.payload_bytes);
+    batch.payload = arena_alloc_aligned(&req->arena, (size_t)batch.payload_bytes, LIMIT_PAYLOAD_ALIGN);
+    if (batch.payload == NULL) return wire_no_memory(err);
+    pool_for(req->server->pool, batch.count, compute_item, &batch);
+    rc = request_stop(req);
+    if (rc < 0) return error_set(err, rc, "attend: %s", error_text(rc));
+    return answer(&batch, err);
+}
+
+/* Bytes that answering here would read; UINT64_MAX when it cannot be told without the disk. */
+static uint64_t cost(struct request *req, const Memd__AttendItem *in)
+{
+    struct context *context = NULL;
+    if (!catalog_pin_resident(req->server->catalog, in->context_id, &req->arena, &context))
+        return UINT64_MAX;
+    if (in->layer >= context_model(context)->layers) return 0; /* an error, and that is cheap */
+    uint64_t bytes = context_attend_bytes(context, in->layer);
+    return bytes > INLINE_BYTES ? UINT64_MAX : bytes * in->n_positions;
+}
+
+static bool is_tiny(struct request *req)
+{
+    struct error err = { 0 };
+    if (req->frame.message_bytes > INLINE_MESSAGE_BYTES ||
+        req->frame.payload_bytes > INLINE_PAYLOAD_BYTES)
+        return false;
+    if (request_unpack(req, &err) < 0) return true; /* run says what is wrong */
+    const Memd__AttendRequest *in = (const Memd__AttendRequest *)req->in;
+    bool tiny = in->n_items <= INLINE_ITEMS;
+    uint64_t bytes = 0;
+    for (size_t i = 0; tiny && i < in->n_items; i++) {
+        uint64_t item = cost(req, in->items[i]);
+        tiny = item <= INLINE_BYTES - bytes;
+        if (tiny) bytes += item;
+    }
+    /* Pins must not wait in the pool's queue: a Drop that waits for them may hold the last worker. */
+    if (!tiny) arena_release(&req->arena);
+    if (tiny) req->server->stats.inline_total++;
+    return tiny;
+}
+
+const struct operation operation_attend = { .run = run, .is_tiny = is_tiny };

@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* query.c — checks of a query, in the order in which their texts help most. */
+#include "daemon/query.h"
+
+#include <inttypes.h>
+
+#include "base/error.h"
+#include "daemon/request.h"
+#include "proto/limits.h"
+
+static int check_positions(const struct query_message *message, size_t n, struct error *err)
+{
+    if (message->position_count != n)
+        return error_set(err, MEMD_ESHAPE, "%zu positions for %zu queries", message->position_count, n);
+    if (message->limit_count != 0 && message->limit_count != n)
+        return error_set(err, MEMD_ESHAPE, "%zu limits for %zu queries", message->limit_count, n);
+    for (size_t i = 0; i < n; i++)
+        if (message->positions[i] > LIMIT_TOKENS)
+            return error_set(err, MEMD_ELIMIT, "position %" PRIu64 ", limit %" PRIu64,
+                             message->positions[i], (uint64_t)LIMIT_TOKENS);
+    return 0;
+}
+
+int query_decode(struct request *req, const struct query_message *message, struct context *context,
+                 struct query *ret_query, struct error *err)
+{
+    const struct model *model = context_model(context);
+    if (message->layer >= model->layers)
+        return error_set(err, MEMD_EINVAL, "layer %u, the model has %u", message->layer, model->layers);
+    struct message_shape shape = { .what = "q", .dims = 3,
+                                   .shape = { MESSAGE_ANY, model->query_heads, model->head_dim } };
+    struct query query = { .layer = message->layer, .stop = request_stop, .stop_arg = req };
+    int rc = message_tensor(message->q, req->payload, (size_t)req->frame.payload_bytes, &shape,
+                            &query.q, err);
+    if (rc < 0) return rc;
+    size_t n = query.q.shape[0];
+    if (n == 0 || n > LIMIT_ATTEND_QUERIES)
+        return error_set(err, MEMD_ELIMIT, "%zu queries, must be 1 … %u", n, LIMIT_ATTEND_QUERIES);
+    rc = check_positions(message, n, err);
+    if (rc < 0) return rc;
+    query.positions = message->positions;
+    query.limits = message->limit_count != 0 ? message->limits : message->positions;
+    *ret_query = query;
+    return 0;
+}
