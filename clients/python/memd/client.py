@@ -1,0 +1,378 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The calls: a Client, and the Contexts it opens.
+
+Shape letters as everywhere in memd: n tokens or queries of one call, H query heads, G KV heads, D head
+dimension. A Context holds only an id that stays the same over restarts of the daemon, so it goes on
+working when the daemon comes back.
+"""
+from __future__ import annotations
+
+from typing import Callable, Iterable, Iterator, NamedTuple, Sequence
+
+import numpy as np
+
+from . import dtypes, wire
+from .answers import (Appended, Answer, ContextInfo, Health, Hits, Quality, Record, Rows, Stats,
+                      Status, VerifyReport, fill)
+from .connection import Connection
+from .errors import Error, ProtocolError, error_from_code
+from .model import Model
+
+_ACKS = {"committed": 0, "memory": 1, "synced": 2}
+_ATTEND_ITEMS_MAX = 1024
+_LIST_MAX = 1024
+_APPEND_BYTES_MAX = 64 << 20  # of one request made by `append`, were everything float32
+
+
+def connect(address: str, token: str | None = None, timeout: float | None = 30.0) -> "Client":
+    """Connect to a daemon.
+
+    address   "unix:/run/memd/memd.sock" or "tcp:host:port"
+    token     the secret of a TCP listener
+    timeout   seconds each call may take (waiting for a daemon that restarts included); None = for ever.
+              The first connection is not waited for: without a daemon this raises ClosedError at once.
+    """
+    return Client(address, token, timeout)
+
+
+class Query(NamedTuple):
+    """One item of `Client.attend_many`; the fields of `Context.attend`."""
+
+    context: "Context"
+    layer: int
+    q: np.ndarray
+    positions: Sequence[int]
+    limits: Sequence[int] | None = None
+
+
+class Client:
+    """One connection. Safe to use from several threads, which then take turns."""
+
+    def __init__(self, address: str, token: str | None = None, timeout: float | None = 30.0):
+        from . import __version__
+        self._connection = Connection(address, token, timeout, f"python memd {__version__}")
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._connection.close()
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes written to the daemon so far, headers included."""
+        return self._connection.bytes_sent
+
+    @property
+    def bytes_received(self) -> int:
+        return self._connection.bytes_received
+
+    @property
+    def reconnects(self) -> int:
+        """How often the connection was lost and made again."""
+        return self._connection.reconnects
+
+    @property
+    def build(self) -> str:
+        """The daemon's version, as in "memd 0.1.0"."""
+        return self._connection.hello.build
+
+    @property
+    def role(self) -> str:
+        """What this client may do: "read", "write" or "admin"."""
+        return self._connection.hello.role
+
+    @property
+    def features(self) -> list[str]:
+        return list(self._connection.hello.features)
+
+    @property
+    def methods(self) -> list[str]:
+        """Memory methods that `open` accepts."""
+        return list(self._connection.hello.methods)
+
+    def open(self, name: str, model: Model | None = None, method: str | None = None,
+             parameters: dict[str, object] | None = None, create: bool = False,
+             must_create: bool = False) -> "Context":
+        """Open a context by name.
+
+        model    what its bytes mean; needed to create, MismatchError where a different one is stored;
+                 None: whatever is stored
+        method, parameters   the memory method; None = "full" when creating, else whatever is stored
+        create   make it when it does not exist
+        must_create   ExistsError when it does
+        """
+        request = wire.Request("open")
+        message = request.message
+        message.name = name
+        message.method = method or ""
+        message.create = create or must_create
+        message.must_create = must_create
+        request.repeatable = not must_create
+        if model is not None:
+            message.model.SetInParent()
+            model._write(message.model)
+        for key, value in (parameters or {}).items():
+            message.parameters.add(name=key, value=str(value))
+        return Context(self, name, self._connection.call(request).message)
+
+    def contexts(self, prefix: str = "") -> list[ContextInfo]:
+        """All contexts whose name starts with `prefix`, by name."""
+        found: list[ContextInfo] = []
+        more = True
+        while more:
+            request = wire.Request("list")
+            request.message.prefix = prefix
+            request.message.after = found[-1].name if found else ""
+            request.message.limit = _LIST_MAX
+            reply = self._connection.call(request).message
+            found.extend(ContextInfo._read(info) for info in reply.contexts)
+            more = reply.more and len(reply.contexts) > 0
+        return found
+
+    def attend_many(self, queries: Iterable[Query], return_errors: bool = False) -> list[Answer]:
+        """Many attends, of any contexts and layers, in as few round trips as the limits allow.
+
+        Returns the answers in the order of the queries. An item that fails does not touch the others:
+        its error is raised after all have been answered or, with `return_errors`, stands in its place.
+        """
+        queries = list(queries)
+        requests = []
+        for query in queries:
+            q = np.asarray(query.q)
+            full = (not requests or len(requests[-1].message.items) >= _ATTEND_ITEMS_MAX
+                    or requests[-1].payload_bytes + q.nbytes > wire.PAYLOAD_BYTES_MAX // 2)
+            if full:
+                requests.append(wire.Request("attend"))
+            _add_query(requests[-1], requests[-1].message.items.add(), query)
+        answers: list = []
+        for request, reply in zip(requests, self._connection.exchange(requests)):
+            if isinstance(reply, Exception):
+                answers.extend([reply] * len(request.message.items))
+            else:
+                answers.extend(_read_answer(reply, answer) for answer in reply.message.answers)
+        if len(answers) != len(queries):
+            raise ProtocolError(f"{len(answers)} answers to {len(queries)} queries")
+        failures = [answer for answer in answers if isinstance(answer, Error)]
+        if failures and not return_errors:
+            raise failures[0]
+        return answers
+
+    def status(self) -> Status:
+        """What the daemon is and what it holds."""
+        return fill(Status, self._simple("status"))
+
+    def stats(self) -> Stats:
+        """Counters and histograms since the daemon started."""
+        return Stats._read(self._simple("stats"))
+
+    def health(self) -> Health:
+        """Does it live, is it ready for work."""
+        return fill(Health, self._simple("health"))
+
+    def drain(self, deadline: float = 0.0) -> int:
+        """Ask the daemon to finish what it has, sync and exit, within `deadline` seconds (0 = its
+        configuration). Returns how many requests are left to finish."""
+        request = wire.Request("drain")
+        request.message.deadline_ms = int(deadline * 1000)
+        return self._connection.call(request).message.requests_left
+
+    def verify(self, context: "Context | None" = None,
+               progress: Callable[[int, int], None] | None = None) -> VerifyReport:
+        """Check every checksum and invariant of a context, or of the whole store.
+
+        Works in bounded steps; `progress(values so far, about how many in all)` is called after each.
+        The store is sound when `.findings` is empty.
+        """
+        report = VerifyReport()
+        cursor = b""
+        while True:
+            request = wire.Request("verify")
+            request.message.context_id = context.id if context is not None else 0
+            request.message.cursor = cursor
+            reply = self._connection.call(request).message
+            report.values += reply.values
+            report.bytes += reply.bytes
+            report.findings.extend(reply.findings)
+            if progress is not None:
+                progress(report.values, reply.values_total)
+            cursor = reply.cursor
+            if not cursor:
+                return report
+
+    def dump(self, context: "Context | None" = None) -> Iterator[Record]:
+        """The records of the store, readable, one by one."""
+        cursor, first = b"", True
+        while cursor or first:
+            request = wire.Request("dump")
+            request.message.context_id = context.id if context is not None else 0
+            request.message.cursor = cursor
+            request.message.limit = _LIST_MAX
+            reply = self._connection.call(request).message
+            yield from (fill(Record, record) for record in reply.records)
+            cursor, first = reply.cursor, False
+
+    def compact(self, path: str) -> tuple[int, int]:
+        """Write a compacted copy of the store into a new directory on the daemon's host. Returns the
+        bytes before and after."""
+        request = wire.Request("compact")
+        request.message.path = path
+        reply = self._connection.call(request).message
+        return reply.bytes_before, reply.bytes_after
+
+    def _simple(self, method: str):
+        return self._connection.call(wire.Request(method)).message
+
+
+class Context:
+    """A named past of one model: per layer, tokens at positions 0, 1, 2, … Made by `Client.open`."""
+
+    def __init__(self, client: Client, name: str, opened):
+        self.client = client
+        self.name = name
+        self.id: int = opened.context_id
+        self.created: bool = opened.created  # by this open
+        self.model = Model._read(opened.model)
+        self.method: str = opened.method
+        self.parameters = {parameter.name: parameter.value for parameter in opened.parameters}
+
+    def __repr__(self) -> str:
+        return f"<memd.Context {self.name!r} id={self.id} method={self.method}>"
+
+    def append(self, layer: int, position: int, k: np.ndarray, v: np.ndarray,
+               q: np.ndarray | None = None, ack: str = "committed",
+               token_ids: Sequence[int] | None = None) -> Appended:
+        """Store the keys and values of n tokens of one layer, the first at `position`.
+
+        k, v (n, G, D)   any float dtype: rounded to the model's, to nearest, ties to even (uint16 is
+              taken as the bits of bfloat16 for a bfloat16 model). No copy where the dtype fits already.
+        q (n, H, D)      the queries of these tokens, for memory methods that learn from them
+        ack   "memory": visible to attends · "committed": survives the death of the daemon ·
+              "synced": survives a loss of power
+
+        `position` has to be the layer's token count, or lie before it where the bytes repeat what is
+        stored (that is what a retry sends); everything else is PositionError. What does not fit into
+        one frame goes in several, in order.
+        """
+        k, v = np.asarray(k), np.asarray(v)
+        row_bytes = 8 * max(1, k[:1].size) + (4 * np.asarray(q)[:1].size if q is not None else 0)
+        step = max(1, _APPEND_BYTES_MAX // row_bytes)
+        for start in range(0, max(1, len(k)), step):
+            part = slice(start, start + step)
+            done = self.append_layers(
+                position + start, [(layer, k[part], v[part], None if q is None else q[part])], ack,
+                None if token_ids is None else token_ids[part])
+        return done
+
+    def append_layers(self, position: int, layers: Iterable[tuple], ack: str = "committed",
+                      token_ids: Sequence[int] | None = None) -> Appended:
+        """Several layers at one position in one request: all are taken or none.
+
+        layers   tuples (layer, k, v) or (layer, k, v, q) with the shapes of `append`
+        """
+        request = wire.Request("append")
+        request.message.context_id = self.id
+        if ack not in _ACKS:
+            raise ValueError(f"ack is {ack!r}, must be one of {', '.join(_ACKS)}")
+        request.message.ack = _ACKS[ack]
+        dtype = self.model.dtype
+        for layer, k, v, *rest in layers:
+            item = request.message.layers.add(layer=layer, position=position)
+            request.tensor(item.k, dtypes.to_model(k, dtype), dtypes.WIRE[dtype])
+            request.tensor(item.v, dtypes.to_model(v, dtype), dtypes.WIRE[dtype])
+            if rest and rest[0] is not None:
+                request.tensor(item.q, *dtypes.to_query(rest[0], dtype))
+            if token_ids is not None:
+                item.token_ids.extend(int(token) for token in token_ids)
+        reply = self.client._connection.call(request).message
+        return Appended(reply.tokens, reply.committed_tokens, reply.synced_tokens)
+
+    def attend(self, layer: int, q: np.ndarray, positions: Sequence[int],
+               limits: Sequence[int] | None = None) -> Answer:
+        """Attention of n queries over the stored tokens of a layer.
+
+        q (n, H, D)      float16, bfloat16 or float32 (others are rounded to float32)
+        positions (n)    of the queries: RoPE rotates them there when the model is not `rotated`
+        limits (n)       query i sees tokens at positions < limits[i]; None: everything stored
+        Returns o (n, H, D) and lse (n, H), float32, ready for `memd.merge`, and the answer's quality.
+        """
+        return self.client.attend_many([Query(self, layer, q, positions, limits)])[0]
+
+    def search(self, layer: int, q: np.ndarray, k: int, limits: Sequence[int] | None = None,
+               positions: Sequence[int] | None = None) -> Hits:
+        """The k stored tokens with the greatest attention logits, per query and query head.
+
+        q (n, H, D); positions, limits (n) as in `attend` (positions: 0 where not given, which matters
+        only for models that are not `rotated`).
+        Returns ids (n, H, k) uint64, best first, and scores (n, H, k); unpacks as `ids, scores = …`.
+        """
+        request = wire.Request("search")
+        request.message.context_id = self.id
+        request.message.k = k
+        if positions is None:
+            positions = [0] * len(q)
+        _add_query(request, request.message, Query(self, layer, q, positions, limits))
+        reply = self.client._connection.call(request)
+        scores = reply.tensor(reply.message.scores)
+        return Hits(reply.tensor(reply.message.ids), scores,
+                    Quality._read(reply.message.quality, scores.shape[:2]))
+
+    def fetch(self, layer: int, ids: Sequence[int]) -> Rows:
+        """Rows as they were appended, bit for bit: k, v (len(ids), G, D), in the model's dtype (for
+        bfloat16: bits as uint16). Unpacks as `k, v = …`. Any order, repeats allowed; NoRowError."""
+        request = wire.Request("fetch")
+        request.message.context_id = self.id
+        request.message.layer = layer
+        request.message.ids.extend(np.asarray(ids, dtype=np.uint64).tolist())
+        reply = self.client._connection.call(request)
+        token_ids = np.array(reply.message.token_ids, dtype=np.uint32)
+        return Rows(reply.tensor(reply.message.k), reply.tensor(reply.message.v),
+                    token_ids if len(token_ids) else None)
+
+    def stat(self) -> ContextInfo:
+        """Token counts, bytes and times of this context."""
+        return ContextInfo._read(self._simple("stat").context)
+
+    def truncate(self, position: int) -> int:
+        """Forget the tokens at `position` and after it, in all layers. Returns the token count."""
+        return self._simple("truncate", position=position).tokens
+
+    def fork(self, name: str) -> "Context":
+        """A new context with the same past, sharing what is stored; both go on by themselves."""
+        self._simple("fork", name=name)
+        return self.client.open(name)
+
+    def drop(self) -> int:
+        """Delete the context. Returns the bytes given back."""
+        return self._simple("drop").bytes
+
+    def pin(self, seconds: float) -> int:
+        """Protect it from eviction for that long (0 = no longer). Returns until when, in ms of Unix
+        time."""
+        return self._simple("pin", seconds=int(seconds)).until_unix_ms
+
+    def _simple(self, method: str, **fields):
+        request = wire.Request(method)
+        request.message.context_id = self.id
+        for name, value in fields.items():
+            setattr(request.message, name, value)
+        return self.client._connection.call(request).message
+
+
+def _add_query(request: wire.Request, item, query: Query) -> None:
+    item.context_id = query.context.id
+    item.layer = query.layer
+    request.tensor(item.q, *dtypes.to_query(query.q, query.context.model.dtype))
+    item.positions.extend(np.asarray(query.positions, dtype=np.uint64).tolist())
+    if query.limits is not None:
+        item.limits.extend(np.asarray(query.limits, dtype=np.uint64).tolist())
+
+
+def _read_answer(reply: wire.Reply, answer) -> Answer | Error:
+    if answer.status:
+        return error_from_code(answer.status, answer.error)
+    lse = reply.tensor(answer.lse)
+    return Answer(reply.tensor(answer.o), lse, Quality._read(answer.quality, lse.shape))

@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One socket to the daemon: requests in order, replies by request id, reconnects underneath.
+
+A lock makes the connection safe for threads; a thread holds it for a whole exchange, so threads that want
+to wait for the daemon side by side each use a client of their own. When the socket breaks (the daemon was
+restarted), requests that may be repeated are sent again on a new one: reads change nothing, and the
+daemon accepts an append that repeats stored bytes. The others (truncate, fork, drop, compact, an open
+that must create) raise ClosedError, because nobody knows whether they took place.
+
+Several requests are pipelined with poll, sending and receiving at once: a client that only sent would
+deadlock with a daemon whose replies it does not read.
+"""
+from __future__ import annotations
+
+import select
+import socket
+import threading
+import time
+from collections import deque
+
+from . import wire
+from .errors import ClosedError, DeadlineError, ProtocolError, error_from_code
+
+_IOV_MAX = 512
+_PAUSE_FIRST_S, _PAUSE_MAX_S = 0.005, 0.2
+
+
+class Address:
+    """"unix:/path" or "tcp:host:port"."""
+
+    def __init__(self, text: str):
+        kind, _, rest = text.partition(":")
+        host, _, port = rest.rpartition(":")
+        if kind == "unix" and rest:
+            self.family, self.target = socket.AF_UNIX, rest
+        elif kind == "tcp" and host and port.isdigit():
+            self.family, self.target = socket.AF_INET, (host.strip("[]"), int(port))
+        else:
+            raise ValueError(f"address {text!r} is neither unix:/path nor tcp:host:port")
+        self.text = text
+
+    def connect(self, timeout: float | None) -> socket.socket:
+        if self.family == socket.AF_INET:
+            sock = socket.create_connection(self.target, timeout)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return sock
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(timeout)
+            sock.connect(self.target)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+
+class Deadline:
+    """The time one call may take; None = for ever."""
+
+    def __init__(self, timeout: float | None):
+        self.timeout = timeout
+        self._end = None if timeout is None else time.monotonic() + timeout
+
+    def left(self) -> float | None:
+        """Seconds left, never 0 (which a socket reads as "do not block"); DeadlineError when passed."""
+        if self._end is None:
+            return None
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise DeadlineError(f"no answer within {self.timeout} s")
+        return left
+
+    def left_ms(self) -> int:
+        left = self.left()
+        return 0 if left is None else max(1, min(int(left * 1000), 0xFFFFFFFF))
+
+
+class Connection:
+    def __init__(self, address: str, token: str | None, timeout: float | None, client: str):
+        self.timeout = timeout
+        self.bytes_sent = 0      # over all sockets of this connection, headers included
+        self.bytes_received = 0
+        self.reconnects = -1
+        self.hello = None        # HelloReply of the newest socket
+        self._address = Address(address)
+        self._token = token or ""
+        self._client = client
+        self._lock = threading.RLock()
+        self._socket: socket.socket | None = None
+        self._next_id = 1
+        with self._lock:
+            try:
+                self._open(Deadline(timeout))
+            except OSError as failure:
+                raise ClosedError(f"cannot connect to {address}: {failure}") from failure
+
+    def close(self) -> None:
+        with self._lock:
+            self._drop_socket()
+
+    def call(self, request: wire.Request) -> wire.Reply:
+        """One request, its reply, or the error the daemon answered with."""
+        reply = self.exchange([request])[0]
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    def exchange(self, requests: list[wire.Request]) -> list:
+        """Pipelined: a list of replies in the order of the requests; an Error where the daemon
+        answered with one."""
+        with self._lock:
+            deadline = Deadline(self.timeout)
+            replies: list = [None] * len(requests)
+            pause_s = _PAUSE_FIRST_S
+            while True:
+                try:
+                    self._open(deadline)
+                    self._run(requests, replies, deadline)
+                    return replies
+                except (socket.timeout, DeadlineError) as failure:
+                    self._drop_socket()
+                    raise DeadlineError(f"no answer within {self.timeout} s") from failure
+                except OSError as failure:
+                    self._drop_socket()
+                    self._check_repeatable(requests, replies, failure)
+                    time.sleep(pause_s)
+                    pause_s = min(2 * pause_s, _PAUSE_MAX_S)
+                except BaseException:  # half a reply may be left in the socket
+                    self._drop_socket()
+                    raise
+
+    @staticmethod
+    def _check_repeatable(requests, replies, failure) -> None:
+        for request, reply in zip(requests, replies):
+            if reply is None and not request.repeatable:
+                raise ClosedError(f"the connection broke during {request.method}, which may or may "
+                                  f"not have taken place: {failure}") from failure
+
+    def _open(self, deadline: Deadline) -> None:
+        if self._socket is not None and self._is_alive():
+            self._socket.settimeout(deadline.left())
+            return
+        self._drop_socket()
+        self._socket = self._address.connect(deadline.left())
+        self.reconnects += 1
+        hello = wire.Request("hello")
+        hello.message.version = wire.VERSION
+        hello.message.client = self._client
+        hello.message.token = self._token
+        replies: list = [None]
+        self._run([hello], replies, deadline)
+        if isinstance(replies[0], Exception):
+            self._drop_socket()
+            raise replies[0]
+        self.hello = replies[0].message
+
+    def _is_alive(self) -> bool:
+        """False when the daemon has closed its side while we were idle: a request that must not be
+        repeated is then still unsent."""
+        self._socket.settimeout(0)  # with a timeout, Python would wait for bytes before it looks
+        try:
+            return self._socket.recv(1, socket.MSG_PEEK) != b""
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+
+    def _drop_socket(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _run(self, requests, replies, deadline: Deadline) -> None:
+        """Send what has no reply yet, receive until everything has one."""
+        flight: dict[int, int] = {}  # request id -> place in `requests`
+        waiting = deque(i for i, reply in enumerate(replies) if reply is None)
+        if len(waiting) == 1:
+            self._send(self._start(requests, waiting.popleft(), flight, deadline))
+            self._receive(requests, replies, flight)
+            return
+        flight_max = max(1, min(64, self.hello.requests_in_flight_max or 1)) if self.hello else 1
+        poll = select.poll()
+        out: deque = deque()
+        while waiting or out or flight:
+            if not out and waiting and len(flight) < flight_max:
+                out.extend(self._start(requests, waiting.popleft(), flight, deadline))
+            poll.register(self._socket, select.POLLIN | (select.POLLOUT if out else 0))
+            left_s = deadline.left()
+            events = poll.poll(None if left_s is None else left_s * 1000)
+            ready = events[0][1] if events else 0
+            if ready & ~select.POLLOUT:
+                self._receive(requests, replies, flight)
+            elif ready & select.POLLOUT:
+                self._send_some(out)
+
+    def _start(self, requests, place: int, flight: dict, deadline: Deadline) -> list:
+        request_id = self._next_id
+        self._next_id += 1
+        flight[request_id] = place
+        return [memoryview(part) for part in
+                requests[place].buffers(request_id, deadline.left_ms())]
+
+    def _send(self, parts: list) -> None:
+        out = deque(parts)
+        while out:
+            self._advance(out, self._socket.sendmsg([out[i] for i in range(min(len(out), _IOV_MAX))]))
+
+    def _send_some(self, out: deque) -> None:
+        parts = [out[i] for i in range(min(len(out), _IOV_MAX))]
+        try:
+            self._advance(out, self._socket.sendmsg(parts, (), socket.MSG_DONTWAIT))
+        except BlockingIOError:
+            pass
+
+    def _advance(self, out: deque, sent: int) -> None:
+        self.bytes_sent += sent
+        while out and sent >= len(out[0]):
+            sent -= len(out.popleft())
+        if sent:
+            out[0] = out[0][sent:]
+
+    def _receive_into(self, view: memoryview) -> None:
+        done = 0
+        while done < len(view):
+            count = self._socket.recv_into(view[done:])
+            if count == 0:
+                raise ConnectionResetError("the daemon closed the connection")
+            done += count
+        self.bytes_received += done
+
+    def _receive(self, requests, replies, flight: dict) -> None:
+        """One reply, whichever comes first."""
+        header = bytearray(wire.HEADER.size)
+        self._receive_into(memoryview(header))
+        head = wire.decode_reply_header(header)
+        message = bytearray(head.message_bytes)
+        self._receive_into(memoryview(message))
+        payload = wire.aligned_empty(head.payload_bytes)
+        self._receive_into(payload.data)
+        place = flight.pop(head.request_id, None)
+        if place is None:
+            raise ProtocolError(f"a reply to request {head.request_id}, which was not sent")
+        kind = wire.ErrorReply if head.status else wire.reply_class(requests[place].method)
+        parsed = wire.parse(kind, bytes(message))
+        replies[place] = (error_from_code(head.status, parsed.text) if head.status
+                          else wire.Reply(parsed, payload))

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Three pasts for one model: all of it in the process, a window only, a window and memd.
+
+They share one function, attention over a set of tokens, which returns a *partial*: the output o and lse,
+the log of the softmax denominator. Partials over sets that do not overlap merge into attention over their
+union (memd.merge); where each set lives does not matter.
+"""
+from __future__ import annotations
+
+import numpy as np
+
+import memd
+
+
+def partial_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray,
+                      visible: np.ndarray | None = None) -> memd.Partial:
+    """q (n, H, D) over k, v (t, G, D), where query i sees token j if visible (n, t) says so (None: all).
+
+    Query head h reads KV head h // (H/G), so the H/G heads of a group are rows of one matrix product.
+    A query that sees nothing gets the empty partial, o = 0 and lse = -inf.
+    """
+    n, H, D = q.shape
+    G = k.shape[1]
+    o, lse = np.empty((n, H, D), np.float32), np.empty((n, H), np.float32)
+    for g in range(G):
+        heads = slice(g * H // G, (g + 1) * H // G)
+        keys, values = np.float32(k[:, g]), np.float32(v[:, g])
+        scores = (q[:, heads].reshape(-1, D) * np.float32(D ** -0.5)) @ keys.T
+        scores = scores.reshape(n, H // G, -1)
+        if visible is not None:
+            scores += np.where(visible, np.float32(0), np.float32(-np.inf))[:, None]
+        top = np.maximum(scores.max(axis=-1, keepdims=True), np.finfo(np.float32).min)
+        weights = np.exp(np.subtract(scores, top, out=scores), out=scores)
+        total = weights.sum(axis=-1, keepdims=True)
+        weighted = (weights.reshape(n * (H // G), -1) @ values).reshape(n, H // G, D)
+        o[:, heads] = weighted / np.where(total == 0, 1, total)
+        with np.errstate(divide="ignore"):
+            lse[:, heads] = (top + np.log(total))[..., 0]
+    return memd.Partial(o, lse)
+
+
+class FullAttention:
+    """Everything the model has read, in the process: the reference."""
+
+    def __init__(self, layers: int, tokens: int, kv_heads: int, head_dim: int):
+        self._k = np.zeros((layers, kv_heads, tokens, head_dim), np.float32)
+        self._v = np.zeros_like(self._k)
+
+    def attend(self, layer, start, q, k, v):
+        end = start + len(q)
+        self._k[layer, :, start:end] = k.swapaxes(0, 1)
+        self._v[layer, :, start:end] = v.swapaxes(0, 1)
+        own = partial_attention(q, k, v, np.tri(len(q), dtype=bool))
+        if start == 0:
+            return own.o
+        past_k, past_v = (x[layer, :, :start].swapaxes(0, 1) for x in (self._k, self._v))
+        return memd.merge([own, partial_attention(q, past_k, past_v)]).o
+
+
+class WindowAttention:
+    """The first `sinks` tokens and the newest `window`, the query's own included; the rest is forgotten.
+
+    The sinks are there because a model parks attention it has no use for on its first tokens; without
+    them a window does not work at all (StreamingLLM, arXiv 2309.17453).
+    """
+
+    def __init__(self, layers: int, sinks: int, window: int):
+        self.sinks, self.window = sinks, window
+        self._kept: list = [None] * layers  # per layer: positions (t), k, v (t, G, D)
+
+    def local(self, layer, start, q, k, v) -> memd.Partial:
+        positions = np.arange(start, start + len(q))
+        kept = (positions, k, v)
+        if self._kept[layer] is not None:
+            kept = tuple(np.concatenate(pair) for pair in zip(self._kept[layer], kept))
+        at, query = kept[0], positions[:, None]
+        visible = (at <= query) & ((at < self.sinks) | (at > query - self.window))
+        part = partial_attention(q, kept[1], kept[2], visible)
+        stays = (at < self.sinks) | (at > positions[-1] + 1 - self.window)  # for the next query
+        self._kept[layer] = tuple(x[stays] for x in kept)
+        return part
+
+    def attend(self, layer, start, q, k, v):
+        return self.local(layer, start, q, k, v).o
+
+
+class MemdAttention(WindowAttention):
+    """The same sinks and window, and everything else in memd.
+
+    memd numbers the tokens of a context 0, 1, 2, … and the sinks are not among them: the token at
+    position p is row p - sinks of the context. (RoPE depends on differences of positions only, and these
+    stay the same.) Tokens are sent as soon as they exist, while they still are in the window, so that
+    nothing is lost when this process dies; the limits keep the two sets of tokens apart.
+    """
+
+    def __init__(self, past: memd.Context, sinks: int, window: int):
+        super().__init__(past.model.layers, sinks, window)
+        self.past = past
+
+    def attend(self, layer, start, q, k, v):
+        local = self.local(layer, start, q, k, v)
+        new = max(self.sinks - start, 0)  # of the first tokens, the sinks are not sent
+        self.past.append(layer, start + new - self.sinks, k[new:], v[new:])
+        rows = np.arange(start, start + len(q)) - self.sinks
+        limits = np.maximum(rows - self.window + 1, 0)  # what has left the window of each query
+        remembered = self.past.attend(layer, q, np.maximum(rows, 0), limits)
+        return memd.merge([local, remembered]).o

