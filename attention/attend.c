@@ -1,15 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* attend.c — cut the work into tasks (KV head, block of queries, split of rows), run them, merge the splits.
+/* attend.c — cut the work into tasks (KV head, block of queries, split of rows), run them, merge
+ * the splits.
  *
- * How it is cut depends on the shapes only, never on the pool: the same question over the same views gets
- * the same bits on one thread and on many. Query blocks are as large as an L2 cache allows (queries and
- * accumulators stay in it while the rows stream by), so that a decode step reads every row once and a batch
- * of hundreds of queries a few times. Rows are split only while there are too few tasks to feed a machine.
+ * How it is cut depends on the shapes only, never on the pool: the same question over the same
+ * views gets the same bits on one thread and on many. Query blocks are as large as an L2 cache
+ * allows (queries and accumulators stay in it while the rows stream by), so that a decode step
+ * reads every row once and a batch of hundreds of queries a few times. Rows are split only while
+ * there are too few tasks to feed a machine.
  *
- * Very large batches go through in waves, so that scratch is bounded (about 24 MiB) and not n * H * D.
+ * Very large batches go through in waves, so that scratch is bounded (about 24 MiB) and not n * H *
+ * D.
  *
- * Rejected: splits by thread count (answers that depend on the host), atomics on one shared accumulator,
- * keeping all scores (n * H * T floats) for a two-pass softmax.
+ * Rejected: splits by thread count (answers that depend on the host), atomics on one shared
+ * accumulator, keeping all scores (n * H * T floats) for a two-pass softmax.
  */
 #include "attention/attend.h"
 

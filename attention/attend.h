@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* attend.h — exact attention of a batch of queries over views of the stored past.
  *
- * Computes the partial (o, lse) of softmax.h over all tokens of the views that lie below each query's limit.
- * Rotates queries and keys on the fly when the views hold unrotated keys. Does not choose tokens, does not
- * know storage.
+ * Computes the partial (o, lse) of softmax.h over all tokens of the views that lie below each
+ * query's limit. Rotates queries and keys on the fly when the views hold unrotated keys. Does not
+ * choose tokens, does not know storage.
  *
  * Shapes   q (n, H, D) of any float dtype; positions, limits (n); out.o (n, H, D), out.lse (n, H)
  *          views: view_count per KV head, views[g * view_count + i], the same tokens for every g
  * Types    k, v fp32 | fp16 | bf16; arithmetic and results fp32; natural log
- * Cost     O(n H T D); each K and V row is read once per block of queries of its KV head; split over
- *          `pool` by KV head and by runs of rows, the splits merged exactly
+ * Cost     O(n H T D); each K and V row is read once per block of queries of its KV head; split
+ *          over `pool` by KV head and by runs of rows, the splits merged exactly
  * Memory   nothing retained; scratch from `arena`
  * Threads  any, concurrently; the views stay pinned by the caller for the call
  * Errors   MEMD_ENOMEM arena limit · MEMD_ECANCELLED / MEMD_EDEADLINE by `stop`
@@ -39,7 +39,8 @@ struct attend_args {
     const struct view *views;   /* (G, view_count) */
     size_t kv_heads, view_count;
     struct pool *pool;          /* NULL: this thread alone */
-    /* Asked now and then on any worker: a non-zero code ends the work with that error. May be NULL. */
+    /* Asked now and then on any worker: a non-zero code ends the work with that error. May be
+     * NULL. */
     int (*stop)(void *arg);
     void *stop_arg;
 };

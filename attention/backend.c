@@ -10,6 +10,12 @@
 
 static const struct backend tables[CPU_LEVELS] = {
     [CPU_REF] = { "ref", partial_ref, score_ref },
+#if defined(__x86_64__)
+    [CPU_AVX2] = { "avx2", partial_avx2, score_avx2 },
+    [CPU_AVX512] = { "avx512", partial_avx512, score_avx512 },
+#elif defined(__aarch64__)
+    [CPU_NEON] = { "neon", partial_neon, score_neon },
+#endif
 };
 
 const struct backend *backend_for(enum cpu_level level)
@@ -21,7 +27,7 @@ const struct backend *backend_for(enum cpu_level level)
 
 const struct backend *backend_get(void)
 {
-    enum cpu_level level = cpu_level();
-    while (backend_for(level) == NULL) level--; /* ends at ref, which is always there */
-    return backend_for(level);
+    enum cpu_level level = cpu_level(); /* not backend_for: CPUID traps in virtual machines */
+    while (tables[level].partial == NULL) level--; /* ends at ref, which is always there */
+    return &tables[level];
 }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* backend.h — the table of kernels, filled once from the CPU level.
  *
- * A kernel is a file kernels/<op>.c, the reference with double sums, and twins kernels/<op>_<isa>.c that the
- * tests compare with it. Nothing else in memd knows an instruction set.
+ * A kernel is a file kernels/<op>.c, the reference with double sums, and twins kernels/<op>_<isa>.c
+ * that the tests compare with it. Nothing else in memd knows an instruction set.
  */
 #ifndef MEMD_ATTENTION_BACKEND_H
 #define MEMD_ATTENTION_BACKEND_H

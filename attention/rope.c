@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* rope.c — frequencies once, angles in double, rotations in fp32.
  *
- * A run of consecutive positions needs sin and cos only for its first row: the next row's angles follow by
- * one complex multiplication per pair, in double. After RUN_ROWS rows the pair has drifted by about 1e-14,
- * far below fp32, and starts afresh from sin and cos. That is ten times cheaper than sin and cos per row and
- * needs no table over positions (at 128K tokens and 64 pairs: 64 MiB).
+ * A run of consecutive positions needs sin and cos only for its first row: the next row's angles
+ * follow by one complex multiplication per pair, in double. After RUN_ROWS rows the pair has
+ * drifted by about 1e-14, far below fp32, and starts afresh from sin and cos. That is ten times
+ * cheaper than sin and cos per row and needs no table over positions (at 128K tokens and 64 pairs:
+ * 64 MiB).
  *
- * The scalings follow Hugging Face's modeling_rope_utils, whose results models are trained with; the paper
- * and that code differ for yarn in rounding the ramp's ends (they do round: truncate=True is the default).
+ * The scalings follow Hugging Face's modeling_rope_utils, whose results models are trained with;
+ * the paper and that code differ for yarn in rounding the ramp's ends (they do round: truncate=True
+ * is the default).
  */
 #include "attention/rope.h"
 

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* rope.h — rotary position embedding: which angle, which pairs, which scaling.
  *
- * A pair (a, b) of a vector at position p turns by p * inv_freq[i]:  (a cos - b sin, b cos + a sin).
- * Pairing `half` joins dimension i with i + R/2, `interleaved` joins 2i with 2i+1, R = rotary_dims; the
- * remaining dimensions stay as they are. Angles are formed in double: at position 10^6 a float angle is off
- * by 0.06 rad.
+ * A pair (a, b) of a vector at position p turns by p * inv_freq[i]: (a cos - b sin, b cos + a sin).
+ * Pairing `half` joins dimension i with i + R/2, `interleaved` joins 2i with 2i+1, R = rotary_dims;
+ * the remaining dimensions stay as they are. Angles are formed in double: at position 10^6 a float
+ * angle is off by 0.06 rad.
  *
- * Scaling: none; linear (inv_freq / factor); llama3 (HF modeling_rope_utils: long waves divided by factor,
- * short ones kept, smooth in between); yarn (arXiv 2309.00071 §3: NTK-by-parts ramp between beta_fast and
- * beta_slow, vectors multiplied by attention_factor).
+ * Scaling: none; linear (inv_freq / factor); llama3 (HF modeling_rope_utils: long waves divided by
+ * factor, short ones kept, smooth in between); yarn (arXiv 2309.00071 §3: NTK-by-parts ramp between
+ * beta_fast and beta_slow, vectors multiplied by attention_factor).
  *
  * Memory   a table of inv_freq lives inside the struct (no allocation)
  * Threads  immutable after rope_init
@@ -25,9 +25,15 @@
 struct error;
 
 enum rope_pairing { ROPE_PAIR_HALF = 0, ROPE_PAIR_INTERLEAVED = 1 };
-enum rope_scaling { ROPE_SCALE_NONE = 0, ROPE_SCALE_LINEAR = 1, ROPE_SCALE_LLAMA3 = 2, ROPE_SCALE_YARN = 3 };
+enum rope_scaling {
+    ROPE_SCALE_NONE = 0,
+    ROPE_SCALE_LINEAR = 1,
+    ROPE_SCALE_LLAMA3 = 2,
+    ROPE_SCALE_YARN = 3
+};
 
-/* As declared by the client; zero means the default where one is named. Mirrors memd.Rope of the wire. */
+/* As declared by the client; zero means the default where one is named. Mirrors memd.Rope of the
+ * wire. */
 struct rope_config {
     double theta;
     uint32_t pairing; /* enum rope_pairing */

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* scan.c — rows are numbered over the clipped views, so that a split of the work never looks at positions.
+/* scan.c — rows are numbered over the clipped views, so that a split of the work never looks at
+ * positions.
  *
- * Clipping every view at the largest limit (instead of assuming that views ascend) lets sinks, segments and
- * tail come in any order. Rotated keys go through a tile on the worker's stack: the cache it lives in is the
- * one that the kernel reads from next.
+ * Clipping every view at the largest limit (instead of assuming that views ascend) lets sinks,
+ * segments and tail come in any order. Rotated keys go through a tile on the worker's stack: the
+ * cache it lives in is the one that the kernel reads from next.
  */
 #include "attention/scan.h"
 

@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* scan.h — how attend and every exact search go over the stored past: which queries together, which rows.
+/* scan.h — how attend and every exact search go over the stored past: which queries together, which
+ * rows.
  *
- * The queries of a call are regrouped so that all that share a KV head stand together, scaled, rotated and
- * in fp32: (G, n, H/G, D). A *block* is some consecutive queries of one KV head; the rows of the views,
- * numbered 0 … rows-1 over all views and cut at the largest limit, are handed out in *runs*. Each row is
- * read once per block. When the keys are stored unrotated, a run is a tile of rotated fp32 keys instead of a
- * pointer into the view.
+ * The queries of a call are regrouped so that all that share a KV head stand together, scaled,
+ * rotated and in fp32: (G, n, H/G, D). A *block* is some consecutive queries of one KV head; the
+ * rows of the views, numbered 0 … rows-1 over all views and cut at the largest limit, are handed
+ * out in *runs*. Each row is read once per block. When the keys are stored unrotated, a run is a
+ * tile of rotated fp32 keys instead of a pointer into the view.
  *
- * Memory   nothing is allocated: the caller brings `q`, a cursor has its tile inside (32 KiB of stack)
+ * Memory   nothing is allocated: the caller brings `q`, a cursor has its tile inside (32 KiB of
+ *          stack)
  * Threads  a scan is shared by many workers after scan_init; a cursor belongs to one
  * Errors   whatever `stop` returned, from scan_stopped
  * Tests    tests/unit/test_attend.c, tests/unit/test_exact.c

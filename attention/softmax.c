@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* softmax.c — the merge in fp32 vectors with its weights in double.
  *
- * The weights are formed relative to the larger of the two lse, so that nothing overflows, and divided
- * by their sum before they are rounded to fp32, so that they add up to one to the last bit or two.
- * The only special value is -inf (the empty set); it never meets another -inf in a difference.
+ * The weights are formed relative to the larger of the two lse, so that nothing overflows, and
+ * divided by their sum before they are rounded to fp32, so that they add up to one to the last bit
+ * or two. The only special value is -inf (the empty set); it never meets another -inf in a
+ * difference.
  */
 #include "attention/softmax.h"
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* view.h — contiguous stored tokens of one KV head, in memory that somebody else keeps alive.
  *
- * A sealed segment or a chunk of the open tail is one view. Rows may be strided (a tail chunk holds all heads
- * of a token together).
+ * A sealed segment or a chunk of the open tail is one view. Rows may be strided (a tail chunk holds
+ * all heads of a token together).
  */
 #ifndef MEMD_ATTENTION_VIEW_H
 #define MEMD_ATTENTION_VIEW_H

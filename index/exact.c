@@ -2,11 +2,12 @@
 /* exact.c — scores of a few queries over a few hundred rows at a time, then a heap per query head.
  *
  * The heap of the k best lies in the caller's result row, the worst at its root; it starts full of
- * (INDEX_NONE, -inf), which is worse than every token, so that no count has to be kept and rows with fewer
- * than k visible tokens come out filled as index.h promises. A last heapsort in place puts the best first.
+ * (INDEX_NONE, -inf), which is worse than every token, so that no count has to be kept and rows
+ * with fewer than k visible tokens come out filled as index.h promises. A last heapsort in place
+ * puts the best first.
  *
- * Rejected: nth_element over all scores (n * H * T floats of scratch); a threshold from a sample (exact must
- * stay obviously right: it is every other index's oracle).
+ * Rejected: nth_element over all scores (n * H * T floats of scratch); a threshold from a sample
+ * (exact must stay obviously right: it is every other index's oracle).
  */
 #include "index/exact.h"
 
@@ -102,7 +103,8 @@ static void offer(const struct heap_row *heap, const float *scores, size_t rows,
     }
 }
 
-/* Score `run` for the queries first … first + queries - 1 of KV head g and offer every visible row. */
+/* Score `run` for the queries first … first + queries - 1 of KV head g and offer every visible
+ * row. */
 static void search_run(const struct search *search, const struct scan_run *run, size_t g,
                        size_t first, size_t queries)
 {
@@ -151,8 +153,8 @@ static void run_task(void *arg, size_t idx)
     }
 }
 
-int exact_search(const struct attend_args *args, struct arena *arena, const struct index_hits *ret_hits,
-                 struct error *err)
+int exact_search(const struct attend_args *args, struct arena *arena,
+                 const struct index_hits *ret_hits, struct error *err)
 {
     size_t queries = args->q.shape[0], heads = args->q.shape[1], head_dim = args->q.shape[2];
     if (queries == 0 || ret_hits->k == 0) return 0;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* index.h — what every index answers, and the oracle's signature: top-k tokens of each query head.
  *
- * Result rows are ordered by score, ties by lower position, so that every index is deterministic. Rows with
- * fewer than k visible tokens are filled with (INDEX_NONE, -inf).
+ * Result rows are ordered by score, ties by lower position, so that every index is deterministic.
+ * Rows with fewer than k visible tokens are filled with (INDEX_NONE, -inf).
  */
 #ifndef MEMD_INDEX_INDEX_H
 #define MEMD_INDEX_INDEX_H

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* exp.h — exp of a vector of numbers ≤ 0, within 2e-7 of the value, over the vocabulary of vec_<isa>.h.
+/* exp.h — exp of a vector of numbers ≤ 0, within 2e-7 of the value, over the vocabulary of
+ * vec_<isa>.h.
  *
- * x = n ln 2 + r with |r| ≤ ln 2 / 2 and ln 2 in two parts (Cody and Waite), a polynomial of degree 6 in r
- * (the coefficients of Cephes' expf), times 2^n. Below -88 the result is 0, also for -inf; NaN stays NaN.
+ * x = n ln 2 + r with |r| ≤ ln 2 / 2 and ln 2 in two parts (Cody and Waite), a polynomial of degree
+ * 6 in r (the coefficients of Cephes' expf), times 2^n. Below -88 the result is 0, also for -inf;
+ * NaN stays NaN.
  *
  * Source   Moshier, Cephes Mathematical Library, single/expf.c
  * Tests    tests/kernels/test_partial.c, "exp"

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* partial.c — reference and oracle of the twins partial_<isa>.c: plain loops, double sums.
  *
- * Two passes over the rows of each query (the maximum, then the sums) instead of the twins' tiles, so that
- * the two can hardly share a mistake. Written to be read; it reads every row once per query, not once.
+ * Two passes over the rows of each query (the maximum, then the sums) instead of the twins' tiles,
+ * so that the two can hardly share a mistake. Written to be read; it reads every row once per
+ * query, not once.
  */
 #include "attention/kernels/partial.h"
 

@@ -1,16 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* partial_tile.h — partial over tiles of rows, written once over the vocabulary of vec_<isa>.h.
  *
- * Per tile (about 16 KiB of K): scores, the tile's maximum, exp, weighted sum of V. The accumulators are
- * rescaled only when the maximum grows, which after a few tiles hardly ever happens. While a tile's keys are
- * read its values are prefetched, while its values are read the next tile's keys: the two streams that
- * memory sees never wait for arithmetic, and that decides the speed of a decode step.
+ * Per tile (about 16 KiB of K): scores, the tile's maximum, exp, weighted sum of V. The
+ * accumulators are rescaled only when the maximum grows, which after a few tiles hardly ever
+ * happens. Both passes read their rows in order, a few rows at once, and prefetch one steady
+ * stream: keys, then values, then the next keys. That stream never waits for arithmetic, and it
+ * decides the speed of a decode step.
  *
- * Up to four queries read 16-bit rows directly. More queries than that go over a tile again and again, so
- * the tile is first widened to fp32 (64 KiB with both K and V, an L2 cache).
+ * The weighted sum goes along the rows with the weights in registers and the accumulators in L1.
+ * Down the rows with accumulators in registers saves loads and stores, but reads memory in columns:
+ * half the speed.
  *
- * The weighted sum goes down the rows with a few columns of all queries in registers, instead of along each
- * row with accumulators in memory: that would load and store them once per row.
+ * Up to four queries read 16-bit rows directly. More queries than that go over a tile again and
+ * again, so the tile is first widened to fp32 (64 KiB with both K and V, an L2 cache).
  */
 #ifndef MEMD_ATTENTION_KERNELS_PARTIAL_TILE_H
 #define MEMD_ATTENTION_KERNELS_PARTIAL_TILE_H
@@ -23,41 +25,35 @@
 #include "attention/kernels/tile.h"
 #include "proto/limits.h"
 
-/* acc columns d … d + columns * VEC_FLOATS - 1 of `queries` queries += weights · V.  acc (queries, D) */
-INLINE void weigh_block(const struct tile *tile, float *acc, size_t d, size_t columns,
+/* acc += weights · V over the rows row … row + count - 1, count ≤ 4.  acc (queries, D) */
+INLINE void weigh_block(const struct tile *tile, float *acc, size_t row, size_t count,
                         size_t queries, uint32_t dtype)
 {
-    vec sums[TILE_QUERIES][4];
+    const size_t head_dim = tile->head_dim, stride = tile->v.stride_bytes;
+    const unsigned char *v = tile->v.at + row * stride;
+    const unsigned char *soon = upcoming(tile, &tile->v, row);
+    vec weight[TILE_QUERIES][4];
     for (size_t m = 0; m < queries; m++)
-        for (size_t c = 0; c < columns; c++)
-            sums[m][c] = vec_load(acc + m * tile->head_dim + d + c * VEC_FLOATS);
-    const unsigned char *v = tile->v.at;
-    const unsigned char *soon = tile->soon.at + d * dtype_bytes(tile->soon.dtype);
-    for (size_t row = 0; row < tile->count; row++, v += tile->v.stride_bytes) {
-        if (row < tile->soon_count)
-            prefetch(soon + row * tile->soon.stride_bytes,
-                     columns * VEC_FLOATS * dtype_bytes(dtype));
+        for (size_t i = 0; i < count; i++)
+            weight[m][i] = vec_set(tile->scores[m * TILE_STRIDE + row + i]);
+    for (size_t d = 0; d < head_dim; d += VEC_FLOATS) {
+        prefetch(soon, d, count, dtype);
         vec value[4];
-        for (size_t c = 0; c < columns; c++)
-            value[c] = vec_load_row(v, d + c * VEC_FLOATS, dtype);
+        for (size_t i = 0; i < count; i++) value[i] = vec_load_row(v + i * stride, d, dtype);
         for (size_t m = 0; m < queries; m++) {
-            vec weight = vec_set(tile->scores[m * TILE_STRIDE + row]);
-            for (size_t c = 0; c < columns; c++)
-                sums[m][c] = vec_fma(weight, value[c], sums[m][c]);
+            vec sum = vec_load(acc + m * head_dim + d);
+            for (size_t i = 0; i < count; i++) sum = vec_fma(weight[m][i], value[i], sum);
+            vec_store(acc + m * head_dim + d, sum);
         }
     }
-    for (size_t m = 0; m < queries; m++)
-        for (size_t c = 0; c < columns; c++)
-            vec_store(acc + m * tile->head_dim + d + c * VEC_FLOATS, sums[m][c]);
 }
 
 INLINE void weigh_rows(const struct tile *tile, float *acc, size_t queries, uint32_t dtype)
 {
-    const size_t columns = queries == TILE_QUERIES ? VEC_COLUMNS_4 : 4;
-    size_t d = 0;
-    for (; d + columns * VEC_FLOATS <= tile->head_dim; d += columns * VEC_FLOATS)
-        weigh_block(tile, acc, d, columns, queries, dtype);
-    for (; d < tile->head_dim; d += VEC_FLOATS) weigh_block(tile, acc, d, 1, queries, dtype);
+    size_t row = 0;
+    for (; row + block_rows(queries) <= tile->count; row += block_rows(queries))
+        weigh_block(tile, acc, row, block_rows(queries), queries, dtype);
+    for (; row < tile->count; row++) weigh_block(tile, acc, row, 1, queries, dtype);
 }
 
 INLINE void weigh_queries(const struct tile *tile, float *acc, uint32_t dtype)
@@ -85,8 +81,8 @@ static void rescale(float *acc, size_t head_dim, float factor)
         vec_store(acc + d, vec_mul(vec_load(acc + d), vec_set(factor)));
 }
 
-/* Turn scores (`count` rows, of which `visible` count) into weights exp(score - max) and carry max, sum and
- * acc of query `m` along. */
+/* Turn scores (`count` rows, of which `visible` count) into weights exp(score - max) and carry max,
+ * sum and acc of query `m` along. */
 static void soften(const struct partial_args *args, size_t m, float *scores, size_t visible,
                    size_t count)
 {
@@ -119,10 +115,15 @@ static size_t visible_rows(const struct partial_args *args, size_t m, size_t beg
     return visible < count ? visible : count;
 }
 
-/* Run the tile, whose first row is `begin`, for its queries first … first + queries - 1. While its values
- * are read, `next_count` rows of `next_k` are prefetched. */
-static void run_block(const struct partial_args *args, const struct tile *tile, size_t begin,
-                      size_t first, size_t next_count)
+/* What a block prefetches: `after_k` while it reads keys, `after_v` while it reads values. */
+struct upcoming_rows {
+    struct rows after_k, after_v;
+    size_t ahead;
+};
+
+/* Run the tile, whose first row is `begin`, for its queries first … first + queries - 1. */
+static void run_block(const struct partial_args *args, struct tile *tile, size_t begin,
+                      size_t first, const struct upcoming_rows *soon)
 {
     size_t visible[TILE_QUERIES], count = 0;
     for (size_t m = 0; m < tile->queries; m++) {
@@ -133,13 +134,12 @@ static void run_block(const struct partial_args *args, const struct tile *tile, 
     struct tile part = *tile;
     part.q = args->q + first * args->head_dim;
     part.count = count;
-    part.soon = tile->v;
-    part.soon_count = count;
+    part.ahead = soon->ahead < count ? soon->ahead : count;
+    part.soon = soon->after_k;
     tile_scores(&part);
     for (size_t m = 0; m < tile->queries; m++)
         soften(args, first + m, part.scores + m * TILE_STRIDE, visible[m], count);
-    part.soon = tile->soon;
-    part.soon_count = next_count;
+    part.soon = soon->after_v;
     weigh(&part, args->acc + first * args->head_dim);
 }
 
@@ -147,13 +147,24 @@ static void run_block(const struct partial_args *args, const struct tile *tile, 
 static void run_wide(const struct partial_args *args, struct tile *tile, size_t begin)
 {
     _Alignas(64) float keys[TILE_FLOATS], values[TILE_FLOATS];
+    struct upcoming_rows soon = { .after_k = rows_from(&tile->k, tile->count),
+                                  .after_v = rows_from(&tile->v, tile->count),
+                                  .ahead = tile->count };
     if (tile->k.dtype != DTYPE_FP32) tile_widen(&tile->k, tile->count, args->head_dim, keys);
     if (tile->v.dtype != DTYPE_FP32) tile_widen(&tile->v, tile->count, args->head_dim, values);
     for (size_t first = 0; first < args->queries; first += TILE_QUERIES) {
         size_t left = args->queries - first;
         tile->queries = left < TILE_QUERIES ? left : TILE_QUERIES;
-        run_block(args, tile, begin, first, 0);
+        run_block(args, tile, begin, first, &soon);
     }
+}
+
+/* A tile for one block of queries. */
+static void run_direct(const struct partial_args *args, struct tile *tile, size_t begin)
+{
+    struct upcoming_rows soon = { .after_k = tile->v, .after_v = rows_from(&tile->k, tile->count) };
+    soon.ahead = TILE_AHEAD_BYTES / (args->head_dim * dtype_bytes(args->k_dtype));
+    run_block(args, tile, begin, 0, &soon);
 }
 
 static void partial_tiles(const struct partial_args *args)
@@ -172,11 +183,10 @@ static void partial_tiles(const struct partial_args *args)
     for (size_t begin = 0; begin < needed; begin += step) {
         struct tile tile = { .head_dim = args->head_dim, .queries = args->queries,
                              .scores = scores, .k = rows_from(&k, begin),
-                             .v = rows_from(&v, begin), .soon = rows_from(&k, begin + step) };
+                             .v = rows_from(&v, begin) };
         tile.count = needed - begin < step ? needed - begin : step;
-        size_t after = needed - begin - tile.count;
         if (args->queries > TILE_QUERIES) run_wide(args, &tile, begin);
-        else run_block(args, &tile, begin, 0, after < step ? after : step);
+        else run_direct(args, &tile, begin);
     }
 }
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* score.h — the scores of a group of queries against a run of keys, for search.
  *
- * Shapes   q (M, D) fp32, scaled and rotated; k: `tokens` rows of D elements; scores (M, tokens) fp32
+ * Shapes   q (M, D) fp32, scaled and rotated; k: `tokens` rows of D elements; scores (M, tokens)
+ *          fp32
  * Cost     O(M * tokens * D); every key is read once
  * Tests    tests/kernels/test_score.c against kernels/score.c
  */

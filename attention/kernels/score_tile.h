@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* score_tile.h — score over tiles of rows, written once over the vocabulary of vec_<isa>.h. Scores of a block
- * go through a small tile, since a block may write past its rows and the caller's rows are dense. */
+/* score_tile.h — score over tiles of rows, written once over the vocabulary of vec_<isa>.h. Scores
+ * of a block go through a small tile, since a block may write past its rows and the caller's rows
+ * are dense. */
 #ifndef MEMD_ATTENTION_KERNELS_SCORE_TILE_H
 #define MEMD_ATTENTION_KERNELS_SCORE_TILE_H
 
@@ -21,7 +22,6 @@ static void score_block(const struct score_args *args, struct tile *tile, size_t
     for (size_t m = 0; m < tile->queries; m++)
         memcpy(args->scores + (first + m) * args->tokens + begin, tile->scores + m * TILE_STRIDE,
                tile->count * sizeof *args->scores);
-    tile->soon_count = 0; /* once per tile is enough */
 }
 
 static void score_tiles(const struct score_args *args)
@@ -34,10 +34,12 @@ static void score_tiles(const struct score_args *args)
     size_t step = tile_rows(args->head_dim);
     for (size_t begin = 0; begin < args->tokens; begin += step) {
         struct tile tile = { .head_dim = args->head_dim, .scores = scores,
-                             .k = rows_from(&k, begin), .soon = rows_from(&k, begin + step) };
+                             .k = rows_from(&k, begin) };
         size_t left = args->tokens - begin;
         tile.count = left < step ? left : step;
-        tile.soon_count = left - tile.count < step ? left - tile.count : step;
+        tile.soon = rows_from(&tile.k, tile.count);
+        tile.ahead = TILE_AHEAD_BYTES / (args->head_dim * dtype_bytes(args->dtype));
+        if (args->queries > TILE_QUERIES || tile.ahead > tile.count) tile.ahead = tile.count;
         if (args->queries > TILE_QUERIES && args->dtype != DTYPE_FP32)
             tile_widen(&tile.k, tile.count, args->head_dim, keys);
         for (size_t first = 0; first < args->queries; first += TILE_QUERIES)

@@ -11,9 +11,9 @@
 
 typedef __m256 vec;
 
-/* Register blocking: VEC_ROWS_4 rows × 4 queries of sums, or VEC_COLUMNS_4 vectors × 4 queries, and the
- * operands, must fit the register file. */
-enum { VEC_FLOATS = 8, VEC_ROWS_4 = 3, VEC_COLUMNS_4 = 2 };
+/* VEC_ROWS rows and 4 queries have VEC_ROWS * 4 sums (or weights), which with VEC_ROWS row vectors
+ * and one more operand just fit the registers. */
+enum { VEC_FLOATS = 8, VEC_ROWS = 3 };
 
 static inline vec vec_set(float value) { return _mm256_set1_ps(value); }
 static inline vec vec_load(const float *at) { return _mm256_loadu_ps(at); }
@@ -21,7 +21,11 @@ static inline void vec_store(float *at, vec a) { _mm256_storeu_ps(at, a); }
 static inline vec vec_add(vec a, vec b) { return _mm256_add_ps(a, b); }
 static inline vec vec_mul(vec a, vec b) { return _mm256_mul_ps(a, b); }
 static inline vec vec_fma(vec a, vec b, vec c) { return _mm256_fmadd_ps(a, b, c); }
-static inline vec vec_round(vec a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+
+static inline vec vec_round(vec a)
+{
+    return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 
 /* The larger; `b` where one of them is NaN. */
 static inline vec vec_max(vec a, vec b) { return _mm256_max_ps(a, b); }

@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* vec_avx512.h — the vector vocabulary of tile.h in AVX-512 (F, BW, DQ, VL): 16 floats, 32
+ * registers.
+ *
+ * AVX512-BF16's dot product is not used: it multiplies bf16 by bf16, and queries are fp32 here.
+ */
+#ifndef MEMD_ATTENTION_KERNELS_VEC_AVX512_H
+#define MEMD_ATTENTION_KERNELS_VEC_AVX512_H
+
+#include <immintrin.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/tensor.h"
+
+typedef __m512 vec;
+
+/* 4 rows × 4 queries of sums, 4 row vectors and one more operand fit the 32 registers with room to
+ * spare. */
+enum { VEC_FLOATS = 16, VEC_ROWS = 4 };
+
+static inline vec vec_set(float value) { return _mm512_set1_ps(value); }
+static inline vec vec_load(const float *at) { return _mm512_loadu_ps(at); }
+static inline void vec_store(float *at, vec a) { _mm512_storeu_ps(at, a); }
+static inline vec vec_add(vec a, vec b) { return _mm512_add_ps(a, b); }
+static inline vec vec_mul(vec a, vec b) { return _mm512_mul_ps(a, b); }
+static inline vec vec_fma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
+
+static inline vec vec_round(vec a)
+{
+    return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+/* The larger; `b` where one of them is NaN. */
+static inline vec vec_max(vec a, vec b) { return _mm512_max_ps(a, b); }
+
+/* a * 2^n for whole n in -127 … 127; n = -127 gives 0. */
+static inline vec vec_scale2(vec a, vec n)
+{
+    __m512i exponent = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+    return _mm512_mul_ps(a, _mm512_castsi512_ps(_mm512_slli_epi32(exponent, 23)));
+}
+
+/* VEC_FLOATS elements of `dtype` (a constant where it is called) from element `d` of a row. */
+static inline vec vec_load_row(const unsigned char *row, size_t d, uint32_t dtype)
+{
+    if (dtype == DTYPE_FP32) return _mm512_loadu_ps((const float *)(const void *)(row + 4 * d));
+    __m256i bits = _mm256_loadu_si256((const __m256i *)(const void *)(row + 2 * d));
+    if (dtype == DTYPE_FP16) return _mm512_cvtph_ps(bits);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+
+static inline __m256 vec_halves(vec a)
+{
+    return _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+}
+
+/* The four sums over the elements of each of `sums`. */
+static inline void vec_store_sums(float *at, const vec sums[4])
+{
+    __m256 ab = _mm256_hadd_ps(vec_halves(sums[0]), vec_halves(sums[1]));
+    __m256 cd = _mm256_hadd_ps(vec_halves(sums[2]), vec_halves(sums[3]));
+    __m256 abcd = _mm256_hadd_ps(ab, cd);
+    _mm_storeu_ps(at, _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1)));
+}
+
+static inline float vec_largest(vec a) { return _mm512_reduce_max_ps(a); }
+static inline float vec_sum(vec a) { return _mm512_reduce_add_ps(a); }
+
+#endif
