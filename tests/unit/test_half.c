@@ -7,6 +7,7 @@
  */
 #include "base/half.h"
 
+#include <float.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -113,13 +114,14 @@ static void arrays_need_no_alignment(void **state)
     }
 }
 
-/* A row of ones with bad elements at the given places. */
+/* A row of the largest finite number with bad elements at the given places. */
 static void check_scan(uint32_t dtype, size_t count, const size_t *bad, size_t bad_count)
 {
     float *values = calloc(count + 1, sizeof *values);
     void *data = malloc(count * dtype_bytes(dtype) + 1);
     assert_true(values != NULL && data != NULL);
-    for (size_t i = 0; i < count; i++) values[i] = 1.0F;
+    float largest = dtype == DTYPE_FP32 ? FLT_MAX : dtype == DTYPE_BF16 ? 0x1.FEp127F : 65504.0F;
+    for (size_t i = 0; i < count; i++) values[i] = largest;
     for (size_t i = 0; i < bad_count; i++)
         values[bad[i]] = i % 3 == 0 ? NAN : i % 3 == 1 ? INFINITY : -INFINITY;
     half_store(values, count, dtype, data);
