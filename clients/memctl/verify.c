@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* verify.c — `memctl verify [NAME]`: step by step, so that the daemon serves others in between.
+ * Findings are printed as they come; the exit code tells scripts that there were some. */
+#include <inttypes.h>
+#include <stdio.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "clients/memctl/commands.h"
+#include "clients/memctl/ctl.h"
+#include "clients/memctl/human.h"
+#include "clients/memctl/json.h"
+#include "clients/memctl/progress.h"
+
+struct verifying {
+    struct ctl *ctl;
+    struct json json;
+    struct progress progress;
+    uint64_t values, bytes, findings;
+};
+
+static void take_step(struct verifying *verifying, const struct memd_verify *step)
+{
+    verifying->values += step->values;
+    verifying->bytes += step->bytes;
+    verifying->findings += step->finding_count;
+    if (step->finding_count > 0) progress_end(&verifying->progress);
+    for (size_t i = 0; i < step->finding_count; i++) {
+        if (verifying->ctl->json) {
+            json_text(&verifying->json, NULL, step->findings[i]);
+        } else {
+            fprintf(verifying->ctl->out, "damage: %s\n", step->findings[i]);
+        }
+    }
+    progress_show(&verifying->progress, verifying->values, step->values_total, "values");
+}
+
+static int walk(struct verifying *verifying, uint64_t context_id)
+{
+    struct ctl *ctl = verifying->ctl;
+    CLEANUP(ctl_result_free) const struct memd_verify *step = NULL;
+    struct memd_cursor cursor = { NULL, 0 };
+    do {
+        const struct memd_verify *next = NULL;
+        int rc = memd_verify(ctl->client, context_id, cursor, &next, &ctl->err);
+        if (rc < 0) return ctl_failed(ctl, rc, "verify");
+        memd_free(step);
+        step = next;
+        take_step(verifying, step);
+        cursor = step->next;
+    } while (cursor.bytes > 0);
+    return CTL_OK;
+}
+
+static void conclude(struct verifying *verifying, double seconds)
+{
+    struct json *json = &verifying->json;
+    if (verifying->ctl->json) {
+        json_close(json);
+        json_bool(json, "sound", verifying->findings == 0);
+        json_uint(json, "values", verifying->values);
+        json_uint(json, "bytes", verifying->bytes);
+        json_real(json, "seconds", seconds);
+        json_close(json);
+        return;
+    }
+    fprintf(verifying->ctl->out, "%s values, %s, %s: ", human_count(verifying->values).text,
+            human_bytes(verifying->bytes).text, human_seconds(seconds).text);
+    if (verifying->findings == 0) {
+        fputs("no damage\n", verifying->ctl->out);
+    } else {
+        fprintf(verifying->ctl->out, "%s findings\n", human_count(verifying->findings).text);
+    }
+}
+
+int verify_main(struct ctl *ctl)
+{
+    struct memd_context context = { .id = 0 };
+    int rc = ctl_connect(ctl);
+    if (rc == CTL_OK && ctl->options.argument_count > 0) {
+        rc = ctl_find(ctl, ctl->options.arguments[0], &context);
+    }
+    if (rc != CTL_OK) return rc;
+    struct verifying verifying = { .ctl = ctl, .json = json_writer(ctl->out) };
+    verifying.progress = progress_begin("verify");
+    if (ctl->json) {
+        json_open(&verifying.json, NULL, '{');
+        json_open(&verifying.json, "findings", '[');
+    }
+    uint64_t begun_ns = clock_monotonic_ns();
+    rc = walk(&verifying, context.id);
+    progress_end(&verifying.progress);
+    if (rc != CTL_OK) return rc;
+    conclude(&verifying, (double)(clock_monotonic_ns() - begun_ns) / 1e9);
+    return verifying.findings == 0 ? CTL_OK : CTL_UNHEALTHY;
+}
