@@ -332,7 +332,7 @@ int message_tensor(const Memd__Tensor *wire, const void *payload, size_t payload
                          "%s of %zu bytes at offset %" PRIu64 " ends behind the payload of %zu",
                          expect->what, bytes, wire->offset, payload_bytes);
     }
-    tensor.data = (const unsigned char *)payload + wire->offset;
+    tensor.data = payload == NULL ? NULL : (const unsigned char *)payload + wire->offset;
     *ret_tensor = tensor;
     return 0;
 }

@@ -48,7 +48,8 @@ struct message_shape {
 
 /* Resolve `wire` against the payload: dtype, rank, shape, alignment of the offset, bounds. NULL
  * `wire` is MEMD_ESHAPE "missing"; so is a dimension of 0, unless 0 is what is expected. The data
- * pointer is aligned for its dtype when the payload buffer is. */
+ * pointer is aligned for its dtype when the payload buffer is; NULL `payload`: it has not come yet,
+ * everything is checked and data is NULL. */
 int message_tensor(const Memd__Tensor *wire, const void *payload, size_t payload_bytes,
                    const struct message_shape *expect, struct tensor *ret_tensor,
                    struct error *err);

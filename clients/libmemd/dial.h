@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* dial.h — from an address to a connected socket on which Hello has been answered.
+ *
+ * Threads  any; blocks until the deadline at most
+ * Errors   MEMD_EINVAL address · MEMD_ECLOSED nobody there, or gone in the middle · MEMD_EDEADLINE · MEMD_EPERM
+ *          token · MEMD_EVERSION, MEMD_EPROTO the other side is not a memd of this protocol · MEMD_ENOMEM
+ * Tests    tests/client/test_connect.c
+ */
+#ifndef MEMD_LIBMEMD_DIAL_H
+#define MEMD_LIBMEMD_DIAL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct error;
+
+struct dial_target {
+    bool is_unix;
+    char *path;        /* of a Unix socket */
+    char *host, *port; /* of TCP */
+    char *token;       /* "" = none */
+    char *client_name;
+};
+
+/* What of the daemon's Hello the client acts on. */
+struct dial_hello {
+    uint64_t message_bytes_max, payload_bytes_max;
+    size_t requests_in_flight_max;
+};
+
+int dial_parse(const char *address, struct dial_target *ret_target, struct error *err);
+void dial_fini(struct dial_target *target);
+
+/* The id of the Hello; those of other requests are larger. */
+enum { DIAL_REQUEST_ID = 1 };
+
+/* A non-blocking socket. deadline_ns by clock_monotonic_ns. */
+int dial(const struct dial_target *target, uint64_t deadline_ns, int *ret_fd,
+         struct dial_hello *ret_hello, struct error *err);
+
+#endif
