@@ -1,0 +1,233 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* block.c — one layout in memory and on disk.
+ *
+ * Rejected: small chunks of whole tokens that are transposed when sealed. They need a second kind of view (strided),
+ * a second copy of every byte at the moment a commit waits for it, and a reader may meet a layer in two
+ * layouts. Rows scattered by head on arrival cost the same copy, once, on the appender's thread.
+ *
+ * A region starts at a multiple of 64; its payload does too, its header stands in the 48 bytes before.
+ */
+#include "memory/block.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/tensor.h"
+
+enum { ALIGN = 64, IDS_REGION_BYTES = ALIGN + FORMAT_SEGMENT_TOKENS * 4 };
+
+void block_shape_init(const struct model *model, struct block_shape *ret_shape)
+{
+    size_t row_bytes = model->head_dim * dtype_bytes(model->dtype);
+    assert(row_bytes > 0 && row_bytes % 16 == 0);
+    *ret_shape = (struct block_shape){
+        .heads = model->kv_heads,
+        .head_dim = model->head_dim,
+        .dtype = model->dtype,
+        .row_bytes = row_bytes,
+        .region_bytes = ALIGN + FORMAT_SEGMENT_TOKENS * row_bytes,
+        .model_hash = model_hash(model),
+    };
+}
+
+struct block *block_new(const struct block_shape *shape)
+{
+    struct block *block = calloc(1, sizeof *block);
+    if (block == NULL) return NULL;
+    size_t bytes = 2 * shape->heads * shape->region_bytes + IDS_REGION_BYTES;
+    void *data = NULL;
+    if (posix_memalign(&data, ALIGN, bytes) != 0) {
+        free(block);
+        return NULL;
+    }
+    block->data = data;
+    atomic_init(&block->references, 1);
+    return block;
+}
+
+struct block *block_get(struct block *block)
+{
+    atomic_fetch_add_explicit(&block->references, 1, memory_order_relaxed);
+    return block;
+}
+
+void block_put(struct block *block)
+{
+    if (block == NULL) return;
+    unsigned before = atomic_fetch_sub_explicit(&block->references, 1, memory_order_acq_rel);
+    assert(before >= 1);
+    if (before > 1) return;
+    free(block->data);
+    free(block);
+}
+
+static size_t region_offset(const struct block_shape *shape, uint32_t head, enum format_kind kind)
+{
+    assert(head < shape->heads || kind == FORMAT_KIND_IDS);
+    switch (kind) {
+    case FORMAT_KIND_K: return head * shape->region_bytes;
+    case FORMAT_KIND_V: return (shape->heads + head) * shape->region_bytes;
+    default: return 2 * shape->heads * shape->region_bytes;
+    }
+}
+
+unsigned char *block_rows(const struct block *block, const struct block_shape *shape, uint32_t head,
+                          enum format_kind kind)
+{
+    return block->data + region_offset(shape, head, kind) + ALIGN;
+}
+
+uint32_t *block_ids(const struct block *block, const struct block_shape *shape)
+{
+    return (uint32_t *)(void *)block_rows(block, shape, 0, FORMAT_KIND_IDS);
+}
+
+/* (n, G, D) → (G, 1024, D) from row `first` on. */
+static void scatter(struct block *block, const struct block_shape *shape, size_t first,
+                    const struct rows *rows, enum format_kind kind)
+{
+    const unsigned char *from = kind == FORMAT_KIND_K ? rows->k : rows->v;
+    size_t row_bytes = shape->row_bytes;
+    for (uint32_t head = 0; head < shape->heads; head++) {
+        unsigned char *to = block_rows(block, shape, head, kind) + first * row_bytes;
+        const unsigned char *row = from + head * row_bytes;
+        for (size_t i = 0; i < rows->count; i++) {
+            memcpy(to + i * row_bytes, row + i * shape->heads * row_bytes, row_bytes);
+        }
+    }
+}
+
+void block_write(struct block *block, const struct block_shape *shape, size_t first, const struct rows *rows)
+{
+    assert(first + rows->count <= FORMAT_SEGMENT_TOKENS);
+    block->sealed = false;
+    scatter(block, shape, first, rows, FORMAT_KIND_K);
+    scatter(block, shape, first, rows, FORMAT_KIND_V);
+    if (rows->ids == NULL) return;
+    memcpy(block_ids(block, shape) + first, rows->ids, rows->count * sizeof(uint32_t));
+}
+
+/* Are rows of one head, one behind the other, those of head `head` in (n, G, D)? */
+static bool equal_head(const unsigned char *mine, const struct block_shape *shape, const unsigned char *other,
+                       uint32_t head, size_t count)
+{
+    size_t row_bytes = shape->row_bytes;
+    const unsigned char *row = other + head * row_bytes;
+    for (size_t i = 0; i < count; i++) {
+        if (memcmp(mine + i * row_bytes, row + i * shape->heads * row_bytes, row_bytes) != 0) return false;
+    }
+    return true;
+}
+
+bool block_equals(const struct block *block, const struct block_shape *shape, size_t first,
+                  const struct rows *rows)
+{
+    assert(first + rows->count <= FORMAT_SEGMENT_TOKENS);
+    size_t offset = first * shape->row_bytes;
+    for (uint32_t head = 0; head < shape->heads; head++) {
+        const unsigned char *k = block_rows(block, shape, head, FORMAT_KIND_K) + offset;
+        const unsigned char *v = block_rows(block, shape, head, FORMAT_KIND_V) + offset;
+        if (!equal_head(k, shape, rows->k, head, rows->count)) return false;
+        if (!equal_head(v, shape, rows->v, head, rows->count)) return false;
+    }
+    return true;
+}
+
+bool block_values_equal(const unsigned char *const *values, const struct block_shape *shape, size_t first,
+                        const struct rows *rows)
+{
+    assert(first + rows->count <= FORMAT_SEGMENT_TOKENS);
+    size_t offset = first * shape->row_bytes;
+    for (uint32_t head = 0; head < shape->heads; head++) {
+        if (!equal_head(values[head] + offset, shape, rows->k, head, rows->count)) return false;
+        const unsigned char *v = values[shape->heads + head] + offset;
+        if (!equal_head(v, shape, rows->v, head, rows->count)) return false;
+    }
+    return true;
+}
+
+static unsigned char *value_of(const struct block *block, const struct block_shape *shape, uint32_t head,
+                               enum format_kind kind)
+{
+    return block_rows(block, shape, head, kind) - FORMAT_HEADER_BYTES;
+}
+
+void block_seal(struct block *block, const struct block_shape *shape, uint64_t position, bool has_ids)
+{
+    assert(position % FORMAT_SEGMENT_TOKENS == 0);
+    struct value_header header = {
+        .dtype = (uint8_t)shape->dtype,
+        .tokens = FORMAT_SEGMENT_TOKENS,
+        .head_dim = (uint16_t)shape->head_dim,
+        .heads = 1,
+        .payload_bytes = FORMAT_SEGMENT_TOKENS * shape->row_bytes,
+        .position = position,
+        .model_hash = shape->model_hash,
+    };
+    for (uint32_t head = 0; head < shape->heads; head++) {
+        header.kind = FORMAT_KIND_K;
+        format_seal(&header, value_of(block, shape, head, FORMAT_KIND_K));
+        header.kind = FORMAT_KIND_V;
+        format_seal(&header, value_of(block, shape, head, FORMAT_KIND_V));
+    }
+    if (has_ids) {
+        header.kind = FORMAT_KIND_IDS;
+        header.dtype = DTYPE_U32;
+        header.head_dim = header.heads = 0;
+        header.payload_bytes = FORMAT_SEGMENT_TOKENS * sizeof(uint32_t);
+        format_seal(&header, value_of(block, shape, 0, FORMAT_KIND_IDS));
+    }
+    block->sealed = true;
+}
+
+const unsigned char *block_value(const struct block *block, const struct block_shape *shape, uint32_t head,
+                                 enum format_kind kind, size_t *ret_bytes)
+{
+    assert(block->sealed);
+    size_t row_bytes = kind == FORMAT_KIND_IDS ? sizeof(uint32_t) : shape->row_bytes;
+    *ret_bytes = FORMAT_HEADER_BYTES + FORMAT_SEGMENT_TOKENS * row_bytes;
+    return value_of(block, shape, head, kind);
+}
+
+size_t block_tail_bytes(const struct block_shape *shape, size_t count, bool has_ids)
+{
+    return FORMAT_HEADER_BYTES + count * (block_token_bytes(shape) + (has_ids ? sizeof(uint32_t) : 0));
+}
+
+/* (G, 1024, D) → (n, G, D). */
+static unsigned char *gather(const struct block *block, const struct block_shape *shape, size_t first,
+                             size_t count, enum format_kind kind, unsigned char *to)
+{
+    size_t row_bytes = shape->row_bytes;
+    for (size_t i = first; i < first + count; i++) {
+        for (uint32_t head = 0; head < shape->heads; head++) {
+            memcpy(to, block_rows(block, shape, head, kind) + i * row_bytes, row_bytes);
+            to += row_bytes;
+        }
+    }
+    return to;
+}
+
+void block_tail_encode(const struct block *block, const struct block_shape *shape, uint64_t position,
+                       size_t count, bool has_ids, unsigned char *ret_value)
+{
+    size_t first = position % FORMAT_SEGMENT_TOKENS;
+    assert(count > 0 && first + count <= FORMAT_SEGMENT_TOKENS);
+    unsigned char *to = ret_value + FORMAT_HEADER_BYTES;
+    to = gather(block, shape, first, count, FORMAT_KIND_K, to);
+    to = gather(block, shape, first, count, FORMAT_KIND_V, to);
+    if (has_ids) memcpy(to, block_ids(block, shape) + first, count * sizeof(uint32_t));
+    struct value_header header = {
+        .kind = FORMAT_KIND_TAIL,
+        .dtype = (uint8_t)shape->dtype,
+        .flags = has_ids ? FORMAT_FLAG_IDS : 0,
+        .tokens = (uint32_t)count,
+        .head_dim = (uint16_t)shape->head_dim,
+        .heads = (uint16_t)shape->heads,
+        .payload_bytes = block_tail_bytes(shape, count, has_ids) - FORMAT_HEADER_BYTES,
+        .position = position,
+        .model_hash = shape->model_hash,
+    };
+    format_seal(&header, ret_value);
+}

@@ -1,0 +1,222 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* catalog_list.c — what is there: one context in full, many by name.
+ *
+ * Counts of a resident context come from memory, of others from the ends of their chains and tails, so that a list
+ * loads nothing. How much of a context is shared costs a look at each segment's count: stat says it, and a
+ * list says it until it has looked at LOOKS_MAX of them, then it ends early and says `more`.
+ */
+#include <assert.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/arena.h"
+#include "base/cleanup.h"
+#include "base/error.h"
+#include "memory/catalog_state.h"
+#include "memory/chain.h"
+
+enum { LOOKS_MAX = 200 * 1000 };
+
+static int copy_record(const struct record *record, struct arena *arena, struct context_info *info,
+                       struct error *err)
+{
+    memcpy(info->name, record->name, sizeof info->name);
+    memcpy(info->method, record->method, sizeof info->method);
+    info->parent_id = record->parent_id;
+    info->model = record->model;
+    info->created_unix_ms = record->created_unix_ms;
+    info->used_unix_ms = record->used_unix_ms;
+    info->retained_until_unix_ms = record->retained_until_unix_ms;
+    info->parameter_count = record->parameter_count;
+    struct parameter *parameters = arena_calloc(arena, record->parameter_count, sizeof *parameters);
+    uint64_t *layer_tokens = arena_calloc(arena, record->model.layers, sizeof *layer_tokens);
+    if (parameters == NULL || layer_tokens == NULL) return error_set(err, MEMD_ENOMEM, "no memory for a context");
+    memcpy(parameters, record->parameters, record->parameter_count * sizeof *parameters);
+    info->parameters = parameters;
+    info->layer_tokens = layer_tokens;
+    return 0;
+}
+
+/* Bytes of all segments, and of those that other contexts hold too. */
+static void count_segments(struct store_txn *txn, struct context_info *info, uint64_t *looks)
+{
+    unsigned char buffer[FORMAT_KEY_BYTES_MAX];
+    struct store_cursor cursor;
+    struct chain_key key;
+    bool found = store_seek(txn, STORE_CHAINS,
+                            (struct slice){ buffer, format_key_chain(info->id, 0, 0, buffer) }, &cursor);
+    while (found && format_read_chain(cursor.key.data, cursor.key.bytes, &key) && key.context == info->id) {
+        uint64_t segment = 0;
+        struct segment_ref ref = { 0 };
+        struct slice value;
+        unsigned char id[FORMAT_KEY_BYTES_MAX];
+        if (format_read_u64(cursor.value.data, cursor.value.bytes, &segment) &&
+            store_get(txn, STORE_REFS, (struct slice){ id, format_key_id(segment, id) }, &value) &&
+            format_read_ref(value.data, value.bytes, &ref)) {
+            info->stored_bytes += ref.bytes;
+            if (ref.count > 1) info->shared_bytes += ref.bytes;
+        }
+        info->sealed_segments++;
+        (*looks)++;
+        found = store_next(&cursor);
+    }
+    store_cursor_close(&cursor);
+}
+
+static void count_tails(struct store_txn *txn, struct context_info *info)
+{
+    unsigned char buffer[FORMAT_KEY_BYTES_MAX];
+    struct store_cursor cursor;
+    struct tail_key key;
+    bool found = store_seek(txn, STORE_TAILS,
+                            (struct slice){ buffer, format_key_tail(info->id, 0, 0, buffer) }, &cursor);
+    while (found && format_read_tail(cursor.key.data, cursor.key.bytes, &key) && key.context == info->id) {
+        info->stored_bytes += cursor.value.bytes;
+        found = store_next(&cursor);
+    }
+    store_cursor_close(&cursor);
+}
+
+static void count_stored_layers(struct store_txn *txn, struct context_info *info, uint64_t *layer_counts)
+{
+    uint64_t least = UINT64_MAX, segments = 0;
+    for (uint32_t i = 0; i < info->model.layers; i++) {
+        layer_counts[i] = chain_tokens(txn, info->id, i, &segments);
+        if (layer_counts[i] > 0 && layer_counts[i] < least) least = layer_counts[i];
+    }
+    info->tokens = info->committed_tokens = info->synced_tokens = least == UINT64_MAX ? 0 : least;
+}
+
+/* False when it is not resident. */
+static bool count_resident_layers(struct catalog *catalog, struct context_info *info, uint64_t *layer_counts)
+{
+    pthread_mutex_lock(&catalog->lock);
+    struct context *context = map_get(&catalog->residents, info->id);
+    bool resident = context != NULL && !context->dropping;
+    if (resident) {
+        pthread_mutex_lock(&context->lock);
+        for (uint32_t i = 0; i < info->model.layers; i++) layer_counts[i] = layer_tokens(&context->layers[i]);
+        info->tokens = context_common(context, layer_tokens);
+        info->committed_tokens = context_common(context, layer_committed);
+        info->synced_tokens = context_common(context, layer_synced);
+        pthread_mutex_unlock(&context->lock);
+        info->used_unix_ms = atomic_load(&context->used_unix_ms);
+        info->retained_until_unix_ms = context->record->retained_until_unix_ms;
+        info->resident = true;
+    }
+    pthread_mutex_unlock(&catalog->lock);
+    return resident;
+}
+
+static int fill_info(struct catalog *catalog, struct store_txn *txn, struct arena *arena,
+                     struct context_info *info, uint64_t *looks, struct error *err)
+{
+    CLEANUP(free_ptr) struct record *record = NULL;
+    int rc = catalog_read_record(catalog, txn, info->id, &record, err);
+    if (rc == 0) rc = copy_record(record, arena, info, err);
+    if (rc < 0) return rc;
+    uint64_t *layer_counts = (uint64_t *)(uintptr_t)info->layer_tokens; /* ours, just made */
+    if (!count_resident_layers(catalog, info, layer_counts)) count_stored_layers(txn, info, layer_counts);
+    count_segments(txn, info, looks);
+    count_tails(txn, info);
+    return store_failed(txn, err);
+}
+
+int catalog_stat(struct catalog *catalog, uint64_t context_id, struct arena *arena,
+                 struct context_info *ret_info, struct error *err)
+{
+    CLEANUP(store_abort) struct store_txn txn = { 0 };
+    int rc = store_begin(catalog->store, false, &txn, err);
+    if (rc < 0) return rc;
+    uint64_t looks = 0;
+    *ret_info = (struct context_info){ .id = context_id };
+    return fill_info(catalog, &txn, arena, ret_info, &looks, err);
+}
+
+/* Stand on the first name to list. */
+static bool seek_name(struct store_txn *txn, const char *prefix, const char *after, struct store_cursor *cursor)
+{
+    const char *from = strcmp(after, prefix) > 0 ? after : prefix;
+    bool found = store_seek(txn, STORE_NAMES, (struct slice){ from, strlen(from) }, cursor);
+    bool same = found && cursor->key.bytes == strlen(after) &&
+                memcmp(cursor->key.data, after, cursor->key.bytes) == 0;
+    return same ? store_next(cursor) : found;
+}
+
+int catalog_list(struct catalog *catalog, const char *prefix, const char *after, size_t limit,
+                 struct arena *arena, struct context_info **ret_infos, size_t *ret_count, bool *ret_more,
+                 struct error *err)
+{
+    if (limit > LIMIT_LIST) limit = LIMIT_LIST;
+    struct context_info *infos = arena_calloc(arena, limit, sizeof *infos);
+    if (infos == NULL) return error_set(err, MEMD_ENOMEM, "no memory for %zu contexts", limit);
+    CLEANUP(store_abort) struct store_txn txn = { 0 };
+    int rc = store_begin(catalog->store, false, &txn, err);
+    if (rc < 0) return rc;
+    size_t count = 0, prefix_bytes = strlen(prefix);
+    uint64_t looks = 0;
+    struct store_cursor cursor;
+    bool found = seek_name(&txn, prefix, after, &cursor);
+    bool matches = false;
+    for (; rc == 0; found = store_next(&cursor)) {
+        matches = found && cursor.key.bytes >= prefix_bytes &&
+                  memcmp(cursor.key.data, prefix, prefix_bytes) == 0;
+        if (!matches || count == limit || looks > LOOKS_MAX) break;
+        if (!format_read_u64(cursor.value.data, cursor.value.bytes, &infos[count].id)) {
+            rc = error_set(err, MEMD_ECORRUPT, "a name has a malformed id");
+            break;
+        }
+        rc = fill_info(catalog, &txn, arena, &infos[count], &looks, err);
+        count++;
+    }
+    store_cursor_close(&cursor);
+    if (rc == 0) rc = store_failed(&txn, err);
+    if (rc < 0) return rc;
+    *ret_infos = infos;
+    *ret_count = count;
+    *ret_more = matches;
+    return 0;
+}
+
+struct retain_job {
+    struct writer_job job;
+    uint64_t id, until_unix_ms;
+};
+
+static int run_retain(struct writer_job *job, struct error *err)
+{
+    struct retain_job *retain = (struct retain_job *)(void *)job;
+    struct catalog *catalog = job->catalog;
+    CLEANUP(store_abort) struct store_txn txn = { 0 };
+    int rc = store_begin(catalog->store, true, &txn, err);
+    CLEANUP(free_ptr) struct record *record = NULL;
+    if (rc == 0) rc = catalog_read_record(catalog, &txn, retain->id, &record, err);
+    if (rc < 0) return rc;
+    record->retained_until_unix_ms = retain->until_unix_ms;
+    catalog_put_record(&txn, retain->id, record);
+    rc = catalog_commit(catalog, &txn, 0, err);
+    if (rc < 0) return rc;
+    pthread_mutex_lock(&catalog->lock);
+    struct context *context = map_get(&catalog->residents, retain->id);
+    if (context != NULL && context->record != NULL)
+        context->record->retained_until_unix_ms = retain->until_unix_ms;
+    pthread_mutex_unlock(&catalog->lock);
+    return 0;
+}
+
+int catalog_retain(struct catalog *catalog, uint64_t context_id, uint64_t seconds,
+                   uint64_t *ret_until_unix_ms, struct error *err)
+{
+    if (seconds > LIMIT_PIN_SECONDS)
+        return error_set(err, MEMD_ELIMIT, "%" PRIu64 " seconds, %" PRIu64 " are the most", seconds,
+                         LIMIT_PIN_SECONDS);
+    struct retain_job retain = {
+        .job = { .run = run_retain, .catalog = catalog },
+        .id = context_id,
+        .until_unix_ms = seconds == 0 ? 0 : catalog_now_ms() + seconds * 1000,
+    };
+    int rc = writer_run(catalog->writer, &retain.job, err);
+    if (rc == 0) *ret_until_unix_ms = retain.until_unix_ms;
+    return rc;
+}

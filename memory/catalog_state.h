@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* catalog_state.h — the inside of a catalog; for the files of memory/ alone. */
+#ifndef MEMD_MEMORY_CATALOG_STATE_H
+#define MEMD_MEMORY_CATALOG_STATE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "base/list.h"
+#include "base/map.h"
+#include "memory/catalog.h"
+#include "memory/context_state.h"
+#include "memory/store.h"
+#include "memory/writer.h"
+
+/* X(name): counters of catalog_stats that only grow. */
+#define CATALOG_COUNTER_MAP(X)    \
+    X(commits_total)              \
+    X(syncs_total)                \
+    X(sealed_segments_total)      \
+    X(evicted_contexts_total)     \
+    X(commit_failures_total)      \
+    X(checksum_failures_total)    \
+    X(appended_tokens_total)      \
+    X(appended_bytes_total)       \
+    X(nonfinite_rejected_total)   \
+    X(recovered_contexts_total)   \
+    X(recovered_tokens_cut_total) \
+    X(commit_ns_total)            \
+    X(sync_ns_total)
+
+struct catalog {
+    char *path;
+    int lock_fd;
+    struct store *store;
+    struct writer *writer;
+    struct pool *pool;
+    size_t contexts_max;
+    uint64_t generation; /* unclean starts so far; immutable after open */
+
+    _Atomic uint64_t budget_bytes;
+    _Atomic uint64_t context_count, resident_count, stored_bytes, map_used_bytes, file_bytes;
+    struct {
+#define X(name) _Atomic uint64_t name;
+        CATALOG_COUNTER_MAP(X)
+#undef X
+    } counters;
+
+    uint64_t next_context, next_segment; /* writer */
+
+    pthread_mutex_t load_lock; /* serialises loading; taken before lock */
+    pthread_mutex_t lock;
+    pthread_cond_t unpinned;
+    struct map residents;  /* id → context; locked by lock */
+    struct list_link lru;  /* residents, least recently used first; locked by lock */
+};
+
+#define CATALOG_COUNT(catalog, name, amount) \
+    atomic_fetch_add_explicit(&(catalog)->counters.name, (amount), memory_order_relaxed)
+
+uint64_t catalog_now_ms(void);
+
+/* The record of a context, on the heap. MEMD_ENOCONTEXT when absent or being dropped. */
+int catalog_read_record(struct catalog *catalog, struct store_txn *txn, uint64_t id,
+                        struct record **ret_record, struct error *err);
+void catalog_put_record(struct store_txn *txn, uint64_t id, const struct record *record);
+
+/* Drop residents that nobody uses until the number fits. */
+void catalog_unload_idle(struct catalog *catalog);
+
+/* Commit a transaction that changed the stored bytes by `delta`, with the numbers that go along. Writer. */
+int catalog_commit(struct catalog *catalog, struct store_txn *txn, int64_t delta, struct error *err);
+
+/* One bounded step of removing a context whose record says dropping, in a transaction of its own: bytes given
+ * back are added to *bytes, *ret_done says whether the record is gone too. Writer. */
+int drop_step(struct catalog *catalog, uint64_t id, uint64_t *bytes, bool *ret_done, struct error *err);
+/* Mark as dropping and free the name. Writer. */
+int drop_begin(struct catalog *catalog, uint64_t id, struct error *err);
+/* The id of some context that is being dropped; false when there is none. */
+bool drop_pending(struct store_txn *txn, uint64_t *ret_id);
+
+/* The entry of the map that keeps others out while a context is dropped: the resident, or an empty one in its
+ * place. MEMD_EBUSY when it has to be idle and is not. With load_lock held. */
+int drop_claim(struct catalog *catalog, uint64_t id, bool only_idle, struct context **ret_context,
+               struct error *err);
+/* Take it out of the map: the data is gone. */
+void drop_release(struct catalog *catalog, struct context *context);
+/* Nothing was changed: give it back to others. */
+void drop_unclaim(struct catalog *catalog, struct context *context);
+
+/* When more is stored than the budget allows, drop least recently used contexts. Writer. */
+void evict_run(struct catalog *catalog);
+/* Is there room for `bytes` more? MEMD_EFULL. Writer. */
+int evict_check(struct catalog *catalog, uint64_t bytes, struct error *err);
+
+#endif

@@ -1,0 +1,242 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* commit.c — what a commit needs is fixed when the rows arrive (blocks are laid out and checksummed by the
+ * appender), so that here remain puts, and nothing that can fail after LMDB has said yes but finding the
+ * addresses of what was just written; where that fails, the block stays and answers from memory.
+ *
+ * A transaction takes whole contexts until it holds BATCH_BYTES: with one context it is bounded by the
+ * allowance of uncommitted bytes. If it fails, every context in it is cut back to what is committed.
+ */
+#include "memory/commit.h"
+
+#include <assert.h>
+#include <stdlib.h>
+
+#include "base/cleanup.h"
+#include "base/clock.h"
+#include "memory/catalog_state.h"
+#include "memory/chain.h"
+
+#define BATCH_BYTES (UINT64_C(256) << 20)
+
+struct batch {
+    struct catalog *catalog;
+    struct list_link contexts; /* in this transaction */
+    struct store_txn txn;
+    uint64_t rows_bytes;       /* put into it */
+    int64_t stored_delta;
+    uint64_t sealed;
+    unsigned char *scratch; /* one tail record */
+    size_t scratch_bytes;
+};
+
+/* Fix what this transaction will commit of a context. Bytes of rows. */
+static uint64_t begin_context(struct context *context)
+{
+    uint64_t tokens = 0;
+    pthread_mutex_lock(&context->lock);
+    for (uint32_t i = 0; i < context->record->model.layers; i++) {
+        struct layer *layer = &context->layers[i];
+        layer->writing = layer_tokens(layer);
+        tokens += layer->writing - layer->committed;
+    }
+    context->writing_sequence = context->sequence;
+    pthread_mutex_unlock(&context->lock);
+    return tokens * block_token_bytes(&context->shape);
+}
+
+static void put_value(struct batch *batch, struct context *context, const struct slot *slot, uint32_t head,
+                      enum format_kind kind)
+{
+    unsigned char key[FORMAT_KEY_BYTES_MAX];
+    size_t key_bytes = format_key_segment(slot->writing, head, kind, key);
+    struct slice value;
+    value.data = block_value(slot->block, &context->shape, head, kind, &value.bytes);
+    store_put(&batch->txn, STORE_SEGMENTS, (struct slice){ key, key_bytes }, value);
+}
+
+static void put_segment(struct batch *batch, struct context *context, uint32_t layer, size_t slot_idx,
+                        struct slot *slot)
+{
+    slot->writing = batch->catalog->next_segment++;
+    for (uint32_t head = 0; head < context->shape.heads; head++) {
+        put_value(batch, context, slot, head, FORMAT_KIND_K);
+        put_value(batch, context, slot, head, FORMAT_KIND_V);
+    }
+    if (slot->block->has_ids) put_value(batch, context, slot, 0, FORMAT_KIND_IDS);
+    struct chain_key key = { context->id, layer, (uint32_t)slot_idx };
+    uint64_t bytes = block_segment_bytes(&context->shape, slot->block->has_ids);
+    chain_put(&batch->txn, &key, slot->writing, bytes, &batch->stored_delta);
+    batch->sealed++;
+}
+
+static int put_tail(struct batch *batch, struct context *context, uint32_t layer, uint64_t from, uint64_t to,
+                    const struct slot *slot)
+{
+    bool has_ids = slot->block->has_ids;
+    size_t bytes = block_tail_bytes(&context->shape, to - from, has_ids);
+    if (bytes > batch->scratch_bytes) {
+        unsigned char *larger = realloc(batch->scratch, bytes);
+        if (larger == NULL) return MEMD_ENOMEM;
+        batch->scratch = larger;
+        batch->scratch_bytes = bytes;
+    }
+    block_tail_encode(slot->block, &context->shape, from, to - from, has_ids, batch->scratch);
+    unsigned char key[FORMAT_KEY_BYTES_MAX];
+    size_t key_bytes = format_key_tail(context->id, layer, from, key);
+    store_put(&batch->txn, STORE_TAILS, (struct slice){ key, key_bytes },
+              (struct slice){ batch->scratch, bytes });
+    batch->stored_delta += (int64_t)bytes;
+    return 0;
+}
+
+/* A copy of the slot; the appender may move the array meanwhile. */
+static struct slot read_slot(struct context *context, const struct layer *layer, size_t idx)
+{
+    pthread_mutex_lock(&context->lock);
+    assert(idx < layer->slot_count);
+    struct slot slot = layer->slots[idx];
+    pthread_mutex_unlock(&context->lock);
+    return slot;
+}
+
+static int put_layer(struct batch *batch, struct context *context, uint32_t layer_idx)
+{
+    struct layer *layer = &context->layers[layer_idx];
+    uint64_t from = layer->committed;
+    while (from < layer->writing) {
+        size_t idx = from / FORMAT_SEGMENT_TOKENS;
+        uint64_t slot_end = ((uint64_t)idx + 1) * FORMAT_SEGMENT_TOKENS;
+        uint64_t to = layer->writing < slot_end ? layer->writing : slot_end;
+        struct slot slot = read_slot(context, layer, idx);
+        assert(slot.block != NULL && slot.segment == 0);
+        if (to < slot_end) {
+            int rc = put_tail(batch, context, layer_idx, from, to, &slot);
+            if (rc < 0) return rc;
+        } else {
+            put_segment(batch, context, layer_idx, idx, &slot);
+            if (from % FORMAT_SEGMENT_TOKENS != 0) {
+                struct tail_key first = { context->id, layer_idx, slot_end - FORMAT_SEGMENT_TOKENS };
+                chain_cut_tails(&batch->txn, &first, slot_end, &batch->stored_delta);
+            }
+            pthread_mutex_lock(&context->lock);
+            layer->slots[idx].writing = slot.writing;
+            pthread_mutex_unlock(&context->lock);
+        }
+        from = to;
+    }
+    return 0;
+}
+
+static int put_context(struct batch *batch, struct context *context, struct error *err)
+{
+    for (uint32_t i = 0; i < context->record->model.layers; i++) {
+        int rc = put_layer(batch, context, i);
+        if (rc < 0) return error_set(err, rc, "no memory for a tail record");
+    }
+    return store_failed(&batch->txn, err);
+}
+
+/* Replace the block of a committed slot by the addresses of its values. */
+static void publish_slot(struct context *context, struct layer *layer, size_t idx, struct store_txn *txn)
+{
+    struct slot slot = read_slot(context, layer, idx);
+    struct segment_values values = { .values = slot.values };
+    uint64_t position = (uint64_t)idx * FORMAT_SEGMENT_TOKENS;
+    bool mapped = txn != NULL &&
+                  context_find_values(context, txn, slot.writing, position, false, &values, NULL) == 0;
+    pthread_mutex_lock(&context->lock);
+    struct slot *place = &layer->slots[idx];
+    place->segment = slot.writing;
+    place->writing = 0;
+    struct block *block = NULL;
+    if (mapped) {
+        block = place->block;
+        place->block = NULL;
+        place->ids = values.ids;
+        place->mapped = true;
+    }
+    pthread_mutex_unlock(&context->lock);
+    block_put(block);
+}
+
+static void publish_context(struct context *context, struct store_txn *txn)
+{
+    for (uint32_t i = 0; i < context->record->model.layers; i++) {
+        struct layer *layer = &context->layers[i];
+        size_t end = layer->writing / FORMAT_SEGMENT_TOKENS;
+        for (size_t idx = layer->committed / FORMAT_SEGMENT_TOKENS; idx < end; idx++) {
+            publish_slot(context, layer, idx, txn);
+        }
+    }
+    pthread_mutex_lock(&context->lock);
+    for (uint32_t i = 0; i < context->record->model.layers; i++) {
+        context->layers[i].committed = context->layers[i].writing;
+    }
+    context->committed_sequence = context->writing_sequence;
+    pthread_mutex_unlock(&context->lock);
+}
+
+static void publish_batch(struct batch *batch)
+{
+    CLEANUP(store_abort) struct store_txn txn = { 0 };
+    bool reading = store_begin(batch->catalog->store, false, &txn, NULL) == 0;
+    for (struct list_link *link; (link = list_take_first(&batch->contexts)) != NULL;) {
+        publish_context(LIST_ENTRY(link, struct context, batch_link), reading ? &txn : NULL);
+    }
+    CATALOG_COUNT(batch->catalog, sealed_segments_total, batch->sealed);
+}
+
+/* Fill one transaction from `waiting`. */
+static int fill_batch(struct batch *batch, struct list_link *waiting, struct error *err)
+{
+    int rc = store_begin(batch->catalog->store, true, &batch->txn, err);
+    while (!list_empty(waiting) && (batch->rows_bytes < BATCH_BYTES || rc < 0)) {
+        struct list_link *link = list_take_first(waiting);
+        list_append(&batch->contexts, link);
+        if (rc < 0) continue; /* what cannot be begun is taken back, all of it */
+        struct context *context = LIST_ENTRY(link, struct context, batch_link);
+        uint64_t bytes = begin_context(context);
+        batch->rows_bytes += bytes;
+        rc = evict_check(batch->catalog, batch->rows_bytes, err);
+        if (rc == 0) rc = put_context(batch, context, err);
+        if (rc < 0) break;
+    }
+    return rc;
+}
+
+static int commit_some(struct batch *batch, struct list_link *waiting, uint64_t *bytes, struct error *err)
+{
+    uint64_t start = clock_monotonic_ns();
+    int rc = fill_batch(batch, waiting, err);
+    if (rc == 0) rc = catalog_commit(batch->catalog, &batch->txn, batch->stored_delta, err);
+    store_abort(&batch->txn);
+    CATALOG_COUNT(batch->catalog, commit_ns_total, clock_monotonic_ns() - start);
+    if (rc == 0) {
+        *bytes += batch->rows_bytes;
+        publish_batch(batch);
+        return 0;
+    }
+    for (struct list_link *link; (link = list_take_first(&batch->contexts)) != NULL;) {
+        *bytes += context_roll_back(LIST_ENTRY(link, struct context, batch_link), rc);
+    }
+    return rc;
+}
+
+int commit_contexts(struct catalog *catalog, struct list_link *contexts, uint64_t *ret_bytes,
+                    struct error *err)
+{
+    uint64_t bytes = 0;
+    int first = 0;
+    CLEANUP(free_ptr) unsigned char *scratch = NULL;
+    size_t scratch_bytes = 0;
+    while (!list_empty(contexts)) {
+        struct batch batch = { .catalog = catalog, .scratch = scratch, .scratch_bytes = scratch_bytes };
+        list_init(&batch.contexts);
+        int rc = commit_some(&batch, contexts, &bytes, first == 0 ? err : NULL);
+        if (rc < 0 && first == 0) first = rc;
+        scratch = batch.scratch;
+        scratch_bytes = batch.scratch_bytes;
+    }
+    *ret_bytes = bytes;
+    return first;
+}

@@ -1,0 +1,246 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* context_append.c — all or nothing: check everything, get all memory, copy, then make it visible at once.
+ *
+ * Rows are copied straight into the layout of a segment (block.h), and a block that becomes full is
+ * checksummed here, on the caller's thread, so that the writer only puts bytes. Room for uncommitted bytes
+ * is reserved before any lock is taken: that may wait for the writer, and the writer may wait for the lock.
+ */
+#include <assert.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "base/error.h"
+#include "base/half.h"
+#include "memory/catalog_state.h"
+
+struct appending {
+    struct context *context;
+    const struct append_layer *layers;
+    size_t count;
+};
+
+static size_t rows_of(const struct append_layer *part)
+{
+    assert(part->k.dims == 3 && part->v.dims == 3);
+    return part->k.shape[0];
+}
+
+/* Rows [skip, n) of a part. */
+static struct rows rows_from(const struct context *context, const struct append_layer *part, size_t skip,
+                             size_t count)
+{
+    size_t token_bytes = block_token_bytes(&context->shape) / 2;
+    assert(skip + count <= rows_of(part));
+    return (struct rows){
+        .k = (const unsigned char *)part->k.data + skip * token_bytes,
+        .v = (const unsigned char *)part->v.data + skip * token_bytes,
+        .ids = part->token_ids == NULL ? NULL : part->token_ids + skip,
+        .count = count,
+    };
+}
+
+static int check_position(struct context *context, const struct append_layer *part, struct error *err)
+{
+    if (part->layer >= context->record->model.layers)
+        return error_set(err, MEMD_EINVAL, "layer %" PRIu32 " of a model with %" PRIu32 " layers", part->layer,
+                         context->record->model.layers);
+    uint64_t tokens = layer_tokens(&context->layers[part->layer]);
+    if (part->position > tokens)
+        return error_set(err, MEMD_EPOSITION, "layer %" PRIu32 " holds %" PRIu64 " tokens, the append starts at %"
+                         PRIu64, part->layer, tokens, part->position);
+    if (rows_of(part) > LIMIT_TOKENS - part->position)
+        return error_set(err, MEMD_ELIMIT, "layer %" PRIu32 " would pass %" PRIu64 " tokens", part->layer,
+                         LIMIT_TOKENS);
+    return 0;
+}
+
+static int check_once(const struct appending *appending, struct error *err)
+{
+    unsigned char named[LIMIT_LAYERS / 8] = { 0 };
+    for (size_t i = 0; i < appending->count; i++) {
+        uint32_t layer = appending->layers[i].layer;
+        if ((named[layer / 8] >> (layer % 8) & 1) != 0)
+            return error_set(err, MEMD_EINVAL, "layer %" PRIu32 " stands twice in one append", layer);
+        named[layer / 8] = (unsigned char)(named[layer / 8] | 1u << (layer % 8));
+    }
+    return 0;
+}
+
+static int check_finite(struct context *context, const struct append_layer *part, size_t skip,
+                        const struct tensor *tensor, struct error *err)
+{
+    uint32_t heads = context->shape.heads, dim = context->shape.head_dim;
+    size_t offset = skip * heads * dim, count = (rows_of(part) - skip) * heads * dim, bad = 0;
+    const unsigned char *data = (const unsigned char *)tensor->data + offset * dtype_bytes(tensor->dtype);
+    size_t at = half_find_nonfinite(data, tensor->dtype, count, &bad);
+    if (at == count) return 0;
+    CATALOG_COUNT(context->catalog, nonfinite_rejected_total, bad);
+    return error_set(err, MEMD_ENONFINITE, "layer %" PRIu32 " %s at position %" PRIu64 " head %zu dimension %zu "
+                     "is NaN or infinite, %zu such values", part->layer, tensor == &part->k ? "k" : "v",
+                     part->position + skip + at / ((size_t)heads * dim), at / dim % heads, at % dim, bad);
+}
+
+/* Are `count` rows from `position` on what is stored there, all inside one slot? */
+static bool slot_equals(struct context *context, struct layer *layer, uint64_t position, const struct rows *rows)
+{
+    size_t idx = position / FORMAT_SEGMENT_TOKENS, first = position % FORMAT_SEGMENT_TOKENS;
+    pthread_mutex_lock(&context->lock);
+    struct slot slot = layer->slots[idx];
+    if (slot.block != NULL) block_get(slot.block);
+    pthread_mutex_unlock(&context->lock);
+    bool equal = slot.block != NULL ? block_equals(slot.block, &context->shape, first, rows)
+                                    : block_values_equal(slot.values, &context->shape, first, rows);
+    block_put(slot.block);
+    return equal;
+}
+
+/* The part of an append that lies below the token count must repeat it. *ret_skip = rows that do. */
+static int check_repeat(struct context *context, const struct append_layer *part, size_t *ret_skip,
+                        struct error *err)
+{
+    struct layer *layer = &context->layers[part->layer];
+    uint64_t tokens = layer_tokens(layer), position = part->position;
+    size_t overlap = tokens - position < rows_of(part) ? (size_t)(tokens - position) : rows_of(part);
+    *ret_skip = overlap;
+    if (overlap == 0) return 0;
+    int rc = context_map(context, layer, (size_t)((position + overlap - 1) / FORMAT_SEGMENT_TOKENS) + 1, err);
+    for (size_t done = 0; rc == 0 && done < overlap;) {
+        size_t room = FORMAT_SEGMENT_TOKENS - (position + done) % FORMAT_SEGMENT_TOKENS;
+        size_t count = overlap - done < room ? overlap - done : room;
+        struct rows rows = rows_from(context, part, done, count);
+        if (!slot_equals(context, layer, position + done, &rows))
+            return error_set(err, MEMD_EPOSITION, "layer %" PRIu32 " holds %" PRIu64 " tokens and other bytes than "
+                             "the append at %" PRIu64 " to %" PRIu64, part->layer, tokens, position + done,
+                             position + done + count);
+        done += count;
+    }
+    return rc;
+}
+
+static int get_block(struct context *context, struct layer *layer, size_t idx, struct error *err)
+{
+    pthread_mutex_lock(&context->lock);
+    int rc = context_grow(layer, idx, err);
+    struct slot *slot = rc == 0 ? &layer->slots[idx] : NULL;
+    if (slot != NULL && slot->block == NULL) slot->block = block_new(&context->shape);
+    if (slot != NULL && slot->values == NULL)
+        slot->values = calloc((size_t)2 * context->shape.heads, sizeof *slot->values);
+    bool got = slot != NULL && slot->block != NULL && slot->values != NULL;
+    pthread_mutex_unlock(&context->lock);
+    return got || rc < 0 ? rc : error_set(err, MEMD_ENOMEM, "no memory for 1024 tokens of a layer");
+}
+
+/* All memory that the part needs: a slot with a block for every row. */
+static int prepare(struct context *context, const struct append_layer *part, size_t skip, struct error *err)
+{
+    struct layer *layer = &context->layers[part->layer];
+    uint64_t end = part->position + rows_of(part);
+    if (rows_of(part) == skip) return 0;
+    int rc = 0;
+    for (size_t idx = (part->position + skip) / FORMAT_SEGMENT_TOKENS;
+         rc == 0 && idx <= (end - 1) / FORMAT_SEGMENT_TOKENS; idx++) {
+        rc = get_block(context, layer, idx, err);
+    }
+    return rc;
+}
+
+static void copy_rows(struct context *context, const struct append_layer *part, size_t skip)
+{
+    struct layer *layer = &context->layers[part->layer];
+    for (size_t done = skip; done < rows_of(part);) {
+        uint64_t position = part->position + done;
+        size_t idx = position / FORMAT_SEGMENT_TOKENS, first = position % FORMAT_SEGMENT_TOKENS;
+        size_t room = FORMAT_SEGMENT_TOKENS - first;
+        size_t count = rows_of(part) - done < room ? rows_of(part) - done : room;
+        struct rows rows = rows_from(context, part, done, count);
+        pthread_mutex_lock(&context->lock);
+        struct block *block = layer->slots[idx].block;
+        block->has_ids = (first == 0 || block->has_ids) && rows.ids != NULL;
+        bool has_ids = block->has_ids;
+        pthread_mutex_unlock(&context->lock);
+        block_write(block, &context->shape, first, &rows);
+        if (count == room) block_seal(block, &context->shape, position - first, has_ids);
+        done += count;
+    }
+}
+
+static void publish(const struct appending *appending, struct progress *ret_progress)
+{
+    struct context *context = appending->context;
+    uint64_t least = UINT64_MAX;
+    pthread_mutex_lock(&context->lock);
+    for (size_t i = 0; i < appending->count; i++) {
+        const struct append_layer *part = &appending->layers[i];
+        struct layer *layer = &context->layers[part->layer];
+        uint64_t end = part->position + rows_of(part), tokens = layer_tokens(layer);
+        if (end > tokens) atomic_store_explicit(&layer->tokens, tokens = end, memory_order_release);
+        if (tokens < least) least = tokens;
+    }
+    ret_progress->sequence = ++context->sequence;
+    ret_progress->tokens = least == UINT64_MAX ? 0 : least;
+    ret_progress->committed_tokens = context_common(context, layer_committed);
+    ret_progress->synced_tokens = context_common(context, layer_synced);
+    pthread_mutex_unlock(&context->lock);
+}
+
+/* An earlier failure that nobody asked for: said once, before anything is taken. */
+static int tell_failure(struct context *context, struct error *err)
+{
+    pthread_mutex_lock(&context->lock);
+    int code = context->unreported_code;
+    context->unreported_code = 0;
+    pthread_mutex_unlock(&context->lock);
+    if (code == 0) return 0;
+    return error_set(err, code, "an earlier commit of this context failed (%s), its tokens were taken back; "
+                     "nothing of this append was taken", error_text(code));
+}
+
+/* *ret_bytes: what of the append was new. */
+static int append(const struct appending *appending, uint64_t *ret_bytes, struct progress *ret_progress,
+                  struct error *err)
+{
+    struct context *context = appending->context;
+    size_t skip[LIMIT_APPEND_LAYERS];
+    uint64_t fresh = 0;
+    int rc = tell_failure(context, err);
+    for (size_t i = 0; rc == 0 && i < appending->count; i++) {
+        rc = check_position(context, &appending->layers[i], err);
+    }
+    if (rc == 0) rc = check_once(appending, err);
+    for (size_t i = 0; rc == 0 && i < appending->count; i++) {
+        const struct append_layer *part = &appending->layers[i];
+        rc = check_repeat(context, part, &skip[i], err);
+        if (rc == 0) rc = check_finite(context, part, skip[i], &part->k, err);
+        if (rc == 0) rc = check_finite(context, part, skip[i], &part->v, err);
+        if (rc == 0) rc = prepare(context, part, skip[i], err);
+        if (rc == 0) fresh += rows_of(part) - skip[i];
+    }
+    if (rc < 0) return rc;
+    for (size_t i = 0; i < appending->count; i++) copy_rows(context, &appending->layers[i], skip[i]);
+    publish(appending, ret_progress);
+    *ret_bytes = fresh * block_token_bytes(&context->shape);
+    CATALOG_COUNT(context->catalog, appended_tokens_total, fresh);
+    CATALOG_COUNT(context->catalog, appended_bytes_total, *ret_bytes);
+    return 0;
+}
+
+int context_append(struct context *context, const struct append_layer *layers, size_t count,
+                   struct progress *ret_progress, struct error *err)
+{
+    if (count > LIMIT_APPEND_LAYERS)
+        return error_set(err, MEMD_ELIMIT, "append names %zu layers, %u are allowed", count, LIMIT_APPEND_LAYERS);
+    struct appending appending = { context, layers, count };
+    uint64_t reserved = 0, taken = 0;
+    for (size_t i = 0; i < count; i++) reserved += rows_of(&layers[i]) * block_token_bytes(&context->shape);
+    struct writer *writer = context->catalog->writer;
+    int rc = writer_reserve(writer, reserved, err);
+    if (rc < 0) return rc;
+    pthread_mutex_lock(&context->append_lock);
+    pthread_rwlock_rdlock(&context->use);
+    rc = append(&appending, &taken, ret_progress, err);
+    if (rc == 0) writer_mark(writer, context);
+    pthread_rwlock_unlock(&context->use);
+    pthread_mutex_unlock(&context->append_lock);
+    writer_release(writer, reserved - taken);
+    return rc;
+}

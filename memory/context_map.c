@@ -1,0 +1,203 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* context_map.c — from segments to addresses, from slots to views.
+ *
+ * The address of a sealed value does not change while the value lives, and values die only in truncate and
+ * drop, which hold the context exclusively. So an address is looked up once, and a query walks plain
+ * arrays. A value that was read from the disk is verified once, before anybody sees its address.
+ */
+#include <assert.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "attention/view.h"
+#include "base/arena.h"
+#include "base/cleanup.h"
+#include "base/error.h"
+#include "memory/catalog_state.h"
+
+struct expected {
+    uint64_t segment, position;
+    uint32_t head;
+    enum format_kind kind;
+    bool verify;
+};
+
+static int check_value(struct context *context, const struct expected *expected, struct slice value,
+                       struct error *err)
+{
+    struct value_header header;
+    struct error why = { 0 };
+    int rc = format_decode(value.data, value.bytes, &header, &why);
+    if (rc == 0 && (header.kind != expected->kind || header.position != expected->position ||
+                    header.model_hash != context->shape.model_hash || header.tokens != FORMAT_SEGMENT_TOKENS))
+        rc = error_set(&why, MEMD_ECORRUPT, "the header belongs to another value");
+    if (rc == 0 && expected->kind != FORMAT_KIND_IDS &&
+        (header.heads != 1 || header.head_dim != context->shape.head_dim ||
+         header.dtype != context->shape.dtype))
+        rc = error_set(&why, MEMD_ECORRUPT, "the shape is not that of the model");
+    if (rc == 0 && expected->verify) rc = format_verify(value.data, value.bytes, &why);
+    if (rc == 0) return 0;
+    CATALOG_COUNT(context->catalog, checksum_failures_total, 1);
+    return error_set(err, rc, "context %" PRIu64 " segment %" PRIu64 " head %" PRIu32 " kind %d: %s",
+                     context->id, expected->segment, expected->head, (int)expected->kind, why.text);
+}
+
+/* *ret_rows stays NULL when an optional value is absent. */
+static int find_value(struct context *context, struct store_txn *txn, const struct expected *expected,
+                      const unsigned char **ret_rows, struct error *err)
+{
+    unsigned char key[FORMAT_KEY_BYTES_MAX];
+    size_t key_bytes = format_key_segment(expected->segment, expected->head, expected->kind, key);
+    struct slice value;
+    if (!store_get(txn, STORE_SEGMENTS, (struct slice){ key, key_bytes }, &value)) {
+        int rc = store_failed(txn, err);
+        if (rc < 0 || expected->kind == FORMAT_KIND_IDS) return rc;
+        CATALOG_COUNT(context->catalog, checksum_failures_total, 1);
+        return error_set(err, MEMD_ECORRUPT, "context %" PRIu64 " segment %" PRIu64 " head %" PRIu32
+                         " kind %d is missing", context->id, expected->segment, expected->head,
+                         (int)expected->kind);
+    }
+    int rc = check_value(context, expected, value, err);
+    if (rc < 0) return rc;
+    const unsigned char *rows = (const unsigned char *)value.data + FORMAT_HEADER_BYTES;
+    /* Payloads stand 64 bytes behind the start of a page (format.h). An LMDB that laid values out otherwise
+     * would break every promise about addresses too, so there is no slow path to fall back to. */
+    assert((uintptr_t)rows % 16 == 0);
+    *ret_rows = rows;
+    return 0;
+}
+
+int context_find_values(struct context *context, struct store_txn *txn, uint64_t segment,
+                        uint64_t position, bool verify, struct segment_values *values, struct error *err)
+{
+    struct expected expected = { .segment = segment, .position = position, .verify = verify };
+    for (uint32_t i = 0; i < 2 * context->shape.heads; i++) {
+        expected.head = i % context->shape.heads;
+        expected.kind = i < context->shape.heads ? FORMAT_KIND_K : FORMAT_KIND_V;
+        int rc = find_value(context, txn, &expected, &values->values[i], err);
+        if (rc < 0) return rc;
+    }
+    expected.head = 0;
+    expected.kind = FORMAT_KIND_IDS;
+    values->ids = NULL;
+    return find_value(context, txn, &expected, &values->ids, err);
+}
+
+/* The first sealed slot below `count` that is not mapped; SIZE_MAX = none. */
+static size_t next_unmapped(struct context *context, struct layer *layer, size_t from, size_t count,
+                            uint64_t *ret_segment)
+{
+    size_t found = SIZE_MAX;
+    pthread_mutex_lock(&context->lock);
+    for (size_t i = from; layer->unmapped > 0 && i < count && i < layer->slot_count; i++) {
+        const struct slot *slot = &layer->slots[i];
+        if (slot->segment == 0 || slot->block != NULL || slot->mapped) continue;
+        found = i;
+        *ret_segment = slot->segment;
+        break;
+    }
+    pthread_mutex_unlock(&context->lock);
+    return found;
+}
+
+static int map_slot(struct context *context, struct layer *layer, size_t idx, uint64_t segment,
+                    struct error *err)
+{
+    CLEANUP(free_ptr) const unsigned char **rows = calloc((size_t)2 * context->shape.heads, sizeof *rows);
+    if (rows == NULL) return error_set(err, MEMD_ENOMEM, "no memory for addresses");
+    CLEANUP(store_abort) struct store_txn txn = { 0 };
+    int rc = store_begin(context->catalog->store, false, &txn, err);
+    if (rc < 0) return rc;
+    struct segment_values values = { .values = rows };
+    rc = context_find_values(context, &txn, segment, (uint64_t)idx * FORMAT_SEGMENT_TOKENS, true, &values, err);
+    if (rc < 0) return rc;
+    pthread_mutex_lock(&context->lock);
+    struct slot *slot = &layer->slots[idx];
+    assert(slot->segment == segment && slot->values == NULL);
+    slot->values = TAKE(rows);
+    slot->ids = values.ids;
+    slot->mapped = true;
+    layer->unmapped--;
+    pthread_mutex_unlock(&context->lock);
+    return 0;
+}
+
+int context_map(struct context *context, struct layer *layer, size_t slot_count, struct error *err)
+{
+    uint64_t segment = 0;
+    size_t idx = next_unmapped(context, layer, 0, slot_count, &segment);
+    if (idx == SIZE_MAX) return 0;
+    int rc = 0;
+    pthread_mutex_lock(&context->map_lock);
+    idx = next_unmapped(context, layer, idx, slot_count, &segment);
+    while (rc == 0 && idx != SIZE_MAX) {
+        rc = map_slot(context, layer, idx, segment, err);
+        if (rc == 0) idx = next_unmapped(context, layer, idx + 1, slot_count, &segment);
+    }
+    pthread_mutex_unlock(&context->map_lock);
+    return rc;
+}
+
+static void view_of(const struct context *context, const struct slot *slot, uint32_t head,
+                    struct view *ret_view)
+{
+    if (slot->block != NULL) {
+        ret_view->k = block_rows(slot->block, &context->shape, head, FORMAT_KIND_K);
+        ret_view->v = block_rows(slot->block, &context->shape, head, FORMAT_KIND_V);
+    } else {
+        assert(slot->mapped);
+        ret_view->k = slot->values[head];
+        ret_view->v = slot->values[context->shape.heads + head];
+    }
+    ret_view->k_stride_bytes = ret_view->v_stride_bytes = context->shape.row_bytes;
+    ret_view->dtype = context->shape.dtype;
+}
+
+/* With lock held: nothing but copying. */
+static void fill_views(struct context *context, const struct layer *layer, struct view *views,
+                       struct snapshot *snapshot)
+{
+    for (size_t i = 0; i < snapshot->view_count; i++) {
+        const struct slot *slot = &layer->slots[i];
+        uint64_t position = (uint64_t)i * FORMAT_SEGMENT_TOKENS;
+        uint64_t left = snapshot->seen - position;
+        if (slot->block != NULL) snapshot->blocks[snapshot->block_count++] = block_get(slot->block);
+        for (uint32_t head = 0; head < context->shape.heads; head++) {
+            struct view *view = &views[head * snapshot->view_count + i];
+            view_of(context, slot, head, view);
+            view->position = position;
+            view->tokens = left < FORMAT_SEGMENT_TOKENS ? (size_t)left : FORMAT_SEGMENT_TOKENS;
+        }
+    }
+}
+
+int snapshot_take(struct context *context, uint32_t layer_idx, uint64_t limit, struct arena *arena,
+                  struct snapshot *ret_snapshot, struct error *err)
+{
+    struct layer *layer = &context->layers[layer_idx];
+    struct snapshot snapshot = { .tokens = layer_tokens(layer) };
+    snapshot.seen = snapshot.tokens < limit ? snapshot.tokens : limit;
+    snapshot.view_count = (size_t)((snapshot.seen + FORMAT_SEGMENT_TOKENS - 1) / FORMAT_SEGMENT_TOKENS);
+    if (snapshot.view_count == 0) {
+        *ret_snapshot = snapshot;
+        return 0;
+    }
+    int rc = context_map(context, layer, snapshot.view_count, err);
+    if (rc < 0) return rc;
+    struct view *views = arena_calloc(arena, context->shape.heads * snapshot.view_count, sizeof *views);
+    snapshot.blocks = arena_calloc(arena, snapshot.view_count, sizeof *snapshot.blocks);
+    if (views == NULL || snapshot.blocks == NULL)
+        return error_set(err, MEMD_ENOMEM, "no memory for %zu views", snapshot.view_count);
+    pthread_mutex_lock(&context->lock);
+    fill_views(context, layer, views, &snapshot);
+    pthread_mutex_unlock(&context->lock);
+    snapshot.views = views;
+    *ret_snapshot = snapshot;
+    return 0;
+}
+
+void snapshot_release(struct snapshot *snapshot)
+{
+    for (size_t i = 0; i < snapshot->block_count; i++) block_put(snapshot->blocks[i]);
+    snapshot->block_count = 0;
+}

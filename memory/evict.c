@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* evict.c — what happens when there is too much: least recently used contexts go, down to nine tenths of the
+ * budget, so that one eviction makes room for many appends. Retained ones, pinned ones and ones with rows
+ * on the way are passed over. Retention ends by itself (catalog_retain), so nothing can wedge the store for good.
+ *
+ * The table of contexts is scanned for each victim: eviction writes megabytes, reading a few thousand records of
+ * 300 bytes does not show, and there is no second list that could disagree with the records.
+ */
+#include <inttypes.h>
+#include <stdlib.h>
+
+#include "base/cleanup.h"
+#include "base/error.h"
+#include "memory/catalog_state.h"
+
+enum { MARGIN_BYTES = 1 << 20 };
+
+int evict_check(struct catalog *catalog, uint64_t bytes, struct error *err)
+{
+    uint64_t budget = atomic_load(&catalog->budget_bytes), stored = atomic_load(&catalog->stored_bytes);
+    if (budget > 0 && stored > budget)
+        return error_set(err, MEMD_EFULL, "%" PRIu64 " bytes are stored, the budget is %" PRIu64
+                         ", and nothing can be evicted", stored, budget);
+    struct store_space space;
+    store_get_space(catalog->store, &space);
+    uint64_t wanted = bytes + bytes / 32 + MARGIN_BYTES;
+    uint64_t room = space.map_bytes > space.used_bytes ? space.map_bytes - space.used_bytes : 0;
+    if (wanted <= room) return 0;
+    room += store_free_bytes(catalog->store);
+    if (wanted <= room) return 0;
+    return error_set(err, MEMD_EFULL, "%" PRIu64 " bytes do not fit into the %" PRIu64 " that the map of %" PRIu64
+                     " has left", bytes, room, space.map_bytes);
+}
+
+struct candidate {
+    uint64_t id, used_unix_ms;
+};
+
+/* Is this record older than the best so far, and may it go? */
+static void consider(struct catalog *catalog, uint64_t id, const struct record *record, uint64_t now_ms,
+                     struct candidate *best)
+{
+    uint64_t used = record->used_unix_ms, retained = record->retained_until_unix_ms;
+    bool free_to_go = !record->dropping;
+    pthread_mutex_lock(&catalog->lock);
+    struct context *context = map_get(&catalog->residents, id);
+    if (context != NULL && context->record != NULL) {
+        used = atomic_load(&context->used_unix_ms);
+        retained = context->record->retained_until_unix_ms;
+    }
+    if (context != NULL)
+        free_to_go = !context->dropping && context->pins == 0 && !writer_is_dirty(catalog->writer, context);
+    pthread_mutex_unlock(&catalog->lock);
+    if (!free_to_go || retained > now_ms || used >= best->used_unix_ms) return;
+    *best = (struct candidate){ id, used };
+}
+
+static bool find_victim(struct catalog *catalog, uint64_t *ret_id)
+{
+    CLEANUP(free_ptr) struct record *record = malloc(sizeof *record);
+    CLEANUP(store_abort) struct store_txn txn = { 0 };
+    if (record == NULL || store_begin(catalog->store, false, &txn, NULL) < 0) return false;
+    struct candidate best = { .used_unix_ms = UINT64_MAX };
+    uint64_t now_ms = catalog_now_ms(), id = 0;
+    struct store_cursor cursor;
+    bool found = store_seek(&txn, STORE_CONTEXTS, (struct slice){ NULL, 0 }, &cursor);
+    for (; found; found = store_next(&cursor)) {
+        if (!format_read_id(cursor.key.data, cursor.key.bytes, &id)) continue;
+        if (record_decode(cursor.value.data, cursor.value.bytes, record, NULL) < 0) continue;
+        consider(catalog, id, record, now_ms, &best);
+    }
+    store_cursor_close(&cursor);
+    if (best.id == 0) return false;
+    *ret_id = best.id;
+    return true;
+}
+
+static int drop_victim(struct catalog *catalog, uint64_t id)
+{
+    struct context *context = NULL;
+    /* A worker that loads a context may be waiting for this thread: never wait for it. */
+    if (pthread_mutex_trylock(&catalog->load_lock) != 0) return MEMD_EBUSY;
+    int rc = drop_claim(catalog, id, true, &context, NULL);
+    pthread_mutex_unlock(&catalog->load_lock);
+    if (rc < 0) return rc;
+    rc = drop_begin(catalog, id, NULL);
+    if (rc < 0) {
+        drop_unclaim(catalog, context);
+        return rc;
+    }
+    uint64_t bytes = 0;
+    bool done = false;
+    writer_forget(catalog->writer, context);
+    while (rc == 0 && !done) rc = drop_step(catalog, id, &bytes, &done, NULL);
+    drop_release(catalog, context);
+    CATALOG_COUNT(catalog, evicted_contexts_total, 1);
+    return rc;
+}
+
+void evict_run(struct catalog *catalog)
+{
+    uint64_t budget = atomic_load(&catalog->budget_bytes), id = 0;
+    if (budget == 0 || atomic_load(&catalog->stored_bytes) <= budget) return;
+    uint64_t target = budget / 10 * 9;
+    while (atomic_load(&catalog->stored_bytes) > target && find_victim(catalog, &id)) {
+        if (drop_victim(catalog, id) < 0) return;
+    }
+}

@@ -1,0 +1,248 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* format.c — encoding by hand, field by field: a struct is never copied to disk, so neither padding nor the
+ * compiler's layout nor the byte order of the machine can leak into a file.
+ *
+ * The checksum covers the header with its own field zero. When sealing, header and payload stand together
+ * and are hashed in one call; when verifying, the value lies in a read-only map, so the header is copied,
+ * its checksum cleared, and the two parts are streamed. Both give the same number.
+ */
+#include "memory/format.h"
+
+#include <assert.h>
+#include <inttypes.h>
+#include <string.h>
+
+#define XXH_INLINE_ALL /* the state on the stack needs its definition; one user, so no code is doubled */
+#include <xxhash.h>
+
+#include "base/bytes.h"
+#include "base/error.h"
+#include "base/tensor.h"
+
+enum { CHECKSUM_OFFSET = 40 };
+
+uint64_t format_hash(const void *data, size_t bytes)
+{
+    return XXH3_64bits(data, bytes);
+}
+
+static void put_header(const struct value_header *header, uint64_t checksum, unsigned char *value)
+{
+    struct bytes_writer out = bytes_writer(value, FORMAT_HEADER_BYTES);
+    bytes_put_le32(&out, FORMAT_MAGIC);
+    bytes_put_u8(&out, FORMAT_VERSION);
+    bytes_put_u8(&out, header->kind);
+    bytes_put_u8(&out, header->dtype);
+    bytes_put_u8(&out, header->flags);
+    bytes_put_le32(&out, header->tokens);
+    bytes_put_le16(&out, header->head_dim);
+    bytes_put_le16(&out, header->heads);
+    bytes_put_le64(&out, header->payload_bytes);
+    bytes_put_le64(&out, header->position);
+    bytes_put_le64(&out, header->model_hash);
+    bytes_put_le64(&out, checksum);
+    assert(!out.bad && out.offset == FORMAT_HEADER_BYTES);
+}
+
+void format_seal(const struct value_header *header, unsigned char *value)
+{
+    assert(header->kind >= FORMAT_KIND_K && header->kind <= FORMAT_KIND_CONTEXT);
+    put_header(header, 0, value);
+    uint64_t sum = XXH3_64bits(value, FORMAT_HEADER_BYTES + (size_t)header->payload_bytes);
+    put_header(header, sum, value);
+}
+
+/* Bytes that the payload of such a header has, or UINT64_MAX for a context record (any). */
+static uint64_t expected_payload(const struct value_header *header)
+{
+    uint64_t tokens = header->tokens;
+    uint64_t row = (uint64_t)header->heads * header->head_dim * dtype_bytes(header->dtype);
+    switch (header->kind) {
+    case FORMAT_KIND_K:
+    case FORMAT_KIND_V: return tokens * row;
+    case FORMAT_KIND_IDS: return tokens * 4;
+    case FORMAT_KIND_TAIL:
+        return 2 * tokens * row + ((header->flags & FORMAT_FLAG_IDS) != 0 ? tokens * 4 : 0);
+    default: return UINT64_MAX;
+    }
+}
+
+static int check_header(const struct value_header *header, size_t value_bytes, struct error *err)
+{
+    if (header->kind < FORMAT_KIND_K || header->kind > FORMAT_KIND_CONTEXT)
+        return error_set(err, MEMD_ECORRUPT, "value of unknown kind %u", header->kind);
+    if (header->payload_bytes != value_bytes - FORMAT_HEADER_BYTES)
+        return error_set(err, MEMD_ECORRUPT, "value of %zu bytes says its payload has %" PRIu64,
+                         value_bytes, header->payload_bytes);
+    if (header->kind == FORMAT_KIND_CONTEXT) return 0;
+    bool typed = header->kind == FORMAT_KIND_IDS ? header->dtype == DTYPE_U32
+                                                 : dtype_is_float(header->dtype) != 0;
+    if (!typed || header->tokens == 0 || header->tokens > FORMAT_SEGMENT_TOKENS)
+        return error_set(err, MEMD_ECORRUPT, "value of kind %u has dtype %u and %" PRIu32 " tokens",
+                         header->kind, header->dtype, header->tokens);
+    if (header->payload_bytes != expected_payload(header))
+        return error_set(err, MEMD_ECORRUPT, "value of kind %u has %" PRIu64 " bytes for %" PRIu32
+                         " tokens", header->kind, header->payload_bytes, header->tokens);
+    return 0;
+}
+
+int format_decode(const void *value, size_t value_bytes, struct value_header *ret_header,
+                  struct error *err)
+{
+    if (value_bytes < FORMAT_HEADER_BYTES)
+        return error_set(err, MEMD_ECORRUPT, "value of %zu bytes has no header", value_bytes);
+    struct bytes_reader in = bytes_reader(value, FORMAT_HEADER_BYTES);
+    uint32_t magic = bytes_get_le32(&in);
+    uint8_t version = bytes_get_u8(&in);
+    if (magic != FORMAT_MAGIC)
+        return error_set(err, MEMD_ECORRUPT, "value has magic 0x%08" PRIx32 " instead of 0x%08" PRIx32,
+                         magic, FORMAT_MAGIC);
+    if (version != FORMAT_VERSION)
+        return error_set(err, MEMD_EVERSION, "value has format version %u, this build reads %d", version,
+                         FORMAT_VERSION);
+    struct value_header header = { 0 };
+    header.kind = bytes_get_u8(&in);
+    header.dtype = bytes_get_u8(&in);
+    header.flags = bytes_get_u8(&in);
+    header.tokens = bytes_get_le32(&in);
+    header.head_dim = bytes_get_le16(&in);
+    header.heads = bytes_get_le16(&in);
+    header.payload_bytes = bytes_get_le64(&in);
+    header.position = bytes_get_le64(&in);
+    header.model_hash = bytes_get_le64(&in);
+    header.checksum = bytes_get_le64(&in);
+    assert(bytes_done(&in));
+    int rc = check_header(&header, value_bytes, err);
+    if (rc < 0) return rc;
+    *ret_header = header;
+    return 0;
+}
+
+int format_verify(const void *value, size_t value_bytes, struct error *err)
+{
+    assert(value_bytes >= FORMAT_HEADER_BYTES);
+    const unsigned char *bytes = value;
+    unsigned char header[FORMAT_HEADER_BYTES];
+    memcpy(header, bytes, sizeof header);
+    struct bytes_reader in = bytes_reader(header + CHECKSUM_OFFSET, 8);
+    uint64_t stored = bytes_get_le64(&in);
+    memset(header + CHECKSUM_OFFSET, 0, 8);
+    XXH3_state_t state;
+    XXH3_64bits_reset(&state);
+    XXH3_64bits_update(&state, header, sizeof header);
+    XXH3_64bits_update(&state, bytes + FORMAT_HEADER_BYTES, value_bytes - FORMAT_HEADER_BYTES);
+    uint64_t found = XXH3_64bits_digest(&state);
+    if (found == stored) return 0;
+    return error_set(err, MEMD_ECORRUPT, "checksum is %016" PRIx64 ", header says %016" PRIx64, found,
+                     stored);
+}
+
+size_t format_key_id(uint64_t id, unsigned char *ret_key)
+{
+    struct bytes_writer out = bytes_writer(ret_key, FORMAT_KEY_BYTES_MAX);
+    bytes_put_be64(&out, id);
+    return out.offset;
+}
+
+size_t format_key_chain(uint64_t context, uint32_t layer, uint32_t sequence, unsigned char *ret_key)
+{
+    struct bytes_writer out = bytes_writer(ret_key, FORMAT_KEY_BYTES_MAX);
+    bytes_put_be64(&out, context);
+    bytes_put_be16(&out, (uint16_t)layer);
+    bytes_put_be32(&out, sequence);
+    return out.offset;
+}
+
+size_t format_key_segment(uint64_t segment, uint32_t head, enum format_kind kind, unsigned char *ret_key)
+{
+    struct bytes_writer out = bytes_writer(ret_key, FORMAT_KEY_BYTES_MAX);
+    bytes_put_be64(&out, segment);
+    bytes_put_be16(&out, (uint16_t)head);
+    bytes_put_u8(&out, (uint8_t)kind);
+    return out.offset;
+}
+
+size_t format_key_tail(uint64_t context, uint32_t layer, uint64_t position, unsigned char *ret_key)
+{
+    struct bytes_writer out = bytes_writer(ret_key, FORMAT_KEY_BYTES_MAX);
+    bytes_put_be64(&out, context);
+    bytes_put_be16(&out, (uint16_t)layer);
+    bytes_put_be64(&out, position);
+    return out.offset;
+}
+
+bool format_read_id(const void *key, size_t bytes, uint64_t *ret_id)
+{
+    struct bytes_reader in = bytes_reader(key, bytes);
+    uint64_t id = bytes_get_be64(&in);
+    if (!bytes_done(&in)) return false;
+    *ret_id = id;
+    return true;
+}
+
+bool format_read_chain(const void *key, size_t bytes, struct chain_key *ret_key)
+{
+    struct bytes_reader in = bytes_reader(key, bytes);
+    struct chain_key chain = { .context = bytes_get_be64(&in) };
+    chain.layer = bytes_get_be16(&in);
+    chain.sequence = bytes_get_be32(&in);
+    if (!bytes_done(&in)) return false;
+    *ret_key = chain;
+    return true;
+}
+
+bool format_read_segment(const void *key, size_t bytes, struct segment_key *ret_key)
+{
+    struct bytes_reader in = bytes_reader(key, bytes);
+    struct segment_key segment = { .segment = bytes_get_be64(&in) };
+    segment.head = bytes_get_be16(&in);
+    segment.kind = bytes_get_u8(&in);
+    if (!bytes_done(&in)) return false;
+    *ret_key = segment;
+    return true;
+}
+
+bool format_read_tail(const void *key, size_t bytes, struct tail_key *ret_key)
+{
+    struct bytes_reader in = bytes_reader(key, bytes);
+    struct tail_key tail = { .context = bytes_get_be64(&in) };
+    tail.layer = bytes_get_be16(&in);
+    tail.position = bytes_get_be64(&in);
+    if (!bytes_done(&in)) return false;
+    *ret_key = tail;
+    return true;
+}
+
+void format_put_u64(uint64_t value, unsigned char ret_bytes[8])
+{
+    struct bytes_writer out = bytes_writer(ret_bytes, 8);
+    bytes_put_le64(&out, value);
+}
+
+bool format_read_u64(const void *data, size_t bytes, uint64_t *ret_value)
+{
+    struct bytes_reader in = bytes_reader(data, bytes);
+    uint64_t value = bytes_get_le64(&in);
+    if (!bytes_done(&in)) return false;
+    *ret_value = value;
+    return true;
+}
+
+void format_put_ref(const struct segment_ref *ref, unsigned char ret_bytes[FORMAT_REF_BYTES])
+{
+    struct bytes_writer out = bytes_writer(ret_bytes, FORMAT_REF_BYTES);
+    bytes_put_le32(&out, ref->count);
+    bytes_put_le32(&out, 0);
+    bytes_put_le64(&out, ref->bytes);
+}
+
+bool format_read_ref(const void *data, size_t bytes, struct segment_ref *ret_ref)
+{
+    struct bytes_reader in = bytes_reader(data, bytes);
+    struct segment_ref ref = { .count = bytes_get_le32(&in) };
+    uint32_t zero = bytes_get_le32(&in);
+    ref.bytes = bytes_get_le64(&in);
+    if (!bytes_done(&in) || zero != 0) return false;
+    *ret_ref = ref;
+    return true;
+}

@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* format.h — every byte that memd writes to disk: constants, key layouts, the value header. See docs/FORMAT.md.
+ *
+ * Integers inside values are little-endian, integers inside keys big-endian, so that LMDB's order of keys is
+ * the order of positions. Every value of the tables contexts, segments and tails begins with a header of 48
+ * bytes whose checksum covers header and payload. 48 is not an accident: LMDB puts a large value 16 bytes
+ * behind the start of a page, so the payload stands at a multiple of 64.
+ *
+ * Threads  pure
+ * Errors   MEMD_ECORRUPT header or checksum, MEMD_EVERSION newer format (the text says what was found)
+ * Tests    tests/unit/test_format.c, tests/fuzz/fuzz_record.c, tests/golden/read_format.py
+ */
+#ifndef MEMD_MEMORY_FORMAT_H
+#define MEMD_MEMORY_FORMAT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct error;
+
+enum {
+    FORMAT_VERSION = 1,         /* of the whole directory, in the table meta */
+    FORMAT_HEADER_BYTES = 48,
+    FORMAT_SEGMENT_TOKENS = 1024,
+    FORMAT_REF_BYTES = 16,
+    FORMAT_KEY_BYTES_MAX = 32,  /* all keys but names */
+};
+#define FORMAT_MAGIC UINT32_C(0x564D454D)            /* "MEMV" */
+#define FORMAT_BYTE_ORDER UINT64_C(0x0102030405060708)
+
+enum format_kind {
+    FORMAT_KIND_K = 1,       /* one head of a segment: (1024, D) */
+    FORMAT_KIND_V = 2,
+    FORMAT_KIND_IDS = 3,     /* token ids of a segment: (1024) u32 */
+    FORMAT_KIND_TAIL = 4,    /* K (n, G, D), V (n, G, D), and with FORMAT_FLAG_IDS ids (n) u32 */
+    FORMAT_KIND_CONTEXT = 5, /* record.h */
+};
+
+enum { FORMAT_FLAG_IDS = 1 };
+
+struct value_header {
+    uint8_t kind;  /* enum format_kind */
+    uint8_t dtype; /* enum dtype of the payload; U32 for ids, 0 for a context record */
+    uint8_t flags;
+    uint32_t tokens;
+    uint16_t head_dim;
+    uint16_t heads; /* KV heads inside this value: 1 in K and V, G in a tail, 0 otherwise */
+    uint64_t payload_bytes;
+    uint64_t position; /* of the first token */
+    uint64_t model_hash;
+    uint64_t checksum; /* filled by format_seal, set by format_decode */
+};
+
+/* Write the header of a payload that stands directly behind it: `value` is FORMAT_HEADER_BYTES +
+ * header->payload_bytes long. The checksum is computed here. */
+void format_seal(const struct value_header *header, unsigned char *value);
+
+/* Decode and check the header (magic, version, kind, lengths that agree with `value_bytes`); the payload is
+ * not looked at. */
+int format_decode(const void *value, size_t value_bytes, struct value_header *ret_header,
+                  struct error *err);
+
+/* Does the checksum fit? `value` has passed format_decode. */
+int format_verify(const void *value, size_t value_bytes, struct error *err);
+
+/* XXH3-64, seed 0. */
+uint64_t format_hash(const void *data, size_t bytes);
+
+/* Keys. Each writes to `ret_key` and returns the length. */
+size_t format_key_id(uint64_t id, unsigned char *ret_key); /* contexts, refs, and names of numbers */
+size_t format_key_chain(uint64_t context, uint32_t layer, uint32_t sequence, unsigned char *ret_key);
+size_t format_key_segment(uint64_t segment, uint32_t head, enum format_kind kind, unsigned char *ret_key);
+size_t format_key_tail(uint64_t context, uint32_t layer, uint64_t position, unsigned char *ret_key);
+
+struct chain_key {
+    uint64_t context;
+    uint32_t layer, sequence;
+};
+struct segment_key {
+    uint64_t segment;
+    uint32_t head;
+    uint8_t kind;
+};
+struct tail_key {
+    uint64_t context;
+    uint32_t layer;
+    uint64_t position;
+};
+/* False when the length is wrong. */
+bool format_read_id(const void *key, size_t bytes, uint64_t *ret_id);
+bool format_read_chain(const void *key, size_t bytes, struct chain_key *ret_key);
+bool format_read_segment(const void *key, size_t bytes, struct segment_key *ret_key);
+bool format_read_tail(const void *key, size_t bytes, struct tail_key *ret_key);
+
+/* A u64 as value (chains, names, numbers of meta). */
+void format_put_u64(uint64_t value, unsigned char ret_bytes[8]);
+bool format_read_u64(const void *data, size_t bytes, uint64_t *ret_value);
+
+/* The value of a ref: how many chains hold the segment, and its bytes (payloads and headers). */
+struct segment_ref {
+    uint32_t count;
+    uint64_t bytes;
+};
+void format_put_ref(const struct segment_ref *ref, unsigned char ret_bytes[FORMAT_REF_BYTES]);
+bool format_read_ref(const void *data, size_t bytes, struct segment_ref *ret_ref);
+
+#endif

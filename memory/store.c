@@ -1,0 +1,316 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* store.c — the only file that calls LMDB (with store_*.c beside it).
+ *
+ * MDB_NOTLS, since a worker may hold several read transactions and hand none over; MDB_NORDAHEAD, since a
+ * query reads long values whose read-ahead the kernel would double. Commits go through pwrite, not
+ * MDB_WRITEMAP: on a full disk a store to a sparse map is SIGBUS, a failed pwrite is an error that aborts one
+ * transaction (decisions/0010 has the measurements).
+ *
+ * The map is made a little larger than configured. A delete needs a few fresh pages before it frees any, so
+ * a store that is filled to its last page could never be emptied; RESERVE_BYTES are for that, and the
+ * writer refuses data (not deletes) beyond the configured size.
+ */
+#include "memory/store.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <lmdb.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/bytes.h"
+#include "base/error.h"
+#include "memory/format.h"
+
+enum { READERS_MAX = 512, RESERVE_BYTES = 16 << 20 };
+
+struct store {
+    MDB_env *env;
+    MDB_dbi tables[STORE_TABLES];
+    uint64_t map_bytes;
+    size_t page_bytes;
+};
+
+static const char *const table_names[STORE_TABLES] = {
+#define X(name, text) [STORE_##name] = text,
+    STORE_TABLE_MAP(X)
+#undef X
+};
+
+const char *store_table_name(enum store_table table)
+{
+    assert(table < STORE_TABLES);
+    return table_names[table];
+}
+
+static int fail(int rc, const char *what, struct error *err)
+{
+    int code = MEMD_EIO;
+    switch (rc) {
+    case MDB_MAP_FULL:
+    case ENOSPC:
+    case EDQUOT: code = MEMD_EFULL; break;
+    case ENOMEM: code = MEMD_ENOMEM; break;
+    case MDB_READERS_FULL:
+    case MDB_TXN_FULL: code = MEMD_EBUSY; break;
+    case MDB_CORRUPTED:
+    case MDB_PAGE_NOTFOUND:
+    case MDB_INVALID:
+    case MDB_PANIC: code = MEMD_ECORRUPT; break;
+    case MDB_VERSION_MISMATCH: code = MEMD_EVERSION; break;
+    default: break;
+    }
+    return error_set(err, code, "%s: %s", what, mdb_strerror(rc));
+}
+
+static MDB_val to_val(struct slice slice)
+{
+    return (MDB_val){ .mv_size = slice.bytes, .mv_data = (void *)(uintptr_t)slice.data };
+}
+
+static struct slice from_val(const MDB_val *val)
+{
+    return (struct slice){ .data = val->mv_data, .bytes = val->mv_size };
+}
+
+static int open_tables(struct store *store)
+{
+    MDB_txn *txn = NULL;
+    int rc = mdb_txn_begin(store->env, NULL, 0, &txn);
+    if (rc != 0) return rc;
+    for (int i = 0; rc == 0 && i < STORE_TABLES; i++) {
+        rc = mdb_dbi_open(txn, table_names[i], MDB_CREATE, &store->tables[i]);
+    }
+    if (rc == 0) return mdb_txn_commit(txn);
+    mdb_txn_abort(txn);
+    return rc;
+}
+
+static int open_env(struct store *store, const char *path)
+{
+    int rc = mdb_env_create(&store->env);
+    if (rc != 0) return rc;
+    rc = mdb_env_set_maxdbs(store->env, STORE_TABLES);
+    if (rc == 0) rc = mdb_env_set_maxreaders(store->env, READERS_MAX);
+    if (rc == 0) rc = mdb_env_set_mapsize(store->env, store->map_bytes + RESERVE_BYTES);
+    if (rc == 0) rc = mdb_env_open(store->env, path, MDB_NOTLS | MDB_NORDAHEAD | MDB_NOSYNC, 0600);
+    if (rc != 0) return rc;
+    MDB_stat stat;
+    rc = mdb_env_stat(store->env, &stat);
+    store->page_bytes = rc == 0 ? stat.ms_psize : 0;
+    return rc == 0 ? open_tables(store) : rc;
+}
+
+int store_open(const char *path, uint64_t map_bytes, struct store **ret_store, struct error *err)
+{
+    struct store *store = calloc(1, sizeof *store);
+    if (store == NULL) return error_set(err, MEMD_ENOMEM, "no memory for the store");
+    store->map_bytes = map_bytes;
+    int rc = open_env(store, path);
+    if (rc != 0) {
+        store_close(store);
+        return fail(rc, path, err);
+    }
+    *ret_store = store;
+    return 0;
+}
+
+void store_close(struct store *store)
+{
+    if (store == NULL) return;
+    if (store->env != NULL) mdb_env_close(store->env);
+    free(store);
+}
+
+void store_set_durable(struct store *store, bool durable)
+{
+    int rc = mdb_env_set_flags(store->env, MDB_NOSYNC, !durable);
+    assert(rc == 0);
+}
+
+int store_sync(struct store *store, struct error *err)
+{
+    int rc = mdb_env_sync(store->env, 1);
+    return rc == 0 ? 0 : fail(rc, "sync of the store", err);
+}
+
+int store_begin(struct store *store, bool write, struct store_txn *ret_txn, struct error *err)
+{
+    MDB_txn *handle = NULL;
+    int rc = mdb_txn_begin(store->env, NULL, write ? 0 : MDB_RDONLY, &handle);
+    if (rc != 0) return fail(rc, "begin of a transaction", err);
+    *ret_txn = (struct store_txn){ .store = store, .handle = handle };
+    return 0;
+}
+
+void store_abort(struct store_txn *txn)
+{
+    if (txn->handle == NULL) return;
+    mdb_txn_abort(txn->handle);
+    txn->handle = NULL;
+}
+
+int store_failed(const struct store_txn *txn, struct error *err)
+{
+    return txn->rc == 0 ? 0 : fail(txn->rc, "store", err);
+}
+
+void store_fail(struct store_txn *txn, int error_number)
+{
+    if (txn->rc == 0) txn->rc = error_number;
+}
+
+int store_commit(struct store_txn *txn, struct error *err)
+{
+    assert(txn->handle != NULL);
+    if (txn->rc != 0) {
+        store_abort(txn);
+        return store_failed(txn, err);
+    }
+    int rc = mdb_txn_commit(txn->handle); /* frees the handle, whatever happens */
+    txn->handle = NULL;
+    txn->rc = rc;
+    return rc == 0 ? 0 : fail(rc, "commit", err);
+}
+
+bool store_get(struct store_txn *txn, enum store_table table, struct slice key, struct slice *ret_value)
+{
+    if (txn->rc != 0) return false;
+    MDB_val k = to_val(key), v = { 0 };
+    int rc = mdb_get(txn->handle, txn->store->tables[table], &k, &v);
+    if (rc != 0 && rc != MDB_NOTFOUND) txn->rc = rc;
+    if (rc != 0) return false;
+    *ret_value = from_val(&v);
+    return true;
+}
+
+void store_put(struct store_txn *txn, enum store_table table, struct slice key, struct slice value)
+{
+    if (txn->rc != 0) return;
+    MDB_val k = to_val(key), v = to_val(value);
+    txn->rc = mdb_put(txn->handle, txn->store->tables[table], &k, &v, 0);
+}
+
+bool store_delete(struct store_txn *txn, enum store_table table, struct slice key)
+{
+    if (txn->rc != 0) return false;
+    MDB_val k = to_val(key);
+    int rc = mdb_del(txn->handle, txn->store->tables[table], &k, NULL);
+    if (rc != 0 && rc != MDB_NOTFOUND) txn->rc = rc;
+    return rc == 0;
+}
+
+uint64_t store_count(struct store_txn *txn, enum store_table table)
+{
+    MDB_stat stat = { 0 };
+    if (txn->rc == 0) txn->rc = mdb_stat(txn->handle, txn->store->tables[table], &stat);
+    return stat.ms_entries;
+}
+
+static bool cursor_step(struct store_cursor *cursor, MDB_val key, MDB_cursor_op op)
+{
+    if (cursor->txn->rc != 0 || cursor->handle == NULL) return false;
+    MDB_val value = { 0 };
+    int rc = mdb_cursor_get(cursor->handle, &key, &value, op);
+    if (rc != 0 && rc != MDB_NOTFOUND) cursor->txn->rc = rc;
+    if (rc != 0) return false;
+    cursor->key = from_val(&key);
+    cursor->value = from_val(&value);
+    return true;
+}
+
+static void cursor_open(struct store_txn *txn, enum store_table table, struct store_cursor *ret_cursor)
+{
+    *ret_cursor = (struct store_cursor){ .txn = txn };
+    if (txn->rc != 0) return;
+    txn->rc = mdb_cursor_open(txn->handle, txn->store->tables[table], &ret_cursor->handle);
+}
+
+bool store_seek(struct store_txn *txn, enum store_table table, struct slice key,
+                struct store_cursor *ret_cursor)
+{
+    cursor_open(txn, table, ret_cursor);
+    return cursor_step(ret_cursor, to_val(key), key.bytes == 0 ? MDB_FIRST : MDB_SET_RANGE);
+}
+
+bool store_seek_before(struct store_txn *txn, enum store_table table, struct slice key,
+                       struct store_cursor *ret_cursor)
+{
+    cursor_open(txn, table, ret_cursor);
+    bool found = cursor_step(ret_cursor, to_val(key), MDB_SET_RANGE);
+    return cursor_step(ret_cursor, (MDB_val){ 0 }, found ? MDB_PREV : MDB_LAST);
+}
+
+bool store_next(struct store_cursor *cursor)
+{
+    return cursor_step(cursor, (MDB_val){ 0 }, MDB_NEXT);
+}
+
+void store_cursor_delete(struct store_cursor *cursor)
+{
+    if (cursor->txn->rc != 0) return;
+    cursor->txn->rc = mdb_cursor_del(cursor->handle, 0);
+}
+
+void store_cursor_close(struct store_cursor *cursor)
+{
+    if (cursor->handle == NULL) return;
+    mdb_cursor_close(cursor->handle);
+    cursor->handle = NULL;
+}
+
+void store_get_space(struct store *store, struct store_space *ret_space)
+{
+    MDB_envinfo info;
+    int rc = mdb_env_info(store->env, &info);
+    assert(rc == 0);
+    mdb_filehandle_t fd = -1;
+    struct stat file = { 0 };
+    rc = mdb_env_get_fd(store->env, &fd);
+    if (rc != 0 || fstat(fd, &file) != 0) file.st_size = 0;
+    ret_space->map_bytes = store->map_bytes;
+    ret_space->used_bytes = ((uint64_t)info.me_last_pgno + 1) * store->page_bytes;
+    ret_space->file_bytes = (uint64_t)file.st_size;
+}
+
+/* LMDB's table 0 holds lists of free pages; the first word of a value is the length of its list. */
+uint64_t store_free_bytes(struct store *store)
+{
+    MDB_txn *txn = NULL;
+    MDB_cursor *cursor = NULL;
+    if (mdb_txn_begin(store->env, NULL, MDB_RDONLY, &txn) != 0) return 0;
+    uint64_t pages = 0;
+    MDB_val key, value;
+    if (mdb_cursor_open(txn, 0, &cursor) == 0) {
+        while (mdb_cursor_get(cursor, &key, &value, MDB_NEXT) == 0) {
+            size_t count;
+            assert(value.mv_size >= sizeof count);
+            memcpy(&count, value.mv_data, sizeof count);
+            pages += count;
+        }
+        mdb_cursor_close(cursor);
+    }
+    mdb_txn_abort(txn);
+    return pages * store->page_bytes;
+}
+
+int store_copy(struct store *store, const char *path, struct error *err)
+{
+    int rc = mdb_env_copy2(store->env, path, MDB_CP_COMPACT);
+    return rc == 0 ? 0 : fail(rc, path, err);
+}
+
+bool store_get_number(struct store_txn *txn, const char *name, uint64_t *ret_value)
+{
+    struct slice value;
+    if (!store_get(txn, STORE_META, (struct slice){ name, strlen(name) }, &value)) return false;
+    return format_read_u64(value.data, value.bytes, ret_value);
+}
+
+void store_put_number(struct store_txn *txn, const char *name, uint64_t value)
+{
+    unsigned char bytes[8];
+    format_put_u64(value, bytes);
+    store_put(txn, STORE_META, (struct slice){ name, strlen(name) }, (struct slice){ bytes, sizeof bytes });
+}

@@ -1,0 +1,112 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* store.h — LMDB behind transactions with a sticky error: write ten values, test once at commit.
+ *
+ * After the first failure every further call on the transaction does nothing; store_commit then aborts and
+ * returns that failure. Nothing outside store*.c knows LMDB.
+ *
+ * Memory   a slice from store_get or a cursor points into the map: valid until the transaction ends. Values
+ *          larger than half a page additionally stay where they are until they are deleted or replaced, however
+ *          many transactions pass (LMDB never moves the overflow pages of a live value): contexts count on it.
+ * Threads  store_begin for writing: the writer thread only. For reading: any thread, one transaction, one thread.
+ * Errors   MEMD_EFULL map or disk · MEMD_ENOMEM · MEMD_ECORRUPT · MEMD_EVERSION · MEMD_EBUSY too many
+ *          readers · MEMD_ELOCKED · MEMD_EIO
+ * Tests    tests/unit/test_store.c, tests/fault
+ */
+#ifndef MEMD_MEMORY_STORE_H
+#define MEMD_MEMORY_STORE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct error;
+struct store;
+
+/* X(name, text): the named databases, see docs/FORMAT.md. */
+#define STORE_TABLE_MAP(X)   \
+    X(META, "meta")          \
+    X(NAMES, "names")        \
+    X(CONTEXTS, "contexts")  \
+    X(CHAINS, "chains")      \
+    X(SEGMENTS, "segments")  \
+    X(REFS, "refs")          \
+    X(TAILS, "tails")
+
+enum store_table {
+#define X(name, text) STORE_##name,
+    STORE_TABLE_MAP(X)
+#undef X
+    STORE_TABLES,
+};
+
+const char *store_table_name(enum store_table table);
+
+/* Open or make the environment in the existing directory `path`. */
+int store_open(const char *path, uint64_t map_bytes, struct store **ret_store, struct error *err);
+void store_close(struct store *store);
+
+/* Every commit is on the disk when it returns (true), or only after store_sync (false). */
+void store_set_durable(struct store *store, bool durable);
+int store_sync(struct store *store, struct error *err);
+
+struct slice {
+    const void *data;
+    size_t bytes;
+};
+
+struct store_txn {
+    struct store *store;
+    struct MDB_txn *handle; /* NULL after commit or abort */
+    int rc;                 /* first LMDB error or errno, 0 */
+};
+
+int store_begin(struct store *store, bool write, struct store_txn *ret_txn, struct error *err);
+void store_abort(struct store_txn *txn); /* safe twice; for CLEANUP */
+int store_commit(struct store_txn *txn, struct error *err);
+/* Make it fail with this errno. */
+void store_fail(struct store_txn *txn, int error_number);
+/* The sticky error as memd code, 0 when there is none. */
+int store_failed(const struct store_txn *txn, struct error *err);
+
+/* False: absent, or the transaction has failed. */
+bool store_get(struct store_txn *txn, enum store_table table, struct slice key, struct slice *ret_value);
+void store_put(struct store_txn *txn, enum store_table table, struct slice key, struct slice value);
+/* Absent keys are fine; true when something was removed. */
+bool store_delete(struct store_txn *txn, enum store_table table, struct slice key);
+uint64_t store_count(struct store_txn *txn, enum store_table table);
+
+struct store_cursor {
+    struct store_txn *txn;
+    struct MDB_cursor *handle;
+    struct slice key, value; /* of the record it stands on */
+};
+
+/* Stand on the first record with a key ≥ `key` (an empty key: the first of all). False at the end or on
+ * failure; the cursor is open either way and must be closed. */
+bool store_seek(struct store_txn *txn, enum store_table table, struct slice key,
+                struct store_cursor *ret_cursor);
+bool store_next(struct store_cursor *cursor);
+/* Stand on the last record with a key < `key`. */
+bool store_seek_before(struct store_txn *txn, enum store_table table, struct slice key,
+                       struct store_cursor *ret_cursor);
+/* Remove the record it stands on; store_next then gives the one behind it. */
+void store_cursor_delete(struct store_cursor *cursor);
+void store_cursor_close(struct store_cursor *cursor);
+
+struct store_space {
+    uint64_t map_bytes;  /* as configured */
+    uint64_t used_bytes; /* of the file, pages that are free for reuse included */
+    uint64_t file_bytes;
+};
+void store_get_space(struct store *store, struct store_space *ret_space);
+
+/* Free pages inside the file, in bytes. Walks LMDB's free list: milliseconds on a large one. */
+uint64_t store_free_bytes(struct store *store);
+
+int store_copy(struct store *store, const char *path, struct error *err);
+
+/* Numbers in the table meta. */
+bool store_get_number(struct store_txn *txn, const char *name, uint64_t *ret_value);
+void store_put_number(struct store_txn *txn, const char *name, uint64_t value);
+
+#endif
