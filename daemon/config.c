@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* config.c — a file of `key = value` lines: parsed whole before anything is believed.
  *
- * config_parse takes bytes, not a path, so that the fuzzer needs no files. Every error carries `file:line`,
- * because an operator reads it at three in the morning.
+ * config_parse takes bytes, not a path, so that the fuzzer needs no files. Every error carries
+ * `file:line`, because an operator reads it at three in the morning.
  */
 #include "daemon/config.h"
 
@@ -18,7 +18,8 @@
 void config_defaults(struct config *ret_config)
 {
     struct config config;
-    memset(&config, 0, sizeof config); /* padding too: configs are compared by their text, but be exact */
+    memset(&config, 0,
+           sizeof config); /* padding too: configs are compared by their text, but be exact */
     for (size_t i = 0; i < option_count; i++) {
         struct error err = { 0 };
         int rc = option_set(&option_table[i], option_table[i].default_text, &config, &err);
@@ -101,12 +102,14 @@ static int parse_file(const char *path, struct config *config, struct error *err
 static int check_together(const struct config *config, struct error *err)
 {
     if (config->listen[0] != '\0' && config->token_file[0] == '\0')
-        return error_set(err, MEMD_EINVAL, "listen = %s needs a token_file: TCP is never open to all",
+        return error_set(err, MEMD_EINVAL,
+                         "listen = %s needs a token_file: TCP is never open to all",
                          config->listen);
     if (config->listen[0] != '\0' && strrchr(config->listen, ':') == NULL)
         return error_set(err, MEMD_EINVAL, "listen = %s is not HOST:PORT", config->listen);
     if (config->socket[0] == '\0' && config->listen[0] == '\0')
-        return error_set(err, MEMD_EINVAL, "neither socket nor listen is set: nobody could connect");
+        return error_set(err, MEMD_EINVAL,
+                         "neither socket nor listen is set: nobody could connect");
     return 0;
 }
 

@@ -1,17 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* config.h — what an operator may decide, declared once.
  *
- * One table (options.c) holds every option: name, type, default, range, whether SIGHUP may change it, meaning.
- * The file parser, the command line (`map_size` in the file is `--map-size` there), `--help`,
- * memd.conf.example and the report of a reload are all made from it.
+ * One table (options.c) holds every option: name, type, default, range, whether SIGHUP may change
+ * it, meaning. The file parser, the command line (`map_size` in the file is `--map-size` there),
+ * `--help`, memd.conf.example and the report of a reload are all made from it.
  *
- * The file is `key = value` lines; `#` starts a comment at the beginning of a line; unknown keys, keys given
- * twice and bad values are errors that name file and line. Values: sizes `4096`, `64KiB`, `2GiB`; durations
- * `500ms`, `10s`, `5min`; modes octal.
+ * The file is `key = value` lines; `#` starts a comment at the beginning of a line; unknown keys,
+ * keys given twice and bad values are errors that name file and line. Values: sizes `4096`,
+ * `64KiB`, `2GiB`; durations `500ms`, `10s`, `5min`; modes octal.
  *
  * Memory   plain data without pointers: a config is copied by assignment
  * Threads  immutable after config_load; the loop replaces its copy on SIGHUP
- * Errors   MEMD_EINVAL bad key or value · MEMD_EIO the file cannot be read · MEMD_ELIMIT file too long
+ * Errors   MEMD_EINVAL bad key or value · MEMD_EIO file cannot be read · MEMD_ELIMIT too long
  * Tests    tests/unit/test_config.c, tests/fuzz/fuzz_config.c
  */
 #ifndef MEMD_DAEMON_CONFIG_H
@@ -106,12 +106,13 @@ struct config_override {
 
 void config_defaults(struct config *ret_config);
 
-/* Apply the lines of a file's text to *config. `name` is the file's, for error texts. On failure *config is
- * half changed: the caller throws it away. */
+/* Apply the lines of a file's text to *config. `name` is the file's, for error texts. On failure
+ * *config is half changed: the caller throws it away. */
 int config_parse(const char *text, size_t bytes, const char *name, struct config *config,
                  struct error *err);
 
-/* Defaults, then the file (when path is not NULL), then the overrides, then checks that span options. */
+/* Defaults, then the file (when path is not NULL), then the overrides, then checks that span
+ * options. */
 int config_load(const char *path, const struct config_override *overrides, size_t override_count,
                 struct config *ret_config, struct error *err);
 

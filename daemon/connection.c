@@ -1,15 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* connection.c — bytes to requests, with every growth bounded before it happens.
  *
- * Admission is decided once per frame, when its header is complete and before anything is allocated: a frame
- * that may not come in yet leaves its header in conn->header and whatever was read behind it in
- * conn->leftover (at most one staging buffer), and the socket is not read until there is room.
+ * Admission is decided once per frame, when its header is complete and before anything is
+ * allocated: a frame that may not come in yet leaves its header in conn->header and whatever was
+ * read behind it in conn->leftover (at most one staging buffer), and the socket is not read until
+ * there is room.
  *
- * Frames up to SMALL_FRAME_BYTES never wait for memory: a client that stalls in the middle of a large
- * frame can make other large frames wait for frame_timeout, never small ones.
+ * Frames up to SMALL_FRAME_BYTES never wait for memory: a client that stalls in the middle of a
+ * large frame can make other large frames wait for frame_timeout, never small ones.
  *
- * A client that breaks the framing gets one last reply (request id 0) and is closed: where the next frame
- * would begin is unknown.
+ * A client that breaks the framing gets one last reply (request id 0) and is closed: where the next
+ * frame would begin is unknown.
  */
 #include "daemon/connection.h"
 
@@ -27,7 +28,7 @@
 #include "daemon/server.h"
 
 enum {
-    SMALL_FRAME_BYTES = 64 << 10, /* never waits for memory; all that an unknown TCP client may send */
+    SMALL_FRAME_BYTES = 64 << 10, /* never waits for memory; the most before Hello on TCP */
     DIRECT_READ_BYTES = 16 << 10, /* shorter rests are read together with what follows */
     FRAME_RATE_BYTES_PER_MS = 1 << 10, /* what frame_timeout is extended by: 1 MiB/s */
 };
@@ -78,8 +79,8 @@ void connection_close(struct connection *conn, const char *reason)
 {
     if (conn->closing) return;
     conn->closing = true;
-    log_event(LOG_DEBUG, "closing", "connection=%" PRIu64 " reason='%s' unanswered=%zu", conn->number,
-              reason, conn->requests_count);
+    log_event(LOG_DEBUG, "closing", "connection=%" PRIu64 " reason='%s' unanswered=%zu",
+              conn->number, reason, conn->requests_count);
     list_remove(&conn->waiting_link);
     list_remove(&conn->resume_link);
     server_memory_changed(conn->server);
@@ -186,7 +187,7 @@ static void set_deadline(struct request *req)
     req->deadline_ns = ms == 0 ? 0 : req->begun_ns + ms * NS_PER_MS;
 }
 
-/* conn->header is complete. True when conn->incoming is there; otherwise reading stopped or ended. */
+/* conn->header is complete. True when conn->incoming is there; else reading stopped or ended. */
 static bool begin_frame(struct connection *conn)
 {
     struct error err = { 0 };
@@ -197,7 +198,8 @@ static bool begin_frame(struct connection *conn)
     uint64_t bytes = rc < 0 ? 0 : frame.message_bytes + frame.payload_bytes;
     uint64_t most = conn->greeted ? conn->server->config.memory_in_flight : SMALL_FRAME_BYTES;
     if (rc == 0 && bytes > most && bytes > SMALL_FRAME_BYTES)
-        rc = error_set(&err, MEMD_ELIMIT, "frame of %" PRIu64 " bytes, limit %" PRIu64, bytes, most);
+        rc = error_set(&err, MEMD_ELIMIT, "frame of %" PRIu64 " bytes, limit %" PRIu64, bytes,
+                       most);
     if (rc < 0) {
         refuse_stream(conn, rc, err.text);
         return false;
@@ -375,7 +377,8 @@ void connection_continue(struct connection *conn)
 {
     if (conn->closing || conn->last || conn->reading) return;
     uint64_t now_ns = clock_monotonic_ns();
-    if (conn->frame_begun_ns != 0) conn->frame_begun_ns = now_ns; /* we did not read: not its fault */
+    if (conn->frame_begun_ns != 0)
+        conn->frame_begun_ns = now_ns; /* we did not read: not its fault */
     /* Without a leftover only the header waits: any valid pointer will do for no bytes. */
     const unsigned char *rest =
         conn->leftover == NULL ? conn->header : conn->leftover + conn->leftover_used;

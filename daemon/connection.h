@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* connection.h — one client: reading frames, bounded, and giving everything back when it goes.
  *
- * Small reads go through one staging buffer of the server; large tensors are read straight into the buffer
- * they are used from. A connection stops being read while it has too many requests unanswered, too many bytes
- * of replies unread, or while the daemon has no memory for its next large frame: the kernel's buffers then
- * push back on the client, and nobody else notices.
+ * Small reads go through one staging buffer of the server; large tensors are read straight into the
+ * buffer they are used from. A connection stops being read while it has too many requests
+ * unanswered, too many bytes of replies unread, or while the daemon has no memory for its next
+ * large frame: the kernel's buffers then push back on the client, and nobody else notices.
  *
  * Threads  loop
  */
@@ -39,7 +39,7 @@ struct connection {
     struct list_link resume_link;  /* server->resumable */
 
     enum role role;
-    bool greeted;                  /* may ask: always on a Unix socket, after a valid Hello on TCP */
+    bool greeted; /* may ask: always on a Unix socket, after a valid Hello on TCP */
     bool is_tcp;
     uint64_t number;               /* for the log */
 
@@ -70,10 +70,11 @@ struct connection {
 int connection_new(struct server *server, bool is_tcp, struct connection **ret_conn);
 void connection_start(struct connection *conn, enum role role, bool greeted);
 
-/* Cancel everything it asked for and close the socket. The object goes when the last request has. */
+/* Cancel everything it asked for and close the socket. It is freed with its last request. */
 void connection_close(struct connection *conn, const char *reason);
 
-/* The reply has left (or nobody wants it): free the request, read on if that was what reading waited for. */
+/* The reply has left (or nobody wants it): free the request, read on if that was what reading
+ * waited for. */
 void connection_release(struct request *req);
 
 /* Read on, from the loop's next turn: never from within another connection's callback. */

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* dispatch.c — the only place that decides where a request runs and whether it may.
  *
- * Checks come in the order of their price: known method, role, draining, then place. A request that fails a
- * check is answered through the same path as one that ran, so there is one way out.
+ * Checks come in the order of their price: known method, role, draining, then place. A request that
+ * fails a check is answered through the same path as one that ran, so there is one way out.
  */
 #include "daemon/dispatch.h"
 
@@ -45,7 +45,8 @@ static int check(struct request *req, const struct entry *entry, struct error *e
     if (entry->operation == NULL)
         return error_set(err, MEMD_EUNSUPPORTED, "unknown method %u", method);
     if (!conn->greeted && method != METHOD_HELLO)
-        return error_set(err, MEMD_EPERM, "%s before a Hello with a valid token", method_name(method));
+        return error_set(err, MEMD_EPERM, "%s before a Hello with a valid token",
+                         method_name(method));
     if (conn->role < entry->role)
         return error_set(err, MEMD_EPERM, "%s needs role %s, this connection has %s",
                          method_name(method), config_role_name(entry->role),
@@ -69,7 +70,7 @@ static int run_on_worker(struct request *req)
                      (unsigned long long)req->server->config.queue_limit);
 }
 
-/* Start ordered requests until one is under way. A refused one is answered and the next one tried. */
+/* Start ordered requests until one is under way. A refused one is answered at once. */
 static void run_next_ordered(struct connection *conn)
 {
     while (conn->ordered_running == NULL && !list_empty(&conn->ordered)) {
@@ -128,7 +129,8 @@ void dispatch_done(struct request *req, int status)
         connection_release(req);
         return;
     }
-    /* A commit may have come between the end of run and this moment: ask before waiting for the next. */
+    /* A commit may have come between the end of run and this moment: ask before waiting for the
+     * next. */
     if (status == OPERATION_WAIT) status = poll_parked(req);
     if (status == OPERATION_WAIT) {
         req->state = REQUEST_PARKED;
@@ -149,6 +151,10 @@ void dispatch_poll_parked(struct server *server)
     while (!list_empty(&server->parked)) list_append(&asking, list_take_first(&server->parked));
     while (!list_empty(&asking)) {
         struct request *req = LIST_ENTRY(list_take_first(&asking), struct request, queue_link);
-        dispatch_done(req, poll_parked(req));
+        int status = poll_parked(req);
+        if (status == OPERATION_WAIT)
+            list_append(&server->parked, &req->queue_link);
+        else
+            dispatch_done(req, status);
     }
 }

@@ -1,14 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* dispatch.h — from a complete frame to the operation that answers it, and back to the reply.
  *
- * The table is made from proto/method.h: method M is answered by `operation_m`, defined in op_m.c. An
- * operation's `run` has one shape: decode, pin, compute, answer (request_reply). It runs on a worker, or on
- * the loop when `is_tiny` says so (docs/decisions/0020).
+ * The table is made from proto/method.h: method M is answered by `operation_m`, defined in op_m.c.
+ * An operation's `run` has one shape: decode, pin, compute, answer (request_reply). It runs on a
+ * worker, or on the loop when `is_tiny` says so (docs/decisions/0020).
  *
- * Order    operations marked `ordered` (those that change something) of one connection run one at a time, in
- *          the order of arrival, so that appends can be pipelined. Others may overtake them: a read that must
- *          see an append is sent after the append's reply.
- * Threads  loop, except `run` itself
+ * Order    operations marked `ordered` (those that change something) of one connection run one at a
+ * time, in the order of arrival, so that appends can be pipelined. Others may overtake them: a read
+ * that must see an append is sent after the append's reply. Threads  loop, except `run` itself
  */
 #ifndef MEMD_DAEMON_DISPATCH_H
 #define MEMD_DAEMON_DISPATCH_H
@@ -42,7 +41,8 @@ METHOD_MAP(X)
 /* The frame is complete: check, then run, queue or refuse. Ends in dispatch_done, now or later. */
 void dispatch_request(struct request *req);
 
-/* `run` returned `status`: answer, park, or drop when the connection is gone. Starts the next ordered one. */
+/* `run` returned `status`: answer, park, or drop when the connection is gone. Starts the next
+ * ordered one. */
 void dispatch_done(struct request *req, int status);
 
 /* Ask parked requests again: after commits, and in time for their deadlines. */

@@ -51,8 +51,8 @@ int identity_load(const char *token_file, struct identity *ret_identity, struct 
     if (file == NULL || fstat(fileno(file), &info) < 0)
         return error_set(err, MEMD_EIO, "token_file %s: %s", token_file, strerror(errno));
     if ((info.st_mode & 0007) != 0)
-        return error_set(err, MEMD_EIO, "token_file %s: mode %04o lets everybody read it", token_file,
-                         (unsigned)(info.st_mode & 0777));
+        return error_set(err, MEMD_EIO, "token_file %s: mode %04o lets everybody read it",
+                         token_file, (unsigned)(info.st_mode & 0777));
     char line[512];
     for (unsigned number = 1; fgets(line, sizeof line, file) != NULL; number++) {
         struct error detail = { 0 };

@@ -3,8 +3,8 @@
  *
  * Unix: the kernel tells the user id (SO_PEERCRED). root and the daemon's own user are admin, then
  * admin_uids, read_uids, and everybody else who may open the socket has other_role.
- * TCP: nobody, until Hello shows a token of the token file. A file may hold several tokens, so that keys
- * can be changed without a gap.
+ * TCP: nobody, until Hello shows a token of the token file. A file may hold several tokens, so that
+ * keys can be changed without a gap.
  *
  * Threads  loop
  * Errors   MEMD_EIO the token file cannot be read or others can read it · MEMD_EINVAL its syntax

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* listener.c — sockets are made by hand and given to libuv: it can neither set a mode before the file is
- * visible nor tell a stale file from a live one.
+/* listener.c — sockets are made by hand and given to libuv: it can neither set a mode before the
+ * file is visible nor tell a stale file from a live one.
  *
  * When systemd hands sockets over, they are the only ones: the unit file then decides, not the
  * configuration. A TCP socket from systemd still needs a token file.
@@ -93,7 +93,8 @@ static int open_unix(struct server *server, struct error *err)
     mode_t mode = (mode_t)server->config.socket_mode;
     CLEANUP(close_fd) int fd =
         socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    /* Linux makes the file with the mode of the socket's own inode, cut by the umask; chmod widens. */
+    /* Linux makes the file with the mode of the socket's own inode, cut by the umask; chmod widens.
+     */
     bool ok = fd >= 0 && fchmod(fd, mode) == 0 &&
               bind(fd, (const struct sockaddr *)&address, sizeof address) == 0 &&
               chmod(path, mode) == 0;
@@ -127,7 +128,8 @@ static int open_address(struct server *server, const struct addrinfo *info, stru
         return error_set(err, MEMD_EIO, "listen = %s: %s", server->config.listen, strerror(errno));
     getnameinfo((const struct sockaddr *)&bound, bytes, host, sizeof host, port, sizeof port,
                 NI_NUMERICHOST | NI_NUMERICSERV);
-    snprintf(name, sizeof name, strchr(host, ':') != NULL ? "tcp:[%s]:%s" : "tcp:%s:%s", host, port);
+    snprintf(name, sizeof name, strchr(host, ':') != NULL ? "tcp:[%s]:%s" : "tcp:%s:%s", host,
+             port);
     int given = fd;
     fd = -1;
     return add(server, given, true, name, err);

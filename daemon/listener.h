@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* listener.h — listening sockets: Unix with a mode, TCP, or handed over by systemd.
  *
- * A socket file that nobody listens on any more is replaced; one that answers, or a file of another kind,
- * is an error. The file is made with its final mode: there is no moment at which it is wider.
+ * A socket file that nobody listens on any more is replaced; one that answers, or a file of another
+ * kind, is an error. The file is made with its final mode: there is no moment at which it is wider.
  *
  * Threads  loop
  * Errors   MEMD_EIO with path or address and the system's reason · MEMD_EINVAL bad address

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* main.c — the command line: every option of the configuration is also a flag.
  *
- * The flags come from the option table (`map_size` is `--map-size`), so that nothing is declared twice. The
- * only file that exits; everything it calls returns.
+ * The flags come from the option table (`map_size` is `--map-size`), so that nothing is declared
+ * twice. The only file that exits; everything it calls returns.
  */
 #include <assert.h>
 #include <getopt.h>
@@ -113,7 +113,8 @@ static void print_help(void)
         printf("  --%-24s %s%s [%s]\n", name, option->meaning,
                option->reload ? " (SIGHUP)" : "", option->default_text);
     }
-    printf("\nSignals: SIGTERM and SIGINT drain, sync and exit; SIGHUP reads the configuration again.\n"
+    printf("\nSignals: SIGTERM and SIGINT drain, sync and exit; SIGHUP reads the configuration "
+           "again.\n"
            "Try:     memd --data /tmp/memd --socket /tmp/memd.sock\n");
 }
 
@@ -177,7 +178,8 @@ int main(int argc, char **argv)
     struct error err = { 0 };
     struct config config;
     struct identity identity;
-    int rc = config_load(command.config_path, command.overrides, command.override_count, &config, &err);
+    int rc = config_load(command.config_path, command.overrides, command.override_count, &config,
+                         &err);
     if (rc == 0 && command.check) rc = identity_load(config.token_file, &identity, &err);
     if (rc < 0) {
         fprintf(stderr, "memd: %s\n", err.text);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* notify.c — libsystemd's half of notify.h.
  *
- * RELOADING=1 must carry the monotonic time in the same message, or systemd ≥ 253 waits for it in vain.
+ * RELOADING=1 must carry the monotonic time in the same message, or systemd ≥ 253 waits for it in
+ * vain.
  */
 #include "daemon/notify.h"
 

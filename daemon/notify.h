@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* notify.h — what systemd wants to know, and the sockets it hands over.
  *
- * notify.c uses libsystemd; a build without it compiles notify_none.c, where all of this does nothing.
- * Outside of a Type=notify service every call is a no-op too.
+ * notify.c uses libsystemd; a build without it compiles notify_none.c, where all of this does
+ * nothing. Outside of a Type=notify service every call is a no-op too.
  *
  * Threads  loop
  */

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* op_append.c — take tokens in, answer once they are as safe as was asked.
  *
- * The worker is free as soon as the bytes are in the tail: waiting for the writer is a request in a list,
- * not a thread. The next append of the connection starts meanwhile, so a pipelining client fills whole
- * commit groups.
+ * The worker is free as soon as the bytes are in the tail: waiting for the writer is a request in a
+ * list, not a thread. The next append of the connection starts meanwhile, so a pipelining client
+ * fills whole commit groups.
  */
 #include <assert.h>
 #include <inttypes.h>
@@ -16,7 +16,8 @@
 #include "memory/context.h"
 
 static int decode_layer(const struct request *req, const Memd__AppendLayer *in,
-                        const struct model *model, struct append_layer *ret_layer, struct error *err)
+                        const struct model *model, struct append_layer *ret_layer,
+                        struct error *err)
 {
     if (in->layer >= model->layers)
         return error_set(err, MEMD_EINVAL, "layer %u, the model has %u", in->layer, model->layers);

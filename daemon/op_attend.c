@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* op_attend.c — the answer memd is for: partial attention for one or many contexts.
  *
- * Items fail alone: each has its own status. They are pinned and checked one after another (so that the reply's
- * payload can be laid out), then computed side by side. An item of a batch has an arena of its own, since an
- * arena belongs to one thread; a single item uses the request's.
+ * Items fail alone: each has its own status. They are pinned and checked one after another (so that
+ * the reply's payload can be laid out), then computed side by side. An item of a batch has an arena
+ * of its own, since an arena belongs to one thread; a single item uses the request's.
  *
- * Whether the loop answers itself is decided by the bytes that would be read (docs/decisions/0020): below
- * INLINE_BYTES a thread hop costs more than the answer.
+ * Whether the loop answers itself is decided by the bytes that would be read (docs/decisions/0020):
+ * below INLINE_BYTES a thread hop costs more than the answer.
  */
 #include <assert.h>
 #include <inttypes.h>
@@ -138,7 +138,8 @@ static int answer(struct batch *batch, struct error *err)
         if (item == NULL) return wire_no_memory(err);
         reply.answers[reply.n_answers] = item;
     }
-    return request_reply(batch->req, &reply.base, batch->payload, (size_t)batch->payload_bytes, err);
+    return request_reply(batch->req, &reply.base, batch->payload, (size_t)batch->payload_bytes,
+                         err);
 }
 
 static int run(struct request *req, struct error *err)
@@ -156,7 +157,8 @@ static int run(struct request *req, struct error *err)
     if (batch.payload_bytes > LIMIT_FRAME_PAYLOAD_BYTES)
         return error_set(err, MEMD_ELIMIT, "answer of %" PRIu64 " bytes exceeds a frame",
                          batch.payload_bytes);
-    batch.payload = arena_alloc_aligned(&req->arena, (size_t)batch.payload_bytes, LIMIT_PAYLOAD_ALIGN);
+    batch.payload = arena_alloc_aligned(&req->arena, (size_t)batch.payload_bytes,
+                                        LIMIT_PAYLOAD_ALIGN);
     if (batch.payload == NULL) return wire_no_memory(err);
     pool_for(req->server->pool, batch.count, compute_item, &batch);
     rc = request_stop(req);
@@ -190,7 +192,8 @@ static bool is_tiny(struct request *req)
         tiny = item <= INLINE_BYTES - bytes;
         if (tiny) bytes += item;
     }
-    /* Pins must not wait in the pool's queue: a Drop that waits for them may hold the last worker. */
+    /* Pins must not wait in the pool's queue: a Drop that waits for them may hold the last worker.
+     */
     if (!tiny) arena_release(&req->arena);
     if (tiny) req->server->stats.inline_total++;
     return tiny;

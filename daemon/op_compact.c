@@ -9,10 +9,11 @@ static int run(struct request *req, struct error *err)
 {
     const Memd__CompactRequest *in = (const Memd__CompactRequest *)req->in;
     if (in->path[0] != '/')
-        return error_set(err, MEMD_EINVAL, "path must be absolute: the daemon's directory is not yours");
+        return error_set(err, MEMD_EINVAL,
+                         "path must be absolute: the daemon's directory is not yours");
     Memd__CompactReply reply = MEMD__COMPACT_REPLY__INIT;
-    int rc = catalog_compact(req->server->catalog, in->path, &reply.bytes_before, &reply.bytes_after,
-                             err);
+    int rc = catalog_compact(req->server->catalog, in->path, &reply.bytes_before,
+                             &reply.bytes_after, err);
     return rc < 0 ? rc : request_reply(req, &reply.base, NULL, 0, err);
 }
 

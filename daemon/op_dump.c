@@ -34,8 +34,8 @@ static int run(struct request *req, struct error *err)
                          LIMIT_CURSOR_BYTES);
     size_t limit = in->limit == 0 || in->limit > LIMIT_LIST ? LIMIT_LIST : in->limit;
     struct dump_step step = { 0 };
-    int rc = catalog_dump(req->server->catalog, in->context_id, in->cursor.data, in->cursor.len, limit,
-                          &req->arena, &step, err);
+    int rc = catalog_dump(req->server->catalog, in->context_id, in->cursor.data, in->cursor.len,
+                          limit, &req->arena, &step, err);
     Memd__DumpReply reply = MEMD__DUMP_REPLY__INIT;
     if (rc == 0) rc = encode(req, &step, &reply, err);
     return rc < 0 ? rc : request_reply(req, &reply.base, NULL, 0, err);

@@ -17,8 +17,8 @@ static int check(const Memd__FetchRequest *in, const struct model *model, struct
         return error_set(err, MEMD_ELIMIT, "%zu ids, must be 1 … %u", in->n_ids, LIMIT_FETCH_IDS);
     uint64_t bytes = in->n_ids * model_token_bytes(model, dtype_bytes(model->dtype));
     if (bytes > LIMIT_FRAME_PAYLOAD_BYTES - 2 * LIMIT_PAYLOAD_ALIGN)
-        return error_set(err, MEMD_ELIMIT, "rows of %" PRIu64 " bytes exceed a frame; ask for fewer",
-                         bytes);
+        return error_set(err, MEMD_ELIMIT,
+                         "rows of %" PRIu64 " bytes exceed a frame; ask for fewer", bytes);
     return 0;
 }
 

@@ -16,7 +16,8 @@ static int run(struct request *req, struct error *err)
     struct context *context = NULL;
     Memd__ForkReply reply = MEMD__FORK_REPLY__INIT;
     int rc = catalog_pin(catalog, in->context_id, &req->arena, &context, err);
-    if (rc == 0) rc = catalog_fork(catalog, context, in->name, &reply.context_id, &reply.tokens, err);
+    if (rc == 0)
+        rc = catalog_fork(catalog, context, in->name, &reply.context_id, &reply.tokens, err);
     return rc < 0 ? rc : request_reply(req, &reply.base, NULL, 0, err);
 }
 

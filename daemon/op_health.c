@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* op_health.c — alive because it answers, ready unless it drains: it listens only once it has recovered. */
+/* op_health.c — alive because it answers, ready unless it drains: it listens only once it has
+ * recovered. */
 #include "daemon/dispatch.h"
 #include "daemon/request.h"
 #include "daemon/server.h"

@@ -9,7 +9,8 @@
 #include "daemon/request.h"
 #include "daemon/server.h"
 
-static const char *const features[] = { "attend-batch", "append-batch", "deadline", "fork", "search" };
+static const char *const features[] = { "attend-batch", "append-batch", "deadline", "fork",
+                                        "search" };
 
 /* A token on a Unix socket is not needed and not looked at: the kernel has said who asks. */
 static int admit(struct connection *conn, const char *token, struct error *err)
@@ -39,8 +40,8 @@ static int run(struct request *req, struct error *err)
                          FRAME_VERSION);
     int rc = admit(conn, in->token, err);
     if (rc < 0) return rc;
-    log_event(LOG_DEBUG, "hello", "connection=%llu client='%.100s'", (unsigned long long)conn->number,
-              in->client);
+    log_event(LOG_DEBUG, "hello", "connection=%llu client='%.100s'",
+              (unsigned long long)conn->number, in->client);
 
     const char *const *methods = catalog_methods();
     Memd__HelloReply reply = MEMD__HELLO_REPLY__INIT;

@@ -12,7 +12,8 @@ static int run(struct request *req, struct error *err)
 {
     const Memd__ListRequest *in = (const Memd__ListRequest *)req->in;
     if (strlen(in->prefix) > LIMIT_NAME_BYTES || strlen(in->after) > LIMIT_NAME_BYTES)
-        return error_set(err, MEMD_ELIMIT, "prefix or after is longer than %u bytes", LIMIT_NAME_BYTES);
+        return error_set(err, MEMD_ELIMIT, "prefix or after is longer than %u bytes",
+                         LIMIT_NAME_BYTES);
     size_t limit = in->limit == 0 || in->limit > LIMIT_LIST ? LIMIT_LIST : in->limit;
     struct context_info *infos = NULL;
     size_t count = 0;

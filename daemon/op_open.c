@@ -53,7 +53,8 @@ static int run(struct request *req, struct error *err)
     if (rc == 0 && in->model != NULL) rc = wire_decode_model(in->model, &model, err);
     struct parameter *parameters = NULL;
     if (rc == 0)
-        rc = wire_decode_parameters(in->parameters, in->n_parameters, &req->arena, &parameters, err);
+        rc = wire_decode_parameters(in->parameters, in->n_parameters, &req->arena, &parameters,
+                                    err);
     if (rc < 0) return rc;
 
     struct open_args args = {

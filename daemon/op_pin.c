@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* op_pin.c — keep a context from eviction for a while; never for ever, so that a dead client cannot wedge
- * the budget.
+/* op_pin.c — keep a context from eviction for a while; never for ever, so that a dead client cannot
+ * wedge the budget.
  */
 #include <inttypes.h>
 

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* op_search.c — the k best tokens of each query head, for clients that do the arithmetic themselves. */
+/* op_search.c — the k best tokens of each query head, for clients that do the arithmetic
+ * themselves. */
 #include <inttypes.h>
 
 #include "base/error.h"

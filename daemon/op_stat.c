@@ -6,7 +6,8 @@
 #include "daemon/server.h"
 #include "daemon/wire.h"
 
-static int find(struct request *req, const Memd__StatRequest *in, uint64_t *ret_id, struct error *err)
+static int find(struct request *req, const Memd__StatRequest *in, uint64_t *ret_id,
+                struct error *err)
 {
     bool named = in->name[0] != '\0';
     if (named == (in->context_id != 0))

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* op_stats.c — every counter by name. Names ending in _total only grow; the others are of this moment. */
+/* op_stats.c — every counter by name. Names ending in _total only grow; the others are of this
+ * moment. */
+#include <ctype.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -43,10 +45,12 @@ struct writer {
     bool failed;
 };
 
+/* In small letters: error codes are written in capitals, counters are not. */
 static char *join(struct arena *arena, const char *prefix, const char *name, const char *suffix)
 {
     char text[NAME_BYTES];
     int bytes = snprintf(text, sizeof text, "%s%s%s", prefix, name, suffix);
+    for (int i = 0; i < bytes; i++) text[i] = (char)tolower((unsigned char)text[i]);
     return arena_strndup(arena, text, (size_t)bytes);
 }
 

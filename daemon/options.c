@@ -44,8 +44,8 @@ const struct option_info option_table[] = {
       "evict least recently used contexts above this many stored bytes; 0 = never" },
     { "tail_memory", OPTION_BYTES, FIELD(tail_memory), "512MiB", 1 * MIB, 64 * TIB, false,
       "memory for tokens that are not sealed yet; appends above are answered MEMD_EBUSY" },
-    { "contexts_resident_max", OPTION_COUNT, FIELD(contexts_resident_max), "1024", 1, 1 << 20, false,
-      "contexts open in memory at once" },
+    { "contexts_resident_max", OPTION_COUNT, FIELD(contexts_resident_max), "1024", 1, 1 << 20,
+      false, "contexts open in memory at once" },
     { "sync", OPTION_SYNC, FIELD(sync), "interval 1s", 0, 0, true,
       "`always`, `never` or `interval DURATION`: how soon commits reach the disk" },
     { "connections_max", OPTION_COUNT, FIELD(connections_max), "4096", 1, 1 << 20, true,
@@ -54,8 +54,8 @@ const struct option_info option_table[] = {
       "requests of one connection that are not answered; then its socket is not read" },
     { "memory_in_flight", OPTION_BYTES, FIELD(memory_in_flight), "1GiB", 1 * MIB, 64 * TIB, true,
       "bytes of requests and replies in all; then sockets with large requests are not read" },
-    { "request_memory_max", OPTION_BYTES, FIELD(request_memory_max), "512MiB", 64 * KIB, 64 * TIB, true,
-      "bytes that one request may use besides its own frame; more is MEMD_ENOMEM" },
+    { "request_memory_max", OPTION_BYTES, FIELD(request_memory_max), "512MiB", 64 * KIB, 64 * TIB,
+      true, "bytes that one request may use besides its own frame; more is MEMD_ENOMEM" },
     { "output_buffer_max", OPTION_BYTES, FIELD(output_buffer_max), "16MiB", 4 * KIB, 64 * TIB, true,
       "bytes of replies a connection may leave unread; then its socket is not read" },
     { "idle_timeout", OPTION_DURATION, FIELD(idle_timeout), "0s", 0, DAY, true,
@@ -72,8 +72,7 @@ const struct option_info option_table[] = {
       "`none`, `read`, `write` or `admin`: local users besides root and the daemon's own" },
     { "admin_uids", OPTION_UIDS, FIELD(admin_uids), "", 0, 0, true,
       "user ids with role admin, besides root and the daemon's own" },
-    { "read_uids", OPTION_UIDS, FIELD(read_uids), "", 0, 0, true,
-      "user ids that may only read" },
+    { "read_uids", OPTION_UIDS, FIELD(read_uids), "", 0, 0, true, "user ids that may only read" },
     { "log_level", OPTION_LEVEL, FIELD(log_level), "info", 0, 0, true,
       "`debug`, `info`, `warn` or `error`" },
 };
@@ -167,9 +166,11 @@ static int parse_sync(const char *text, struct sync_choice *ret_sync, struct err
         int rc = parse_number(duration, time_units, TIME_UNITS, &sync.interval_ms, err);
         if (rc < 0) return rc;
         if (sync.interval_ms < 1 || sync.interval_ms > DAY)
-            return error_set(err, MEMD_EINVAL, "sync interval '%.60s' is not in 1ms … 24h", duration);
+            return error_set(err, MEMD_EINVAL, "sync interval '%.60s' is not in 1ms … 24h",
+                             duration);
     } else {
-        return error_set(err, MEMD_EINVAL, "'%.60s' is none of always, never, interval DURATION", text);
+        return error_set(err, MEMD_EINVAL, "'%.60s' is none of always, never, interval DURATION",
+                         text);
     }
     *ret_sync = sync;
     return 0;
@@ -222,8 +223,8 @@ static int set_number(const struct option_info *option, const char *value, uint6
         rc = parse_count(value, &number, err);
     if (rc < 0) return rc;
     if (number < option->min || number > option->max)
-        return error_set(err, MEMD_EINVAL, "%s = %.60s is not in %" PRIu64 " … %" PRIu64, option->name,
-                         value, option->min, option->max);
+        return error_set(err, MEMD_EINVAL, "%s = %.60s is not in %" PRIu64 " … %" PRIu64,
+                         option->name, value, option->min, option->max);
     *field = number;
     return 0;
 }

@@ -11,7 +11,8 @@
 static int check_positions(const struct query_message *message, size_t n, struct error *err)
 {
     if (message->position_count != n)
-        return error_set(err, MEMD_ESHAPE, "%zu positions for %zu queries", message->position_count, n);
+        return error_set(err, MEMD_ESHAPE, "%zu positions for %zu queries", message->position_count,
+                         n);
     if (message->limit_count != 0 && message->limit_count != n)
         return error_set(err, MEMD_ESHAPE, "%zu limits for %zu queries", message->limit_count, n);
     for (size_t i = 0; i < n; i++)
@@ -26,7 +27,8 @@ int query_decode(struct request *req, const struct query_message *message, struc
 {
     const struct model *model = context_model(context);
     if (message->layer >= model->layers)
-        return error_set(err, MEMD_EINVAL, "layer %u, the model has %u", message->layer, model->layers);
+        return error_set(err, MEMD_EINVAL, "layer %u, the model has %u", message->layer,
+                         model->layers);
     struct message_shape shape = { .what = "q", .dims = 3,
                                    .shape = { MESSAGE_ANY, model->query_heads, model->head_dim } };
     struct query query = { .layer = message->layer, .stop = request_stop, .stop_arg = req };

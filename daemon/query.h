@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* query.h — what Attend items and Search requests have in common: a context, a layer, queries, positions.
+/* query.h — what Attend items and Search requests have in common: a context, a layer, queries,
+ * positions.
  *
  * Errors   MEMD_EINVAL layer, counts · MEMD_ESHAPE q · MEMD_ELIMIT queries, positions
  * Threads  any
@@ -23,7 +24,8 @@ struct query_message {
     size_t position_count, limit_count;
 };
 
-/* Check against the context's model; `stop` of the query asks the request. Limits default to positions. */
+/* Check against the context's model; `stop` of the query asks the request. Limits default to
+ * positions. */
 int query_decode(struct request *req, const struct query_message *message, struct context *context,
                  struct query *ret_query, struct error *err);
 

@@ -8,8 +8,8 @@
 
 struct server;
 
-/* A file that does not parse, or a bad token file, is logged and changes nothing. Options that need a
- * restart keep their value and are logged. */
+/* A file that does not parse, or a bad token file, is logged and changes nothing. Options that need
+ * a restart keep their value and are logged. */
 void reload_config(struct server *server);
 
 #endif

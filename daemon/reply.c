@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* reply.c — first an immediate write, which is all that most replies need; only what the socket does not
- * take is queued, as views of the request's arena, and the request lives until the last byte has left.
+/* reply.c — first an immediate write, which is all that most replies need; only what the socket
+ * does not take is queued, as views of the request's arena, and the request lives until the last
+ * byte has left.
  */
 #include "daemon/reply.h"
 

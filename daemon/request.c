@@ -46,8 +46,8 @@ int request_reply(struct request *req, const ProtobufCMessage *message, const vo
     int rc = message_pack(message, &req->arena, &data, &bytes, err);
     if (rc < 0) return rc;
     if (bytes > LIMIT_FRAME_MESSAGE_BYTES)
-        return error_set(err, MEMD_ELIMIT, "answer message of %zu bytes exceeds a frame; ask for less",
-                         bytes);
+        return error_set(err, MEMD_ELIMIT,
+                         "answer message of %zu bytes exceeds a frame; ask for less", bytes);
     req->reply_message = data;
     req->reply_message_bytes = bytes;
     req->reply_payload = payload;

@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* request.h — one frame from its first header byte until the last byte of its reply.
  *
- * A request belongs to the loop, except while RUNNING on a worker: then only `stop_code` may be touched by
- * the loop. Everything decoded or computed for it lives in its arena; the pins of contexts hang there as
- * hooks and are released as soon as the answer is packed, not when it has been sent.
+ * A request belongs to the loop, except while RUNNING on a worker: then only `stop_code` may be
+ * touched by the loop. Everything decoded or computed for it lives in its arena; the pins of
+ * contexts hang there as hooks and are released as soon as the answer is packed, not when it has
+ * been sent.
  *
  *     READING → (ORDERED →) RUNNING → (PARKED →) ANSWERING → back to the free list
  *
- * Memory   requests are recycled by the server (server_request_new); the arena keeps its first block
- * Threads  see above
+ * Memory   requests are recycled by the server (server_request_new); the arena keeps its first
+ * block Threads  see above
  */
 #ifndef MEMD_DAEMON_REQUEST_H
 #define MEMD_DAEMON_REQUEST_H
@@ -56,7 +57,8 @@ struct request {
     struct server *server;             /* immutable */
     struct connection *connection;     /* loop */
     struct list_link connection_link;  /* loop: connection->requests */
-    struct list_link queue_link;       /* loop: ordered, parked or free list; lock of worker.h: finished */
+    struct list_link
+        queue_link; /* loop: ordered, parked or free list; lock of worker.h: finished */
     struct pool_job job;
 
     struct frame frame;
@@ -91,13 +93,14 @@ struct request {
 /* 0, or the code to give up with: for `stop` callbacks, `arg` is the request. Any thread. */
 int request_stop(void *arg);
 
-/* Unpack (unless it was) and run the operation; what it returned. Any thread, the request's owner. */
+/* Unpack (unless it was) and run the operation; what it returned. The request's owner. */
 int request_run(struct request *req);
 
 /* Run the operation's first half: `in` is filled afterwards, or an error returned. */
 int request_unpack(struct request *req, struct error *err);
 
-/* Pack `message` and remember `payload` (arena memory, or NULL) as the answer. Any thread, the owner. */
+/* Pack `message` and remember `payload` (arena memory, or NULL) as the answer. Any thread, the
+ * owner. */
 int request_reply(struct request *req, const ProtobufCMessage *message, const void *payload,
                   size_t payload_bytes, struct error *err);
 

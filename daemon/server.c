@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* server.c — building the process up, taking it down, and the small decisions in between.
  *
- * Order matters at both ends. Up: lock the data directory before touching the socket file, so that a second
- * daemon cannot steal it; listen last, so that who can connect is answered. Down: the loop ends first, then
- * the pool (its jobs touch contexts), then the catalog (its writer still wakes the loop), then the handle
- * that it wakes.
+ * Order matters at both ends. Up: lock the data directory before touching the socket file, so that
+ * a second daemon cannot steal it; listen last, so that who can connect is answered. Down: the loop
+ * ends first, then the pool (its jobs touch contexts), then the catalog (its writer still wakes the
+ * loop), then the handle that it wakes.
  */
 #include "daemon/server.h"
 
@@ -170,7 +170,7 @@ static void close_handle(uv_handle_t *handle)
     if (handle->loop != NULL && !uv_is_closing(handle)) uv_close(handle, NULL);
 }
 
-/* Nothing is being worked on: let the loop run out of handles (but for the one the writer wakes). */
+/* Nothing runs any more: let the loop run out of handles, but for the one the writer wakes. */
 static void stop(struct server *server)
 {
     if (server->stopping) return;
@@ -249,7 +249,8 @@ static void on_signal(uv_signal_t *handle, int number)
     if (number == SIGHUP)
         reload_config(server);
     else
-        server_drain(server, server->config.drain_timeout, number == SIGTERM ? "SIGTERM" : "SIGINT");
+        server_drain(server, server->config.drain_timeout,
+                     number == SIGTERM ? "SIGTERM" : "SIGINT");
 }
 
 static void on_watchdog(uv_timer_t *timer)
@@ -316,8 +317,8 @@ static int open_loop(struct server *server, struct error *err)
     return 0;
 }
 
-int server_open(const struct config *config, const struct server_origin *origin, struct server *server,
-                struct error *err)
+int server_open(const struct config *config, const struct server_origin *origin,
+                struct server *server, struct error *err)
 {
     *server = (struct server){ .magic = SERVER_MAGIC, .config = *config, .origin = *origin };
     server->started_ns = clock_monotonic_ns();
@@ -334,7 +335,8 @@ int server_open(const struct config *config, const struct server_origin *origin,
     if (rc < 0) return rc;
     uint64_t ms = (clock_monotonic_ns() - server->started_ns) / NS_PER_MS;
     log_event(LOG_INFO, "ready", "build='%s' data=%s workers=%zu simd=%s opened_ms=%" PRIu64,
-              SERVER_BUILD, config->data, pool_threads(server->pool), cpu_level_name(cpu_level()), ms);
+              SERVER_BUILD, config->data, pool_threads(server->pool), cpu_level_name(cpu_level()),
+              ms);
     notify_ready("ready");
     return 0;
 }

@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* server.h — the one object of the process: loop, listeners, connections, catalog, pool, and their lives.
+/* server.h — the one object of the process: loop, listeners, connections, catalog, pool, and their
+ * lives.
  *
  *     server_open → server_run (until drained) → server_close
  *
  * Life     SIGTERM, SIGINT and Drain stop the listeners and refuse new work; running requests get
  *          drain_timeout, are then cancelled, and when the last has been answered the loop ends and
- *          server_close commits and syncs. SIGHUP reads the configuration again; a bad file changes nothing.
- * Threads  the loop's, but for `catalog`, `pool` and `started_ns`, which are immutable after open and may be
- *          used by operations on workers
- * Errors   of server_open: MEMD_EIO listeners, MEMD_EINVAL, MEMD_ENOMEM, and everything of catalog_open
+ *          server_close commits and syncs. SIGHUP reads the configuration again; a bad file changes
+ * nothing. Threads  the loop's, but for `catalog`, `pool` and `started_ns`, which are immutable
+ * after open and may be used by operations on workers Errors   of server_open: MEMD_EIO listeners,
+ * MEMD_EINVAL, MEMD_ENOMEM, and everything of catalog_open
  */
 #ifndef MEMD_DAEMON_SERVER_H
 #define MEMD_DAEMON_SERVER_H
@@ -78,8 +79,8 @@ struct server {
     uint64_t drain_deadline_ns;
 };
 
-int server_open(const struct config *config, const struct server_origin *origin, struct server *server,
-                struct error *err);
+int server_open(const struct config *config, const struct server_origin *origin,
+                struct server *server, struct error *err);
 
 /* Until the drain is over. */
 void server_run(struct server *server);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* wire.c — field by field: the only place where both spellings of a thing stand next to each other. */
+/* wire.c — field by field: the only place where both spellings of a thing stand together. */
 #include "daemon/wire.h"
 
 #include <string.h>

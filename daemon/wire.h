@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* wire.h — between the messages of the wire and the structs of memory/, in both directions.
  *
- * Decoding checks lengths and counts against limits.h; meaning (ranges of a model) is checked by memory/.
- * Encoded messages live in the arena and borrow strings of their source, which must live as long.
+ * Decoding checks lengths and counts against limits.h; meaning (ranges of a model) is checked by
+ * memory/. Encoded messages live in the arena and borrow strings of their source, which must live
+ * as long.
  *
  * Threads  any; one arena, one thread
  * Errors   MEMD_EINVAL · MEMD_ELIMIT · MEMD_ENOMEM

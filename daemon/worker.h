@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* worker.h — between the loop and the pool: requests go out as jobs and come back as a list.
  *
- * One uv_async wakes the loop for both finished requests and the writer thread's progress. It is sent only
- * when the list was empty before, so that a burst costs one wake-up.
+ * One uv_async wakes the loop for both finished requests and the writer thread's progress. It is
+ * sent only when the list was empty before, so that a burst costs one wake-up.
  *
- * Threads  worker_submit loop; worker_progress the writer thread; the queue itself is locked by `lock`
+ * Threads  worker_submit loop; worker_progress the writer thread; the queue itself is locked by
+ * `lock`
  */
 #ifndef MEMD_DAEMON_WORKER_H
 #define MEMD_DAEMON_WORKER_H

@@ -130,6 +130,16 @@ int catalog_pin(struct catalog *catalog, uint64_t context_id, struct arena *aren
     return 0;
 }
 
+bool catalog_pin_resident(struct catalog *catalog, uint64_t context_id, struct arena *arena,
+                          struct context **ret_context)
+{
+    int rc = 0;
+    struct context *context = pin_resident(catalog, context_id, &rc, NULL);
+    if (context == NULL || arena_on_reset(arena, unpin, context) < 0) return false;
+    *ret_context = context;
+    return true;
+}
+
 struct used_job {
     struct writer_job job;
     uint64_t id, used_unix_ms;

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bad neighbours: a client that never reads, one that sends a byte a second, a flood, a thousand idle ones,
+clients that vanish. The others must not notice; every queue has an end; order and deadlines hold."""
+import os
+import select
+import socket
+import threading
+import time
+
+from past import Past
+from wire import METHODS, Client, Daemon, Failed, encode, frame
+
+
+def p99_ms(address, fields, payload, count=300):
+    client, times = Client(address), []
+    for _ in range(count):
+        begin = time.perf_counter()
+        client.call("attend", fields, payload)
+        times.append(time.perf_counter() - begin)
+    return sorted(times)[count * 99 // 100] * 1e3
+
+
+def counters(client):
+    return {c["name"]: c["value"] for c in client.ask("stats")["counters"]}
+
+
+def neighbours(daemon, past):
+    """A generous bound here; tests/bench measures the factor."""
+    fields, payload = past.attend_fields()
+    alone = p99_ms(daemon.address, fields, payload)
+    idle = [Client(daemon.address) for _ in range(1000)]
+    slow = Client(daemon.address)
+    slow.socket.sendall(frame("append", bytes(10), bytes(1 << 20))[:41])
+    deaf = Client(daemon.address)
+    deaf.socket.setblocking(False)
+    request = frame("fetch", encode("FetchRequest", {"context_id": past.id, "ids": list(range(512))}))
+    pushed = push(deaf, request * 2000)
+    loaded = p99_ms(daemon.address, fields, payload)
+    print(f"p99 alone {alone:.3f} ms, with 1,000 idle, one slow, one deaf {loaded:.3f} ms")
+    assert loaded < 10 * alone + 50, (alone, loaded)
+    assert pushed < len(request) * 2000, "the daemon read everything from a client that never reads"
+    stats = counters(past.client)
+    assert stats["connections"] > 1000, stats["connections"]
+    assert stats["memory_in_flight_bytes"] < 64 << 20, stats["memory_in_flight_bytes"]
+    for client in idle + [slow, deaf]:
+        client.close()
+
+
+def push(client, data):
+    """Send until the daemon stops reading; how much went."""
+    sent, quiet = 0, 0
+    while sent < len(data) and quiet < 10:
+        try:
+            sent += client.socket.send(data[sent:sent + 65536])
+            quiet = 0
+        except BlockingIOError:
+            select.select([], [client.socket], [], 0.05)
+            quiet += 1
+    return sent
+
+
+def slow_frames(daemon):
+    """The fixture sets frame_timeout to 300 ms: a started frame that stalls ends its connection."""
+    for data in (b"M", frame("health")[:39], frame("append", bytes(10), bytes(100))[:60]):
+        client = daemon.client(timeout=10)
+        client.socket.sendall(data)
+        assert client.is_closed(), "a stalled frame was kept"
+    client = daemon.client()
+    assert client.ask("health")["ready"]
+    select.select([], [], [], 0.7)  # silence between frames is no offence
+    assert client.ask("health")["ready"]
+
+
+def in_order(past):
+    """Appends may be pipelined without waiting: they are applied in the order of sending."""
+    client, first = past.client, past.client.ask("stat", {"context_id": past.id})["context"]["tokens"]
+    ids = []
+    for position in range(first, first + 600, 20):
+        fields, payload = past.append_fields(position, 20, ack="memory")
+        ids.append(client.send("append", fields, payload))
+    for request_id in ids:
+        reply = client.receive()
+        assert reply.request_id == request_id
+        reply.check()
+    past.check(first + 600)
+
+
+def deadlines(past):
+    client = past.client
+    fields, payload = past.append_fields(0, 1)
+    text = None
+    for _ in range(200):  # 1 ms is long enough for some answers, not for all
+        try:
+            client.ask("verify", {}, deadline_ms=1)
+        except Failed as error:
+            assert error.name == "EDEADLINE", error
+            text = error.text
+    many = {"items": past.attend_fields(queries=512)[0]["items"] * 64}
+    payload = past.attend_fields(queries=512)[1]
+    before = time.monotonic()
+    reply = client.receive() if client.send("attend", many, payload, deadline_ms=5) is None else \
+        client.receive()
+    took = time.monotonic() - before
+    states = {reply.status} | {a["status"] for a in reply.message.get("answers", [])}
+    assert -19 in states, (states, took, text)
+
+
+def vanish(daemon, past):
+    """Clients that leave in the middle of anything: nothing stays behind."""
+    fields, payload = past.attend_fields(queries=256)
+    heavy = frame("attend", encode("AttendRequest", {"items": fields["items"] * 32}), payload)
+    append, append_payload = past.append_fields(0, 50)
+    for data in (heavy, heavy[:len(heavy) // 2], heavy * 4,
+                 frame("append", encode("AppendRequest", append), append_payload) * 3):
+        for _ in range(10):
+            client = daemon.client()
+            client.socket.settimeout(5)
+            client.socket.sendall(data)
+            client.close()
+    end = time.monotonic() + 20
+    while True:
+        stats = counters(past.client)
+        if stats["connections"] == 1 and stats["requests_active"] == 1:
+            break
+        assert time.monotonic() < end, stats
+    assert stats["memory_in_flight_bytes"] < 1 << 20, stats
+
+
+def half_frames_across_reads(past):
+    """A frame in single bytes, and many frames in one write, are all the same."""
+    client = past.client
+    data = frame("health", request_id=77)
+    for byte in data:
+        client.socket.sendall(bytes([byte]))
+    assert client.receive().request_id == 77
+    client.socket.sendall(b"".join(frame("health", request_id=i) for i in range(500)))
+    assert [client.receive().request_id for i in range(500)] == list(range(500))
+
+
+def too_many_connections():
+    with Daemon("--connections-max", "5") as daemon:
+        held = [daemon.client() for _ in range(5)]
+        for client in held:
+            assert client.ask("health")["ready"]
+        refused = daemon.client()
+        assert refused.receive().status == -13 and refused.is_closed()
+        held.pop().close()
+        end = time.monotonic() + 10
+        while True:
+            try:
+                assert daemon.client().ask("health")["ready"]
+                break
+            except (AssertionError, ConnectionError, KeyError):
+                assert time.monotonic() < end
+        daemon.stop()
+
+
+def full_queue():
+    """One worker, a queue of two: a flood gets EBUSY at once, and small requests are still answered."""
+    with Daemon("--workers", "1", "--queue-limit", "2") as daemon:
+        past = Past(daemon.client(), "book")
+        past.append(0, 1500)
+        fields, payload = past.attend_fields(queries=512)
+        client = past.client
+        for _ in range(20):
+            client.send("attend", {"items": fields["items"] * 8}, payload)
+        assert daemon.client(timeout=5).ask("health")["ready"]
+        states = [client.receive().status for _ in range(20)]
+        assert -13 in states and 0 in states, states
+        daemon.stop()
+
+
+def large_frames_wait_their_turn():
+    """Memory for two large frames and eight clients: all are served, none is refused."""
+    with Daemon("--memory-in-flight", "3MiB") as daemon:
+        pasts = [Past(daemon.client(), f"c{i}", seed=i) for i in range(8)]
+        failures = []
+
+        def run(past):
+            try:
+                for position in range(0, 4096, 2048):
+                    past.append(position, 2048)
+                past.check(4096)
+            except Exception as error:  # the main thread reports it
+                failures.append(error)
+
+        threads = [threading.Thread(target=run, args=(past,)) for past in pasts]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not failures, failures
+        pasts[0].client.socket.sendall(frame("append", b"", payload_bytes=4 << 20))
+        assert pasts[0].client.receive().status == -14
+        daemon.stop()
+
+
+def main():
+    with Daemon("--frame-timeout", "300ms") as daemon:
+        slow_frames(daemon)
+        daemon.stop()
+    with Daemon() as daemon:
+        past = Past(daemon.client(), "book")
+        past.append(0, 600)
+        neighbours(daemon, past)
+        in_order(past)
+        half_frames_across_reads(past)
+        deadlines(past)
+        vanish(daemon, past)
+        past.check(1200)
+        daemon.stop()
+    too_many_connections()
+    full_queue()
+    large_frames_wait_their_turn()
+
+
+main()

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nothing a client sends may hurt: every field of every request missing, zero, huge or of a wrong kind; shapes
+that do not fit; frames that are cut, too large or not frames at all. Each gets a typed answer, the daemon
+lives on, and the stored rows stay what they were."""
+import copy
+import os
+import random
+
+from past import Past
+from wire import (CODE_NAMES, ENUMS, HEADER, MESSAGES, METHODS, Client, Daemon, Failed, Payload,
+                  encode, frame, model, varint)
+
+HUGE = {"uint32": [0, 1, 0xFFFFFFFF], "uint64": [0, 1, 1 << 32, (1 << 63), (1 << 64) - 1],
+        "sint32": [0, -1, 1 << 30], "bool": [0, 1, 7], "double": [0.0, -1.0, 1e308, float("nan"),
+                                                                 float("inf")],
+        "string": ["", "x" * 256, "x" * 5000, "\x01", b"\xff\xfe", "\U0001F600" * 64],
+        "bytes": [b"", b"\xff" * 64, b"\0" * 600]}
+
+
+def good_requests(past):
+    """Method → (fields, payload) that succeeds (or would, but for its side effects)."""
+    append, append_payload = past.append_fields(0, 3)
+    attend, attend_payload = past.attend_fields(queries=2)
+    attend["items"][0]["limits"] = [5, 6]
+    item = attend["items"][0]
+    rope = {"theta": 1e4, "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_context": 8192, "beta_fast": 32.0, "beta_slow": 1.0, "attention_factor": 1.0,
+            "rotary_dims": 64, "scaling": 3, "pairing": 1}
+    shape = model(rope=rope, rotated=True, attention_scale=0.125, fingerprint="f")
+    search = {key: item[key] for key in ("context_id", "layer", "q", "positions", "limits")}
+    return {
+        "hello": ({"version": 1, "client": "c", "token": "t"}, b""),
+        "health": ({}, b""),
+        "open": ({"name": "roped", "model": shape, "method": "full",
+                  "parameters": [{"name": "a", "value": "b"}], "create": True}, b""),
+        "append": (append, append_payload),
+        "attend": (attend, attend_payload),
+        "search": ({**search, "k": 4}, attend_payload),
+        "fetch": ({"context_id": past.id, "layer": 0, "ids": [0, 2, 1, 2]}, b""),
+        "truncate": ({"context_id": past.id, "position": 3}, b""),
+        "fork": ({"context_id": past.id, "name": "forked"}, b""),
+        "drop": ({"context_id": 999}, b""),
+        "list": ({"prefix": "b", "after": "a", "limit": 3}, b""),
+        "stat": ({"context_id": past.id}, b""),
+        "pin": ({"context_id": past.id, "seconds": 1}, b""),
+        "status": ({}, b""),
+        "stats": ({}, b""),
+        "verify": ({"context_id": past.id}, b""),
+        "dump": ({"context_id": past.id, "limit": 3}, b""),
+        "compact": ({"path": "relative"}, b""),
+    }
+
+
+def mutations(name, fields):
+    """Copies of `fields` with one field, at any depth, changed; (what was changed, copy)."""
+    for key, (_, kind, repeated) in MESSAGES[name].items():
+        if key in fields:
+            out = copy.deepcopy(fields)
+            del out[key]
+            yield f"no {key}", out
+        values = HUGE.get(kind, [0, 1, 2, 77, 0xFFFFFFFF] if kind in ENUMS else [])
+        for value in values:
+            out = copy.deepcopy(fields)
+            out[key] = [value] * 3 if repeated else value
+            yield f"{key} = {str(value)[:40]!r}", out
+        if repeated and kind in HUGE:
+            yield f"{key} * 70000", {**fields, key: HUGE[kind][1:2] * 70000}
+        inner = fields.get(key)
+        if kind in MESSAGES and inner:
+            first = inner[0] if repeated else inner
+            for what, changed in mutations(kind, first):
+                out = copy.deepcopy(fields)
+                out[key] = [changed] + inner[1:] if repeated else changed
+                yield f"{key}.{what}", out
+            yield f"{key} empty", {**fields, key: [{}] if repeated else {}}
+
+
+def every_field(daemon, past):
+    client, counts, dropped = daemon.client(), {}, {past.id}
+    for method, (fields, payload) in good_requests(past).items():
+        for what, changed in mutations(METHODS[method][1] + "Request", fields):
+            if method == "drop" and changed.get("context_id") in dropped:
+                continue
+            if method == "truncate" and changed.get("context_id") == past.id:
+                continue
+            request_id = client.send(method, changed, payload)
+            reply = client.receive()
+            assert reply.request_id == request_id, (method, what)
+            assert reply.status == 0 or reply.status in CODE_NAMES, (method, what, reply.status)
+            if reply.status != 0:
+                assert reply.message["text"], f"{method}: {what}: an error without a reason"
+            counts[reply.status] = counts.get(reply.status, 0) + 1
+    print("answers by status:", {CODE_NAMES.get(code, "ok"): n for code, n in sorted(counts.items())})
+    assert sum(counts.values()) > 500 and len(counts) > 5, counts
+
+
+def shapes(past):
+    client = past.client
+
+    def append(what, expected, **change):
+        fields, payload = past.append_fields(3, 2)
+        layer = fields["layers"][0]
+        for key, value in change.items():
+            if isinstance(value, dict) and isinstance(layer.get(key), dict):
+                layer[key] = {**layer[key], **value}
+            else:
+                layer[key] = value
+        text = client.fails(expected, "append", fields, payload)
+        print(f"  {what}: {expected}: {text}")
+
+    append("other dtype", "ESHAPE", k={"dtype": 1})
+    append("no such dtype", "ESHAPE", k={"dtype": 9})
+    append("rank 2", "ESHAPE", k={"shape": [2, 128]})
+    append("rank 9", "ESHAPE", k={"shape": [1] * 9})
+    append("heads", "ESHAPE", k={"shape": [2, 3, 64]})
+    append("v differs from k", "ESHAPE", v={"shape": [1, 2, 64]})
+    append("no rows", "ESHAPE", k={"shape": [0, 2, 64]}, v={"shape": [0, 2, 64]})
+    append("overflow", "ESHAPE", k={"shape": [1 << 62, 2, 64]})
+    append("behind the payload", "ESHAPE", k={"offset": 1 << 20})
+    append("offset wraps", "ESHAPE", k={"offset": (1 << 64) - 64})
+    append("unaligned", "ESHAPE", k={"offset": 1})
+    append("token ids", "ESHAPE", token_ids=[1, 2, 3])
+    append("layer", "EINVAL", layer=2)
+    append("gap", "EPOSITION", position=9)
+    append("other bytes", "EPOSITION", position=1)
+    fields, payload = past.append_fields(3, 2)
+    bad = bytearray(payload)
+    bad[1] = bad[0] = 0xFF  # NaN in the first element
+    text = client.fails("ENONFINITE", "append", fields, bytes(bad))
+    assert "layer 0" in text, text
+    client.fails("EINVAL", "append", {**fields, "ack": 7}, payload)
+    client.fails("ELIMIT", "append", {"context_id": past.id})
+    client.fails("ENOROW", "fetch", {"context_id": past.id, "layer": 0, "ids": [3]})
+    client.fails("EPOSITION", "truncate", {"context_id": past.id, "position": 4})
+    client.fails("EEXIST", "fork", {"context_id": past.id, "name": past.name})
+    client.fails("EEXIST", "open", {"name": past.name, "model": past.model, "must_create": True})
+    client.fails("EMISMATCH", "open", {"name": past.name, "model": model(layers=3)})
+    client.fails("EMISMATCH", "open", {"name": past.name, "model": model(fingerprint="other")})
+    client.fails("EINVAL", "open", {"name": "new", "model": model(head_dim=65), "create": True})
+    client.fails("ENOCONTEXT", "open", {"name": "missing"})
+    client.fails("EVERSION", "hello", {})
+    client.fails("EINVAL", "compact", {"path": "relative"})
+
+
+def frames(daemon):
+    """Broken framing: a reply with id 0 where one can be given, and the connection ends."""
+    message = encode("HealthRequest", {})
+    header = bytearray(frame("health", message))
+    cases = {
+        "magic": (frame("health", magic=b"HTTP"), "EPROTO"),
+        "version": (frame("health", version=9), "EVERSION"),
+        "kind": (frame("health", kind=3), "EPROTO"),
+        "reply": (frame("health", kind=2), "EPROTO"),
+        "reserved": (frame("health", reserved=1), "EPROTO"),
+        "message too long": (frame("health", message_bytes=(4 << 20) + 1), "ELIMIT"),
+        "payload too long": (frame("health", payload_bytes=(256 << 20) + 1), "ELIMIT"),
+        "payload endless": (frame("health", payload_bytes=(1 << 64) - 1), "ELIMIT"),
+        "text": (b"GET / HTTP/1.1\r\nHost: memd\r\n\r\n" * 4, "EPROTO"),
+    }
+    for what, (data, code) in cases.items():
+        client = daemon.client()
+        client.socket.sendall(data)
+        reply = client.receive()
+        assert (CODE_NAMES[reply.status], reply.request_id) == (code, 0), (what, reply.status)
+        assert client.is_closed(), what
+    for cut in (1, 20, HEADER.size - 1, HEADER.size):
+        client = daemon.client()
+        client.socket.sendall(bytes(header[:cut]) if cut < HEADER.size else
+                              frame("health", b"", message_bytes=10)[:cut])
+        client.close()
+    client = daemon.client()
+    for number in (0, 3, 15, 999, 65535):
+        client.socket.sendall(frame(number, b"\x08\x01", bytes(100), request_id=number))
+        reply = client.receive()
+        assert (CODE_NAMES[reply.status], reply.request_id) == ("EUNSUPPORTED", number)
+    garbage = [b"\xff" * 20, b"\x08", b"\x0a\xff\xff\xff\xff\x0f", b"\x12\x80\x80\x80\x80\x10",
+               varint(1 << 3 | 7) + b"\0", b"\x0a\x02\xc3\x28"]
+    for data in garbage:
+        client.socket.sendall(frame("open", data))
+        assert CODE_NAMES[client.receive().status] in ("EPROTO", "EINVAL"), data
+    unknown = varint(900 << 3) + b"\x01"  # an unknown field is ignored
+    client.socket.sendall(frame("health", unknown))
+    assert client.receive().status == 0
+
+
+def noise(daemon, seed):
+    """Random bytes behind a valid header, and valid frames with flipped bytes."""
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    past = Past(daemon.client(), "noise")
+    requests = list(good_requests(past).items())
+    client = daemon.client()
+    for _ in range(600):
+        method, (fields, payload) = rng.choice(requests)
+        if method in ("drop", "truncate", "compact"):
+            continue
+        body = bytearray(encode(METHODS[method][1] + "Request", fields))
+        for _ in range(rng.randint(0, 3)):
+            if body:
+                body[rng.randrange(len(body))] = rng.randrange(256)
+        client.socket.sendall(frame(method, bytes(body), payload))
+        reply = client.receive()
+        assert reply.status == 0 or reply.status in CODE_NAMES, reply.status
+
+
+def main():
+    with Daemon() as daemon:
+        past = Past(daemon.client(), "book")
+        past.append(0, 3)
+        every_field(daemon, past)
+        past.check(3)
+        shapes(past)
+        frames(daemon)
+        noise(daemon, int(os.environ.get("SEED", "1")))
+        past.check(3)
+        assert past.client.ask("health")["ready"]
+        daemon.stop()
+
+
+main()
