@@ -4,7 +4,7 @@
  * For each model shape: 32,768 tokens of K and V in segments of 1,024, in as many copies as it
  * takes to defeat every cache (256 MiB), on one thread. The floor is a loop that sums the same
  * bytes as integers (software prefetching makes it slower). Each figure is the best single copy of
- * --rounds sweeps. One line of JSON per case.
+ * --rounds sweeps. Prints a JSON array, one line per case.
  *
  *     bench_attend [--rounds N] [--queries N] [--threads N] [--case NAME]
  */
@@ -178,7 +178,8 @@ static double attend_seconds(const struct shape *shape, const struct options *op
     return best;
 }
 
-static void run_case(const struct shape *shape, const struct options *options, struct pool *pool)
+static void run_case(const struct shape *shape, const struct options *options, struct pool *pool,
+                     const char *separator)
 {
     struct data data;
     allocate(shape, options, &data);
@@ -198,11 +199,11 @@ static void run_case(const struct shape *shape, const struct options *options, s
         floor_s = fmin(floor_s, stream_seconds(&data, &sum));
         attend_s = fmin(attend_s, attend_seconds(shape, options, &data, &args));
     }
-    printf("{\"case\":\"%s\",\"kernel\":\"%s\",\"queries\":%zu,\"threads\":%zu,\"bytes\":%zu,"
+    printf("%s{\"case\":\"%s\",\"kernel\":\"%s\",\"queries\":%zu,\"threads\":%zu,\"bytes\":%zu,"
            "\"stream_ms\":%.3f,\"stream_gb_s\":%.2f,\"attend_ms\":%.3f,\"ratio\":%.3f,"
-           "\"check\":\"%" PRIx64 " %.4f\"}\n",
-           shape->name, backend_get()->name, options->queries, options->threads, data.copy_bytes,
-           floor_s * 1e3, (double)data.copy_bytes / floor_s * 1e-9, attend_s * 1e3,
+           "\"check\":\"%" PRIx64 " %.4f\"}",
+           separator, shape->name, backend_get()->name, options->queries, options->threads,
+           data.copy_bytes, floor_s * 1e3, (double)data.copy_bytes / floor_s * 1e-9, attend_s * 1e3,
            attend_s / floor_s, sum, (double)data.lse[0]);
     fflush(stdout);
     release(&data);
@@ -232,10 +233,13 @@ int main(int argc, char **argv)
     struct options options = parse(argc, argv);
     struct pool *pool = NULL;
     if (options.threads > 1 && pool_open(options.threads - 1, 1, &pool, NULL) < 0) return 1;
+    const char *separator = "[";
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
-        if (options.only == NULL || strcmp(options.only, shapes[i].name) == 0)
-            run_case(&shapes[i], &options, pool);
+        if (options.only != NULL && strcmp(options.only, shapes[i].name) != 0) continue;
+        run_case(&shapes[i], &options, pool, separator);
+        separator = ",\n ";
     }
+    printf("]\n");
     pool_close(pool);
     return 0;
 }
