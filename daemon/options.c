@@ -133,7 +133,7 @@ static int parse_number(const char *text, const struct unit *units, size_t unit_
         return 0;
     }
     return error_set(err, MEMD_EINVAL, "'%.60s' needs a unit such as '%s' or '%s'", text,
-                     units[0].name, units[unit_count - 2].name);
+                     units[0].name, units[unit_count / 2].name);
 }
 
 static int parse_count(const char *text, uint64_t *ret_value, struct error *err)
