@@ -21,7 +21,7 @@ CODE = (".c", ".h", ".cu", ".cpp")
 LINE_COLUMNS, FILE_LINES, FUNCTION_LINES, CUDA_LINES = 100, 600, 70, 120
 PARAMETERS, NESTING, FILE_KBYTES = 6, 4, 64
 DATA = ("tests/golden/", "tests/fuzz/corpus/")  # small binary files live here and nowhere else
-DATA_KBYTES = 256
+DATA_KBYTES = 400
 
 # Third-party header → the only files that may include it (patterns of a whole path).
 HOMES = {
