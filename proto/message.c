@@ -140,8 +140,8 @@ static int check_strings(const ProtobufCMessageDescriptor *descriptor, struct wi
             return error_set(err, MEMD_EPROTO, "bytes that are no %s", descriptor->short_name);
         }
         if (data == NULL || number > INT32_MAX) continue;
-        const ProtobufCFieldDescriptor *field =
-            protobuf_c_message_descriptor_get_field(descriptor, (unsigned)number);
+        const ProtobufCFieldDescriptor *field = protobuf_c_message_descriptor_get_field(
+            descriptor, (unsigned)number);
         if (field == NULL) continue;
         if (field->type == PROTOBUF_C_TYPE_STRING && !text_ok(data, bytes)) {
             return error_set(err, MEMD_EPROTO, "%s.%s is not UTF-8 text or holds a zero byte",
@@ -302,8 +302,10 @@ static int check_shape(const Memd__Tensor *wire, const struct message_shape *exp
                              expect->what, i);
         }
         if (__builtin_mul_overflow(bytes, length, &bytes)) {
-            return error_set(err, MEMD_ESHAPE, "%s has %" PRIu64 " in dimension %" PRIu32
-                             ", more than memory can hold", expect->what, length, i);
+            return error_set(err, MEMD_ESHAPE,
+                             "%s has %" PRIu64 " in dimension %" PRIu32
+                             ", more than memory can hold",
+                             expect->what, length, i);
         }
         ret_tensor->shape[i] = (size_t)length;
     }
@@ -312,8 +314,7 @@ static int check_shape(const Memd__Tensor *wire, const struct message_shape *exp
 }
 
 int message_tensor(const Memd__Tensor *wire, const void *payload, size_t payload_bytes,
-                   const struct message_shape *expect, struct tensor *ret_tensor,
-                   struct error *err)
+                   const struct message_shape *expect, struct tensor *ret_tensor, struct error *err)
 {
     assert(expect->dims >= 1 && expect->dims <= TENSOR_DIMS_MAX);
     if (wire == NULL) return error_set(err, MEMD_ESHAPE, "%s is missing", expect->what);

@@ -50,15 +50,16 @@ static int place_hello(struct memd_ticket *ticket, ProtobufCMessage *message)
     return 0;
 }
 
-int memd_hello(struct memd_client *client, const struct memd_hello **ret_hello, struct memd_error *err)
+int memd_hello(struct memd_client *client, const struct memd_hello **ret_hello,
+               struct memd_error *err)
 {
     Memd__HelloRequest request = MEMD__HELLO_REQUEST__INIT;
     request.version = FRAME_VERSION;
     request.client = client->target.client_name;
     request.token = client->target.token;
     const void *result = NULL;
-    int rc = ask(client, &(struct question){ METHOD_HELLO, true, &request.base, place_hello }, &result,
-                 err);
+    int rc = ask(client, &(struct question){ METHOD_HELLO, true, &request.base, place_hello },
+                 &result, err);
     if (rc == 0) *ret_hello = result;
     return rc;
 }
@@ -68,8 +69,10 @@ static int place_health(struct memd_ticket *ticket, ProtobufCMessage *message)
     const Memd__HealthReply *reply = (const Memd__HealthReply *)message;
     struct memd_health *health = ticket_result(ticket, 1, sizeof *health);
     if (health == NULL) return MEMD_ENOMEM;
-    *health = (struct memd_health){ .live = reply->live, .ready = reply->ready,
-                                    .draining = reply->draining, .reason = reply->reason };
+    *health = (struct memd_health){ .live = reply->live,
+                                    .ready = reply->ready,
+                                    .draining = reply->draining,
+                                    .reason = reply->reason };
     return 0;
 }
 
@@ -130,12 +133,15 @@ static int read_histogram(struct memd_ticket *ticket, const Memd__Histogram *wir
                           struct memd_histogram *ret_histogram)
 {
     if (wire->n_counts != wire->n_bounds + 1) {
-        return error_set(&ticket->err, MEMD_EPROTO, "histogram '%.60s' has %zu bounds and %zu counts",
-                         wire->name, wire->n_bounds, wire->n_counts);
+        return error_set(&ticket->err, MEMD_EPROTO,
+                         "histogram '%.60s' has %zu bounds and %zu counts", wire->name,
+                         wire->n_bounds, wire->n_counts);
     }
-    *ret_histogram = (struct memd_histogram){ .name = wire->name, .bounds = wire->bounds,
+    *ret_histogram = (struct memd_histogram){ .name = wire->name,
+                                              .bounds = wire->bounds,
                                               .counts = wire->counts,
-                                              .bound_count = wire->n_bounds, .sum = wire->sum };
+                                              .bound_count = wire->n_bounds,
+                                              .sum = wire->sum };
     return 0;
 }
 
@@ -144,8 +150,8 @@ static int place_stats(struct memd_ticket *ticket, ProtobufCMessage *message)
     const Memd__StatsReply *reply = (const Memd__StatsReply *)message;
     struct memd_stats *stats = ticket_result(ticket, 1, sizeof *stats);
     struct memd_counter *counters = ticket_alloc(ticket, reply->n_counters, sizeof *counters);
-    struct memd_histogram *histograms =
-        ticket_alloc(ticket, reply->n_histograms, sizeof *histograms);
+    struct memd_histogram *histograms = ticket_alloc(ticket, reply->n_histograms,
+                                                     sizeof *histograms);
     if (stats == NULL || counters == NULL || histograms == NULL) return MEMD_ENOMEM;
     for (size_t i = 0; i < reply->n_counters; i++) {
         counters[i] = (struct memd_counter){ .name = reply->counters[i]->name,
@@ -155,18 +161,20 @@ static int place_stats(struct memd_ticket *ticket, ProtobufCMessage *message)
         int rc = read_histogram(ticket, reply->histograms[i], &histograms[i]);
         if (rc < 0) return rc;
     }
-    *stats = (struct memd_stats){ .counters = counters, .counter_count = reply->n_counters,
+    *stats = (struct memd_stats){ .counters = counters,
+                                  .counter_count = reply->n_counters,
                                   .histograms = histograms,
                                   .histogram_count = reply->n_histograms };
     return 0;
 }
 
-int memd_stats(struct memd_client *client, const struct memd_stats **ret_stats, struct memd_error *err)
+int memd_stats(struct memd_client *client, const struct memd_stats **ret_stats,
+               struct memd_error *err)
 {
     Memd__StatsRequest request = MEMD__STATS_REQUEST__INIT;
     const void *result = NULL;
-    int rc = ask(client, &(struct question){ METHOD_STATS, true, &request.base, place_stats }, &result,
-                 err);
+    int rc = ask(client, &(struct question){ METHOD_STATS, true, &request.base, place_stats },
+                 &result, err);
     if (rc == 0) *ret_stats = result;
     return rc;
 }
@@ -210,11 +218,13 @@ static int place_dump(struct memd_ticket *ticket, ProtobufCMessage *message)
     if (dump == NULL || records == NULL) return MEMD_ENOMEM;
     for (size_t i = 0; i < reply->n_records; i++) {
         const Memd__Record *wire = reply->records[i];
-        records[i] = (struct memd_record){ .table = wire->table, .key = wire->key,
-                                           .summary = wire->summary, .bytes = wire->bytes };
+        records[i] = (struct memd_record){
+            .table = wire->table, .key = wire->key, .summary = wire->summary, .bytes = wire->bytes
+        };
     }
     *dump = (struct memd_dump){ .next = { reply->cursor.data, reply->cursor.len },
-                                .records = records, .count = reply->n_records };
+                                .records = records,
+                                .count = reply->n_records };
     return 0;
 }
 
@@ -227,8 +237,8 @@ int memd_dump(struct memd_client *client, const struct memd_dump_args *args,
                                             .data = (uint8_t *)args->cursor.data };
     request.limit = args->limit == 0 ? LIMIT_LIST : args->limit;
     const void *result = NULL;
-    int rc = ask(client, &(struct question){ METHOD_DUMP, true, &request.base, place_dump }, &result,
-                 err);
+    int rc = ask(client, &(struct question){ METHOD_DUMP, true, &request.base, place_dump },
+                 &result, err);
     if (rc == 0) *ret_dump = result;
     return rc;
 }

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* client.c — the life of a client. Everything it allocates is here, so that close is the mirror of connect. */
+/* client.c — the life of a client. Everything it allocates is here, so that close is the mirror of
+ * connect. */
 #include "clients/libmemd/client.h"
 
 #include <assert.h>

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* client.h — the object behind the public handle.
  *
- * Threads  fields are locked by `lock` unless marked; the socket is closed by the leader only, because it polls
- *          the socket without the lock
+ * Threads  fields are locked by `lock` unless marked; the socket is closed by the leader only,
+ *          because it polls the socket without the lock
  */
 #ifndef MEMD_LIBMEMD_CLIENT_H
 #define MEMD_LIBMEMD_CLIENT_H
@@ -18,27 +18,27 @@
 
 struct memd_client {
     uint32_t magic;
-    struct dial_target target;  /* immutable after open */
-    uint32_t timeout_ms;        /* immutable after open */
+    struct dial_target target; /* immutable after open */
+    uint32_t timeout_ms;       /* immutable after open */
 
     pthread_mutex_t lock;
-    int fd;                     /* -1 = not connected */
-    int wake_fd;                /* immutable after open: ends the leader's poll */
-    bool led;                   /* a thread is sending, receiving or dialling for everybody */
-    bool leader_sends;          /* its poll ends when the socket takes bytes */
-    size_t waiters;             /* threads in exchange_wait */
-    struct error broken;        /* code != 0: the connection is of no use, the leader shall close it */
+    int fd;              /* -1 = not connected */
+    int wake_fd;         /* immutable after open: ends the leader's poll */
+    bool led;            /* a thread is sending, receiving or dialling for everybody */
+    bool leader_sends;   /* its poll ends when the socket takes bytes */
+    size_t waiters;      /* threads in exchange_wait */
+    struct error broken; /* code != 0: the connection is of no use, the leader shall close it */
     uint64_t dial_not_before_ns;
     uint32_t dial_pause_ms;
-    struct error dial_error;    /* of the last attempt, for error texts */
-    struct dial_hello hello;    /* limits of the daemon */
+    struct error dial_error; /* of the last attempt, for error texts */
+    struct dial_hello hello; /* limits of the daemon */
 
-    struct list_link queue;     /* not (wholly) sent, in the order of submission */
-    struct list_link flight;    /* sent, in the order of submission */
+    struct list_link queue;  /* not (wholly) sent, in the order of submission */
+    struct list_link flight; /* sent, in the order of submission */
     size_t flight_count;
-    struct list_link spare;     /* tickets to be used again */
+    struct list_link spare; /* tickets to be used again */
     size_t spare_count;
-    uint64_t next_id;           /* of requests; from 1, 0 is the daemon's own */
+    uint64_t next_id; /* of requests; from 1, 0 is the daemon's own */
     struct receiver receiver;
     struct memd_counters counters;
 };

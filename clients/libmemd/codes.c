@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* codes.c — the public list of errors is spelled out for its readers; here it is held to the internal one.
+/* codes.c — the public list of errors is spelled out for its readers; here it is held to the
+ * internal one.
  *
  * memd.h comes first, so that MEMD_E… below are the public constants.
  */

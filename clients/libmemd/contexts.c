@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* contexts.c — open, truncate, fork, drop, pin, stat, list: small messages, no payload.
  *
- * Calls that return a number or two read them from the reply that `place` has kept and free the ticket at
- * once; calls that return a structure hand the ticket over inside the result.
+ * Calls that return a number or two read them from the reply that `place` has kept and free the
+ * ticket at once; calls that return a structure hand the ticket over inside the result.
  */
 #include <assert.h>
 
@@ -18,7 +18,8 @@ static int place_reply(struct memd_ticket *ticket, ProtobufCMessage *message)
     return 0;
 }
 
-/* Send `request` and return its ticket; NULL, *ret_rc and err on failure. `rc` is what building it gave. */
+/* Send `request` and return its ticket; NULL, *ret_rc and err on failure. `rc` is what building it
+ * gave. */
 static struct memd_ticket *ask(struct memd_ticket *ticket, int rc, const ProtobufCMessage *request,
                                int *ret_rc, struct memd_error *err)
 {
@@ -36,8 +37,10 @@ static int build_open(struct memd_ticket *ticket, const struct memd_open *args,
                       Memd__OpenRequest *request)
 {
     if (args->name == NULL || !message_name_ok(args->name)) {
-        return error_set(&ticket->err, MEMD_EINVAL, "a context name is 1 to %u bytes of UTF-8 without "
-                         "control characters", LIMIT_NAME_BYTES);
+        return error_set(&ticket->err, MEMD_EINVAL,
+                         "a context name is 1 to %u bytes of UTF-8 without "
+                         "control characters",
+                         LIMIT_NAME_BYTES);
     }
     if (args->parameter_count > LIMIT_PARAMETERS) {
         return error_set(&ticket->err, MEMD_ELIMIT, "%zu parameters, at most %u",
@@ -216,7 +219,8 @@ static int place_list(struct memd_ticket *ticket, ProtobufCMessage *message)
         int rc = wire_read_info(ticket, reply->contexts[i], &infos[i]);
         if (rc < 0) return rc;
     }
-    *list = (struct memd_list){ .contexts = infos, .count = reply->n_contexts, .more = reply->more };
+    *list =
+        (struct memd_list){ .contexts = infos, .count = reply->n_contexts, .more = reply->more };
     return 0;
 }
 

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* data.c — append, attend, search, fetch: tensors out of the caller's arrays and back into them.
  *
- * Each call is two functions: one that builds the request, one that places the reply (ticket.h). What
- * the second needs to know is kept in the ticket, because the caller's structs need not outlive the submit;
- * only the arrays they point to must.
+ * Each call is two functions: one that builds the request, one that places the reply (ticket.h).
+ * What the second needs to know is kept in the ticket, because the caller's structs need not
+ * outlive the submit; only the arrays they point to must.
  *
- * Only what would make the request unreadable is checked here (counts, missing arrays); everything else is
- * the daemon's to judge, so that there is one place that knows the rules.
+ * Only what would make the request unreadable is checked here (counts, missing arrays); everything
+ * else is the daemon's to judge, so that there is one place that knows the rules.
  */
 #include <assert.h>
 
@@ -53,9 +53,12 @@ static int build_layer(struct memd_ticket *ticket, const struct memd_context *co
     if (layer->tokens == 0) return check_count(ticket, "tokens", 0, SIZE_MAX);
     wire->layer = layer->layer;
     wire->position = layer->position;
-    struct ticket_array array = { .what = "k", .data = layer->k, .dtype = (uint32_t)context->dtype,
-                                  .dims = 3, .shape = { layer->tokens, context->kv_heads,
-                                                        context->head_dim } };
+    struct ticket_array array = { .what = "k",
+                                  .data = layer->k,
+                                  .dtype = (uint32_t)context->dtype,
+                                  .dims = 3,
+                                  .shape = { layer->tokens, context->kv_heads,
+                                             context->head_dim } };
     int rc = ticket_tensor(ticket, &array, &wire->k);
     if (rc < 0) return rc;
     array.what = "v";
@@ -140,7 +143,9 @@ static int place_answer(struct memd_ticket *ticket, const Memd__AttendAnswer *wi
         ret_answer->text = wire->error[0] != '\0' ? wire->error : error_text(wire->status);
         return 0;
     }
-    struct message_shape shape = { .what = "o", .dtype = DTYPE_FP32, .dims = 3,
+    struct message_shape shape = { .what = "o",
+                                   .dtype = DTYPE_FP32,
+                                   .dims = 3,
                                    .shape = { to->queries, to->heads, to->head_dim } };
     void *o = NULL, *lse = NULL;
     int rc = ticket_receive(ticket, wire->o, &shape, to->o, &o);
@@ -179,8 +184,10 @@ static int build_query(struct memd_ticket *ticket, const struct memd_query *quer
     if (rc < 0) return rc;
     if (query->q == NULL || query->positions == NULL) return missing(ticket, "q or positions");
     const struct memd_context *context = query->context;
-    struct ticket_array array = { .what = "q", .data = query->q,
-                                  .dtype = dtype_of(query->q_dtype, context), .dims = 3,
+    struct ticket_array array = { .what = "q",
+                                  .data = query->q,
+                                  .dtype = dtype_of(query->q_dtype, context),
+                                  .dims = 3,
                                   .shape = { query->queries, context->query_heads,
                                              context->head_dim } };
     return ticket_tensor(ticket, &array, ret_q);
@@ -197,8 +204,10 @@ static int build_item(struct memd_ticket *ticket, const struct memd_query *query
     wire->positions = (uint64_t *)query->positions;
     wire->n_limits = query->limits != NULL ? query->queries : 0;
     wire->limits = (uint64_t *)query->limits;
-    *place = (struct attend_place){ .queries = query->queries, .heads = context->query_heads,
-                                    .head_dim = context->head_dim, .o = query->o,
+    *place = (struct attend_place){ .queries = query->queries,
+                                    .heads = context->query_heads,
+                                    .head_dim = context->head_dim,
+                                    .o = query->o,
                                     .lse = query->lse };
     return build_query(ticket, query, &wire->q);
 }
@@ -227,8 +236,8 @@ static int build_attend(struct memd_ticket *ticket, const struct memd_query *que
     return ticket_pack(ticket, &request.base);
 }
 
-int memd_submit_attend(const struct memd_query *queries, size_t count, struct memd_ticket **ret_ticket,
-                       struct memd_error *err)
+int memd_submit_attend(const struct memd_query *queries, size_t count,
+                       struct memd_ticket **ret_ticket, struct memd_error *err)
 {
     if (count == 0) {
         struct error detail;
@@ -283,7 +292,9 @@ static int place_search(struct memd_ticket *ticket, ProtobufCMessage *message)
     const struct search_place *place = ticket->plan;
     struct memd_hits *hits = ticket_result(ticket, 1, sizeof *hits);
     if (hits == NULL) return MEMD_ENOMEM;
-    struct message_shape shape = { .what = "ids", .dtype = DTYPE_U64, .dims = 3,
+    struct message_shape shape = { .what = "ids",
+                                   .dtype = DTYPE_U64,
+                                   .dims = 3,
                                    .shape = { place->queries, place->heads, place->k } };
     void *ids = NULL, *scores = NULL;
     int rc = ticket_receive(ticket, reply->ids, &shape, NULL, &ids);
@@ -356,7 +367,9 @@ static int place_fetch(struct memd_ticket *ticket, ProtobufCMessage *message)
     const struct fetch_place *place = ticket->plan;
     struct memd_rows *rows = ticket_result(ticket, 1, sizeof *rows);
     if (rows == NULL) return MEMD_ENOMEM;
-    struct message_shape shape = { .what = "k", .dtype = place->dtype, .dims = 3,
+    struct message_shape shape = { .what = "k",
+                                   .dtype = place->dtype,
+                                   .dims = 3,
                                    .shape = { place->count, place->kv_heads, place->head_dim } };
     void *k = NULL, *v = NULL;
     int rc = ticket_receive(ticket, reply->k, &shape, place->k, &k);
@@ -368,7 +381,8 @@ static int place_fetch(struct memd_ticket *ticket, ProtobufCMessage *message)
         return error_set(&ticket->err, MEMD_EPROTO, "%zu token ids for %zu rows",
                          reply->n_token_ids, place->count);
     }
-    *rows = (struct memd_rows){ .k = k, .v = v,
+    *rows = (struct memd_rows){ .k = k,
+                                .v = v,
                                 .token_ids = reply->n_token_ids > 0 ? reply->token_ids : NULL };
     return 0;
 }
@@ -386,9 +400,12 @@ static int build_fetch(struct memd_ticket *ticket, const struct memd_fetch *fetc
     request.ids = (uint64_t *)fetch->ids;
     struct fetch_place *place = ticket_alloc(ticket, 1, sizeof *place);
     if (place == NULL) return MEMD_ENOMEM;
-    *place = (struct fetch_place){ .count = fetch->count, .kv_heads = context->kv_heads,
+    *place = (struct fetch_place){ .count = fetch->count,
+                                   .kv_heads = context->kv_heads,
                                    .head_dim = context->head_dim,
-                                   .dtype = (uint32_t)context->dtype, .k = fetch->k, .v = fetch->v };
+                                   .dtype = (uint32_t)context->dtype,
+                                   .k = fetch->k,
+                                   .v = fetch->v };
     ticket->place = place_fetch;
     ticket->plan = place;
     return ticket_pack(ticket, &request.base);

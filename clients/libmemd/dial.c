@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* dial.c — plain, linear, bounded by one deadline.
  *
- * Hello is asked on every new connection, also where a Unix socket would not need it: its answer carries the
- * limits of the daemon, and it shows that somebody answers, so a socket whose daemon hangs is not taken for
- * a connection.
+ * Hello is asked on every new connection, also where a Unix socket would not need it: its answer
+ * carries the limits of the daemon, and it shows that somebody answers, so a socket whose daemon
+ * hangs is not taken for a connection.
  */
 #include "clients/libmemd/dial.h"
 
@@ -26,8 +26,12 @@
 #include "proto/message.h"
 #include "proto/method.h"
 
-enum { HELLO_ARENA_BYTES = 1 << 20, NS_PER_MS = 1000000, FLIGHT_DEFAULT = 64,
-       PEER_GONE_MS = 30000 };
+enum {
+    HELLO_ARENA_BYTES = 1 << 20,
+    NS_PER_MS = 1000000,
+    FLIGHT_DEFAULT = 64,
+    PEER_GONE_MS = 30000
+};
 
 /* ---- addresses ---- */
 
@@ -106,8 +110,8 @@ struct endpoint {
     const char *name; /* for the error text */
 };
 
-/* Small requests leave at once, and a peer that is gone without a word is noticed. These are wishes: a
- * kernel that refuses one still has a connection to offer. */
+/* Small requests leave at once, and a peer that is gone without a word is noticed. These are
+ * wishes: a kernel that refuses one still has a connection to offer. */
 static void tune_tcp(int fd)
 {
     int one = 1, timeout_ms = PEER_GONE_MS;
@@ -116,10 +120,11 @@ static void tune_tcp(int fd)
     setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &timeout_ms, sizeof timeout_ms);
 }
 
-static int connect_to(const struct endpoint *to, uint64_t deadline_ns, int *ret_fd, struct error *err)
+static int connect_to(const struct endpoint *to, uint64_t deadline_ns, int *ret_fd,
+                      struct error *err)
 {
-    CLEANUP(close_fd) int fd =
-        socket(to->address->sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    CLEANUP(close_fd)
+    int fd = socket(to->address->sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (fd < 0) return error_set(err, MEMD_EIO, "socket: %s", strerror(errno));
     int failure = connect(fd, to->address, to->bytes) < 0 ? errno : 0;
     if (failure == EINPROGRESS) {
@@ -223,8 +228,10 @@ static int send_hello(int fd, const struct dial_target *target, uint64_t deadlin
     size_t bytes = 0;
     int rc = message_pack(&hello.base, arena, &message, &bytes, err);
     if (rc < 0) return rc;
-    struct frame frame = { .kind = FRAME_REQUEST, .method = METHOD_HELLO,
-                           .request_id = DIAL_REQUEST_ID, .message_bytes = (uint32_t)bytes };
+    struct frame frame = { .kind = FRAME_REQUEST,
+                           .method = METHOD_HELLO,
+                           .request_id = DIAL_REQUEST_ID,
+                           .message_bytes = (uint32_t)bytes };
     unsigned char header[FRAME_HEADER_BYTES];
     frame_encode(&frame, header);
     rc = send_all(fd, header, sizeof header, deadline_ns, err);
@@ -271,8 +278,10 @@ static int receive_hello(int fd, uint64_t deadline_ns, struct arena *arena,
         METHOD_HELLO, message, frame.message_bytes, arena, err);
     if (reply == NULL) return MEMD_EPROTO;
     if (reply->version != FRAME_VERSION) {
-        return error_set(err, MEMD_EVERSION, "the daemon chose protocol version %u, this client "
-                         "speaks %d", (unsigned)reply->version, FRAME_VERSION);
+        return error_set(err, MEMD_EVERSION,
+                         "the daemon chose protocol version %u, this client "
+                         "speaks %d",
+                         (unsigned)reply->version, FRAME_VERSION);
     }
     take_limits(reply, ret_hello);
     return 0;

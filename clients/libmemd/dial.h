@@ -2,8 +2,9 @@
 /* dial.h — from an address to a connected socket on which Hello has been answered.
  *
  * Threads  any; blocks until the deadline at most
- * Errors   MEMD_EINVAL address · MEMD_ECLOSED nobody there, or gone in the middle · MEMD_EDEADLINE · MEMD_EPERM
- *          token · MEMD_EVERSION, MEMD_EPROTO the other side is not a memd of this protocol · MEMD_ENOMEM
+ * Errors   MEMD_EINVAL address · MEMD_ECLOSED nobody there, or gone in the middle · MEMD_EDEADLINE
+ *          · MEMD_EPERM token · MEMD_EVERSION, MEMD_EPROTO the other side is not a memd of this
+ *          protocol · MEMD_ENOMEM
  * Tests    tests/client/test_connect.c
  */
 #ifndef MEMD_LIBMEMD_DIAL_H

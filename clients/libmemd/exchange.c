@@ -1,19 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* exchange.c — leader and followers over one socket, and the rules of sending again.
  *
- * Why no thread of our own: a library that starts threads takes part in its host's signals, forks and
- * priorities, and a single caller would pay two context switches per request. With the waiting threads as
- * movers a lone caller does sendmsg, poll, recvmsg and nothing else.
+ * Why no thread of our own: a library that starts threads takes part in its host's signals, forks
+ * and priorities, and a single caller would pay two context switches per request. With the waiting
+ * threads as movers a lone caller does sendmsg, poll, recvmsg and nothing else.
  *
  * Invariants
- *   - bytes of two requests never mix: only the head of the queue may be partly sent, and when it is taken
- *     away in that state, the connection is broken
+ *   - bytes of two requests never mix: only the head of the queue may be partly sent, and when it
+ *     is taken away in that state, the connection is broken
  *   - `fd` is polled without the lock, so only the leader closes it; everybody else sets `broken`
- *   - flight before queue is the order of submission; sending again keeps it, so appends stay in order
+ *   - flight before queue is the order of submission; sending again keeps it, so appends stay
+ *     in order
  *
  * A request was surely not done while it has not been sent whole. After that, losing the connection
- * leaves it open; only repeatable requests are sent again then, SENDS_MAX times at most (a request that
- * kills the daemon shall not do so for ever).
+ * leaves it open; only repeatable requests are sent again then, SENDS_MAX times at most (a request
+ * that kills the daemon shall not do so for ever).
  */
 #include "clients/libmemd/exchange.h"
 
@@ -93,8 +94,8 @@ static void write_header(struct memd_ticket *ticket)
     frame_encode(&frame, ticket->header);
 }
 
-/* Has the daemon hung up while nothing was going on? Then a request that must not be sent twice is better
- * not sent at all on this connection. */
+/* Has the daemon hung up while nothing was going on? Then a request that must not be sent twice is
+ * better not sent at all on this connection. */
 static bool is_hung_up(int fd)
 {
     char byte;
@@ -181,7 +182,8 @@ static void send_queued(struct memd_client *client)
 
 /* ---- losing and making the connection ---- */
 
-/* Replies may have come before the end did; the daemon's last words among them say why it closed. */
+/* Replies may have come before the end did; the daemon's last words among them say why it
+ * closed. */
 static void receive_rest(struct memd_client *client)
 {
     for (;;) {
@@ -203,8 +205,7 @@ static void requeue(struct memd_client *client, struct memd_ticket *ticket)
         ticket->err = *why;
         exchange_finish_locked(ticket, why->code);
     } else if ((was_sent && !ticket->repeatable) || ticket->sends >= SENDS_MAX) {
-        int rc = error_set(&ticket->err, MEMD_ECLOSED,
-                           "%s %s: %.120s", method_name(ticket->method),
+        int rc = error_set(&ticket->err, MEMD_ECLOSED, "%s %s: %.120s", method_name(ticket->method),
                            was_sent ? "was sent, but its answer is lost" : "could not be sent",
                            why->text);
         exchange_finish_locked(ticket, rc);

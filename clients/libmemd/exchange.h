@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* exchange.h — many requests over one connection, moved by the threads that wait for them.
  *
- * There is no thread of our own. Of the threads in exchange_wait one leads: it alone polls the socket, receives
- * for everybody and reconnects; the others sleep until their ticket is done or they are to lead. Sending never
- * blocks, so any thread does it under the lock.
+ * There is no thread of our own. Of the threads in exchange_wait one leads: it alone polls the
+ * socket, receives for everybody and reconnects; the others sleep until their ticket is done or
+ * they are to lead. Sending never blocks, so any thread does it under the lock.
  *
  * Threads  any; functions with _locked in their name under client->lock
  * Tests    tests/client

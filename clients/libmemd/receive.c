@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* receive.c — three stages per frame, each a list of segments to be filled.
  *
- * Header, message and payload differ only in where their bytes go and in what happens when they are there.
- * The payload's segments are laid out when the message has told what it holds, hence a tensor lands in
- * the caller's array without a copy, and bytes that nobody wants are counted, not kept.
+ * Header, message and payload differ only in where their bytes go and in what happens when they are
+ * there. The payload's segments are laid out when the message has told what it holds, hence a
+ * tensor lands in the caller's array without a copy, and bytes that nobody wants are counted, not
+ * kept.
  *
  * A reply whose request was given up is read and thrown away: the stream must go on behind it.
  */
@@ -84,8 +85,10 @@ static int end_header(struct memd_client *client, struct error *err)
     receiver->last_words = frame->request_id == 0 && frame->status < 0;
     if (frame->kind != FRAME_REPLY || (frame->request_id == 0 && !receiver->last_words) ||
         frame->request_id >= client->next_id) {
-        return error_set(err, MEMD_EPROTO, "a frame of kind %d for request %" PRIu64 ", which was "
-                         "never sent", (int)frame->kind, frame->request_id);
+        return error_set(err, MEMD_EPROTO,
+                         "a frame of kind %d for request %" PRIu64 ", which was "
+                         "never sent",
+                         (int)frame->kind, frame->request_id);
     }
     struct memd_ticket *ticket = find(client, frame->request_id);
     if (ticket != NULL && ticket->method != frame->method) {
@@ -101,8 +104,8 @@ static int end_header(struct memd_client *client, struct error *err)
     receiver->message = arena_alloc(&ticket->arena, frame->message_bytes);
     receiver->one.at = receiver->message;
     if (receiver->message == NULL)
-        exchange_finish_locked(
-            ticket, error_set(&ticket->err, MEMD_ENOMEM, "no memory for a reply"));
+        exchange_finish_locked(ticket,
+                               error_set(&ticket->err, MEMD_ENOMEM, "no memory for a reply"));
     return 0;
 }
 
@@ -110,8 +113,8 @@ static int end_header(struct memd_client *client, struct error *err)
 static void take_error(struct memd_ticket *ticket, const struct receiver *receiver)
 {
     const struct frame *frame = &receiver->frame;
-    const Memd__ErrorReply *reply =
-        message_unpack_error(receiver->message, frame->message_bytes, &ticket->arena);
+    const Memd__ErrorReply *reply = message_unpack_error(receiver->message, frame->message_bytes,
+                                                         &ticket->arena);
     bool has_text = reply != NULL && reply->text[0] != '\0';
     ticket->status = error_set(&ticket->err, frame->status, "%s",
                                has_text ? reply->text : error_text(frame->status));
@@ -220,8 +223,7 @@ static ssize_t read_once(int fd, struct receiver *receiver, size_t *ret_direct)
     bool direct = segment->at != NULL && want >= DIRECT_BYTES;
     struct iovec parts[2] = { { direct ? segment->at + receiver->offset : NULL, direct ? want : 0 },
                               { receiver->buffer, RECEIVE_BUFFER_BYTES } };
-    struct msghdr message = { .msg_iov = direct ? parts : parts + 1,
-                              .msg_iovlen = direct ? 2 : 1 };
+    struct msghdr message = { .msg_iov = direct ? parts : parts + 1, .msg_iovlen = direct ? 2 : 1 };
     *ret_direct = parts[0].iov_len;
     return recvmsg(fd, &message, MSG_DONTWAIT);
 }

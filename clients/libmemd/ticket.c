@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* ticket.c — building a request from parts that stay where they are, and the memory of its result.
  *
- * A result is preceded by a small head with a magic number and its ticket, so that one memd_free serves all
- * kinds of results and stops at a pointer that is none.
+ * A result is preceded by a small head with a magic number and its ticket, so that one memd_free
+ * serves all kinds of results and stops at a pointer that is none.
  */
 #include "clients/libmemd/ticket.h"
 
@@ -129,19 +129,22 @@ int ticket_tensor(struct memd_ticket *ticket, const struct ticket_array *array,
     }
     uint64_t cursor = ticket->payload_bytes;
     if (bytes > LIMIT_FRAME_PAYLOAD_BYTES || cursor > LIMIT_FRAME_PAYLOAD_BYTES - bytes) {
-        return error_set(&ticket->err, MEMD_ELIMIT, "%s of %zu bytes after %llu others; a request "
-                         "holds %llu", array->what, bytes, (unsigned long long)cursor,
+        return error_set(&ticket->err, MEMD_ELIMIT,
+                         "%s of %zu bytes after %llu others; a request "
+                         "holds %llu",
+                         array->what, bytes, (unsigned long long)cursor,
                          (unsigned long long)LIMIT_FRAME_PAYLOAD_BYTES);
     }
     uint64_t offset = message_place(&ticket->payload_bytes, bytes);
     static const unsigned char zeros[LIMIT_PAYLOAD_ALIGN];
     assert(ticket->parts != NULL && ticket->part_count + 2 <= ticket->part_limit);
     if (offset > cursor) {
-        ticket->parts[ticket->part_count++] =
-            (struct iovec){ (void *)zeros, (size_t)(offset - cursor) };
+        ticket->parts[ticket->part_count++] = (struct iovec){ (void *)zeros,
+                                                              (size_t)(offset - cursor) };
     }
     ticket->parts[ticket->part_count++] = (struct iovec){ (void *)array->data, bytes };
-    *ret_wire = message_make_tensor(&ticket->arena, array->dtype, array->dims, array->shape, offset);
+    *ret_wire = message_make_tensor(&ticket->arena, array->dtype, array->dims, array->shape,
+                                    offset);
     if (*ret_wire != NULL) return 0;
     return error_set(&ticket->err, MEMD_ENOMEM, "no memory to describe %s", array->what);
 }
@@ -210,7 +213,8 @@ void *ticket_result(struct memd_ticket *ticket, size_t count, size_t bytes)
 {
     size_t total = 0;
     if (__builtin_mul_overflow(count, bytes, &total) ||
-        __builtin_add_overflow(total, sizeof(struct result_head), &total)) total = SIZE_MAX;
+        __builtin_add_overflow(total, sizeof(struct result_head), &total))
+        total = SIZE_MAX;
     struct result_head *head = ticket_alloc(ticket, 1, total);
     if (head == NULL) return NULL;
     *head = (struct result_head){ .magic = RESULT_MAGIC, .ticket = ticket };
@@ -221,8 +225,8 @@ void *ticket_result(struct memd_ticket *ticket, size_t count, size_t bytes)
 
 struct memd_ticket *ticket_of_result(const void *result)
 {
-    const struct result_head *head =
-        (const void *)((const char *)result - offsetof(struct result_head, result));
+    const struct result_head *head = (const void *)((const char *)result -
+                                                    offsetof(struct result_head, result));
     assert(head->magic == RESULT_MAGIC);
     assert(head->ticket->magic == TICKET_MAGIC);
     return head->ticket;

@@ -3,15 +3,17 @@
  *
  *     ticket_new → (fill, ticket_pack, ticket_tensor) → exchange_submit → … DONE → ticket_free
  *
- * A ticket owns one arena with everything of the request and its result. The tensors that it sends and the
- * arrays that it fills belong to the caller. Failures of building a request are kept in `err` like those of
- * the request itself, so that every call ends in one way (ticket_call, ticket_start).
+ * A ticket owns one arena with everything of the request and its result. The tensors that it sends
+ * and the arrays that it fills belong to the caller. Failures of building a request are kept in
+ * `err` like those of the request itself, so that every call ends in one way (ticket_call,
+ * ticket_start).
  *
  * Tickets are recycled with the first block of their arena: a small attend into the caller's arrays
  * allocates nothing.
  *
- * Threads  fields marked "lock" under client->lock; all others belong to whoever holds the ticket until it is
- *          submitted, to the exchange (under the lock) until it is DONE, and to its holder again
+ * Threads  fields marked "lock" under client->lock; all others belong to whoever holds the ticket
+ *          until it is submitted, to the exchange (under the lock) until it is DONE, and to its
+ *          holder again
  * Errors   MEMD_ENOMEM · MEMD_ELIMIT
  * Tests    tests/client
  */
@@ -45,40 +47,40 @@ struct segment {
     size_t bytes;
 };
 
-/* Turn a reply's message into the ticket's result and say where the tensors of its payload go. Called under
- * the lock, so it only converts. 0 or a code with ticket->err filled. */
+/* Turn a reply's message into the ticket's result and say where the tensors of its payload go.
+ * Called under the lock, so it only converts. 0 or a code with ticket->err filled. */
 typedef int ticket_place_fn(struct memd_ticket *ticket, ProtobufCMessage *reply);
 
 struct memd_ticket {
-    pthread_cond_t changed;    /* it is DONE, or its holder is to lead */
+    pthread_cond_t changed; /* it is DONE, or its holder is to lead */
     struct arena arena;
-    uint32_t magic;            /* from here on all zero when it is recycled */
+    uint32_t magic; /* from here on all zero when it is recycled */
     struct memd_client *client;
-    struct list_link link;     /* lock: client->queue, ->flight or ->spare */
-    enum ticket_state state;   /* lock */
-    bool waiting;              /* lock: its holder sleeps in exchange_wait */
-    uint64_t deadline_ns;      /* UINT64_MAX = none */
+    struct list_link link;   /* lock: client->queue, ->flight or ->spare */
+    enum ticket_state state; /* lock */
+    bool waiting;            /* lock: its holder sleeps in exchange_wait */
+    uint64_t deadline_ns;    /* UINT64_MAX = none */
     unsigned method;
-    bool repeatable;           /* doing it twice is the same as doing it once */
-    unsigned sends;            /* lock: times it was sent whole */
+    bool repeatable; /* doing it twice is the same as doing it once */
+    unsigned sends;  /* lock: times it was sent whole */
     uint64_t request_id;
 
     unsigned char header[FRAME_HEADER_BYTES];
-    struct iovec *parts;       /* header, message, tensors and the padding between them */
+    struct iovec *parts; /* header, message, tensors and the padding between them */
     size_t part_count, part_limit;
     size_t part_idx, part_offset; /* lock: what is sent next */
     uint64_t payload_bytes;
 
     ticket_place_fn *place;
-    const void *plan;          /* what place wants to know about the request */
+    const void *plan; /* what place wants to know about the request */
     size_t plan_count;
-    uint64_t reply_bytes;      /* of the payload */
+    uint64_t reply_bytes; /* of the payload */
     struct segment *segments;
     size_t segment_count, segment_limit;
-    uint64_t segment_end;      /* payload bytes that have a segment */
+    uint64_t segment_end; /* payload bytes that have a segment */
     void *result;
     size_t result_count;
-    int status;                /* 0, or the code of err */
+    int status; /* 0, or the code of err */
     struct error err;
 };
 
@@ -89,7 +91,8 @@ void ticket_destroy(struct memd_ticket *ticket); /* really free it */
 /* Pack the message. After the tensors: their offsets stand in it. */
 int ticket_pack(struct memd_ticket *ticket, const ProtobufCMessage *message);
 
-/* Send `data` (dense, of this shape) after what is in the payload already; *ret_wire describes it. */
+/* Send `data` (dense, of this shape) after what is in the payload already; *ret_wire describes
+ * it. */
 struct ticket_array {
     const char *what; /* for the error text */
     const void *data;
@@ -99,23 +102,24 @@ struct ticket_array {
 int ticket_tensor(struct memd_ticket *ticket, const struct ticket_array *array,
                   Memd__Tensor **ret_wire);
 
-/* In place: the tensor `wire` of the reply, of shape `expect`, goes to `to`, or (NULL) to memory of the
- * ticket; *ret_data says where. Tensors come in the order in which they lie in the payload. */
+/* In place: the tensor `wire` of the reply, of shape `expect`, goes to `to`, or (NULL) to memory of
+ * the ticket; *ret_data says where. Tensors come in the order in which they lie in the payload. */
 int ticket_receive(struct memd_ticket *ticket, const Memd__Tensor *wire,
                    const struct message_shape *expect, void *to, void **ret_data);
 
 /* The next `bytes` of the reply's payload are of no interest. */
 int ticket_skip(struct memd_ticket *ticket, size_t bytes);
 
-/* In place: memory of the ticket for the result, findable by memd_free. Zeroed; NULL without memory. */
+/* In place: memory of the ticket for the result, findable by memd_free. Zeroed; NULL without
+ * memory. */
 void *ticket_result(struct memd_ticket *ticket, size_t count, size_t bytes);
 struct memd_ticket *ticket_of_result(const void *result);
 
 /* Memory of the ticket, zeroed; NULL (and err filled) without. */
 void *ticket_alloc(struct memd_ticket *ticket, size_t count, size_t bytes);
 
-/* Submit unless `rc`, what building it returned, is an error, and wait. On failure the ticket is freed. A
- * NULL ticket is MEMD_ENOMEM. */
+/* Submit unless `rc`, what building it returned, is an error, and wait. On failure the ticket is
+ * freed. A NULL ticket is MEMD_ENOMEM. */
 int ticket_call(struct memd_ticket *ticket, int rc, struct memd_error *err);
 /* Submit unless rc is an error; then *ret_ticket is the ticket. */
 int ticket_start(struct memd_ticket *ticket, int rc, struct memd_ticket **ret_ticket,

@@ -37,8 +37,8 @@ Memd__Model *wire_model(struct memd_ticket *ticket, const struct memd_model *mod
     return wire;
 }
 
-Memd__Parameter **wire_parameters(struct memd_ticket *ticket, const struct memd_parameter *parameters,
-                                  size_t count)
+Memd__Parameter **wire_parameters(struct memd_ticket *ticket,
+                                  const struct memd_parameter *parameters, size_t count)
 {
     Memd__Parameter **list = ticket_alloc(ticket, count, sizeof *list);
     Memd__Parameter *wires = ticket_alloc(ticket, count, sizeof *wires);
@@ -90,8 +90,8 @@ int wire_read_info(struct memd_ticket *ticket, const Memd__ContextInfo *wire,
     struct memd_info info = { .id = wire->context_id, .name = wire->name, .method = wire->method };
     int rc = read_model(ticket, wire->model, &info.model);
     if (rc < 0) return rc;
-    struct memd_parameter *parameters =
-        ticket_alloc(ticket, wire->n_parameters, sizeof *parameters);
+    struct memd_parameter *parameters = ticket_alloc(ticket, wire->n_parameters,
+                                                     sizeof *parameters);
     if (parameters == NULL) return MEMD_ENOMEM;
     for (size_t i = 0; i < wire->n_parameters; i++) {
         parameters[i].name = wire->parameters[i]->name;
@@ -119,8 +119,8 @@ int wire_read_info(struct memd_ticket *ticket, const Memd__ContextInfo *wire,
 static int check_count(struct memd_ticket *ticket, const char *what, size_t have, size_t want)
 {
     if (have == 0 || have == want) return 0;
-    return error_set(&ticket->err, MEMD_EPROTO, "%zu values of %s in the reply, must be %zu or none",
-                     have, what, want);
+    return error_set(&ticket->err, MEMD_EPROTO,
+                     "%zu values of %s in the reply, must be %zu or none", have, what, want);
 }
 
 int wire_read_quality(struct memd_ticket *ticket, const Memd__Quality *wire, size_t count,

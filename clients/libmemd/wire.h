@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* wire.h — between the messages of proto/memd.proto and the structs of memd.h, both ways.
  *
- * Results point into the reply's message, which lives in the ticket: nothing is copied but what the two
- * sides lay out differently.
+ * Results point into the reply's message, which lives in the ticket: nothing is copied but what the
+ * two sides lay out differently.
  *
  * Memory   the ticket's arena
  * Errors   MEMD_ENOMEM · MEMD_EPROTO a reply that does not fit its request
@@ -18,8 +18,8 @@
 
 /* For the request; NULL without memory. */
 Memd__Model *wire_model(struct memd_ticket *ticket, const struct memd_model *model);
-Memd__Parameter **wire_parameters(struct memd_ticket *ticket, const struct memd_parameter *parameters,
-                                  size_t count);
+Memd__Parameter **wire_parameters(struct memd_ticket *ticket,
+                                  const struct memd_parameter *parameters, size_t count);
 
 /* From the reply. */
 int wire_read_info(struct memd_ticket *ticket, const Memd__ContextInfo *wire,
