@@ -2,8 +2,8 @@
 /* fake.h — a daemon made of one thread and a script, to see what libmemd really sends.
  *
  * The script is a function that is called once per connection, with a blocking socket, and does in
- * plain order what this daemon is to do: receive, check, answer, or misbehave. What goes wrong in it
- * is an assert, not a failed cmocka test: it does not run on cmocka's thread.
+ * plain order what this daemon is to do: receive, check, answer, or misbehave. What goes wrong in
+ * it is an assert, not a failed cmocka test: it does not run on cmocka's thread.
  */
 #ifndef MEMD_TEST_FAKE_H
 #define MEMD_TEST_FAKE_H
