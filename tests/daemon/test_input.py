@@ -91,7 +91,7 @@ def every_field(daemon, past):
                 assert reply.message["text"], f"{method}: {what}: an error without a reason"
             counts[reply.status] = counts.get(reply.status, 0) + 1
     print("answers by status:", {CODE_NAMES.get(code, "ok"): n for code, n in sorted(counts.items())})
-    assert sum(counts.values()) > 500 and len(counts) > 5, counts
+    assert sum(counts.values()) > 400 and len(counts) > 5, counts
 
 
 def shapes(past):

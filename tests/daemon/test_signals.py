@@ -98,12 +98,10 @@ def activation():
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(path)
         listener.listen(8)
-        program = f"LISTEN_PID=$$ LISTEN_FDS=1 exec {os.environ['MEMD']} --data {probe.directory}/other"
-
-        def child():
-            os.dup2(listener.fileno(), 3)
-
-        process = subprocess.Popen(["/bin/sh", "-c", program], close_fds=False, preexec_fn=child,
+        fd = listener.fileno()
+        program = (f"export LISTEN_PID=$$ LISTEN_FDS=1; exec {os.environ['MEMD']} "
+                   f"--data {probe.directory}/other 3<&{fd}")
+        process = subprocess.Popen(["/bin/sh", "-c", program], pass_fds=[fd],
                                    stderr=subprocess.DEVNULL)
         client = type(probe.client())(path)
         status = client.ask("status")
