@@ -397,8 +397,8 @@ void exchange_submit(struct memd_ticket *ticket)
 void exchange_wait(struct memd_ticket *ticket)
 {
     struct memd_client *client = ticket->client;
-    assert(ticket->state != TICKET_BUILDING);
     pthread_mutex_lock(&client->lock);
+    assert(ticket->state != TICKET_BUILDING);
     ticket->waiting = true;
     client->waiters++;
     while (ticket->state != TICKET_DONE) {
@@ -437,9 +437,9 @@ bool exchange_poll(struct memd_ticket *ticket)
 
 void exchange_forget(struct memd_ticket *ticket)
 {
-    if (ticket->state == TICKET_BUILDING) return;
     struct memd_client *client = ticket->client;
     pthread_mutex_lock(&client->lock);
-    if (ticket->state != TICKET_DONE) withdraw(ticket, MEMD_ECANCELLED);
+    if (ticket->state == TICKET_QUEUED || ticket->state == TICKET_SENT)
+        withdraw(ticket, MEMD_ECANCELLED);
     pthread_mutex_unlock(&client->lock);
 }

@@ -22,6 +22,7 @@ static void *serve(void *arg)
         if (fd < 0) break; /* shut down by fake_close */
         fake->script(fake, fd, atomic_fetch_add(&fake->connections, 1));
         close(fd);
+        sem_post(&fake->closed);
     }
     return NULL;
 }
@@ -30,6 +31,7 @@ void fake_open(struct fake *fake, fake_script *script, void *arg)
 {
     fake->script = script;
     fake->arg = arg;
+    sem_init(&fake->closed, 0, 0);
     char folder[] = "/tmp/memd-fake-XXXXXX";
     if (mkdtemp(folder) == NULL) perror(folder);
     snprintf(fake->path, sizeof fake->path, "%s/socket", folder);
@@ -51,6 +53,7 @@ void fake_close(struct fake *fake)
     shutdown(fake->listen_fd, SHUT_RDWR);
     pthread_join(fake->thread, NULL);
     close(fake->listen_fd);
+    sem_destroy(&fake->closed);
     unlink(fake->path);
     *strrchr(fake->path, '/') = '\0';
     rmdir(fake->path);

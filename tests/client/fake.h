@@ -11,6 +11,7 @@
 #include "clients/include/memd.h"
 
 #include <pthread.h>
+#include <semaphore.h>
 #include <stdatomic.h>
 #include <stddef.h>
 
@@ -41,6 +42,7 @@ struct fake {
     pthread_t thread;
     fake_script *script;
     atomic_int connections;
+    sem_t closed;                  /* posted when a connection has been closed */
     void *arg;            /* of the script */
     uint64_t flight_max;  /* stated in Hello, 0 = 64 */
     uint64_t payload_max; /* stated in Hello, 0 = the protocol's */

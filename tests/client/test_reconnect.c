@@ -156,6 +156,7 @@ static void a_connection_that_ended_while_idle(void **state)
     struct memd_client *client = fake_client(&fake, 10000);
     struct memd_context context = fake_context(client);
     struct memd_error err = { 0 };
+    sem_wait(&fake.closed);
     int rc = memd_drop(&context, NULL, &err);
     if (rc < 0) print_error("%s\n", err.text);
     assert_int_equal(rc, 0);
