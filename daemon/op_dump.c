@@ -32,10 +32,12 @@ static int run(struct request *req, struct error *err)
     if (in->cursor.len > LIMIT_CURSOR_BYTES)
         return error_set(err, MEMD_ELIMIT, "cursor of %zu bytes, limit %u", in->cursor.len,
                          LIMIT_CURSOR_BYTES);
-    size_t limit = in->limit == 0 || in->limit > LIMIT_LIST ? LIMIT_LIST : in->limit;
     struct dump_step step = { 0 };
-    int rc = catalog_dump(req->server->catalog, in->context_id, in->cursor.data, in->cursor.len,
-                          limit, &req->arena, &step, err);
+    struct walk_args args = { .context_id = in->context_id,
+                              .cursor = in->cursor.data,
+                              .cursor_bytes = in->cursor.len,
+                              .limit = in->limit };
+    int rc = catalog_dump(req->server->catalog, &args, &req->arena, &step, err);
     Memd__DumpReply reply = MEMD__DUMP_REPLY__INIT;
     if (rc == 0) rc = encode(req, &step, &reply, err);
     return rc < 0 ? rc : request_reply(req, &reply.base, NULL, 0, err);

@@ -14,19 +14,16 @@ static int run(struct request *req, struct error *err)
     if (strlen(in->prefix) > LIMIT_NAME_BYTES || strlen(in->after) > LIMIT_NAME_BYTES)
         return error_set(err, MEMD_ELIMIT, "prefix or after is longer than %u bytes",
                          LIMIT_NAME_BYTES);
-    size_t limit = in->limit == 0 || in->limit > LIMIT_LIST ? LIMIT_LIST : in->limit;
-    struct context_info *infos = NULL;
-    size_t count = 0;
-    bool more = false;
-    int rc = catalog_list(req->server->catalog, in->prefix, in->after, limit, &req->arena, &infos,
-                          &count, &more, err);
+    struct list_args args = { .prefix = in->prefix, .after = in->after, .limit = in->limit };
+    struct list_page page = { 0 };
+    int rc = catalog_list(req->server->catalog, &args, &req->arena, &page, err);
     if (rc < 0) return rc;
     Memd__ListReply reply = MEMD__LIST_REPLY__INIT;
-    reply.more = more;
-    reply.contexts = arena_calloc(&req->arena, count, sizeof(Memd__ContextInfo *));
+    reply.more = page.more;
+    reply.contexts = arena_calloc(&req->arena, page.count, sizeof(Memd__ContextInfo *));
     if (reply.contexts == NULL) return wire_no_memory(err);
-    for (; reply.n_contexts < count; reply.n_contexts++) {
-        Memd__ContextInfo *info = wire_encode_info(&infos[reply.n_contexts], &req->arena);
+    for (; reply.n_contexts < page.count; reply.n_contexts++) {
+        Memd__ContextInfo *info = wire_encode_info(&page.infos[reply.n_contexts], &req->arena);
         if (info == NULL) return wire_no_memory(err);
         reply.contexts[reply.n_contexts] = info;
     }

@@ -12,8 +12,10 @@ static int run(struct request *req, struct error *err)
         return error_set(err, MEMD_ELIMIT, "cursor of %zu bytes, limit %u", in->cursor.len,
                          LIMIT_CURSOR_BYTES);
     struct verify_step step = { 0 };
-    int rc = catalog_verify(req->server->catalog, in->context_id, in->cursor.data, in->cursor.len,
-                            &req->arena, &step, err);
+    struct walk_args args = { .context_id = in->context_id,
+                              .cursor = in->cursor.data,
+                              .cursor_bytes = in->cursor.len };
+    int rc = catalog_verify(req->server->catalog, &args, &req->arena, &step, err);
     if (rc < 0) return rc;
     Memd__VerifyReply reply = MEMD__VERIFY_REPLY__INIT;
     reply.cursor.data = (uint8_t *)step.cursor;

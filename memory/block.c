@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* block.c — one layout in memory and on disk.
  *
- * Rejected: small chunks of whole tokens that are transposed when sealed. They need a second kind of view (strided),
- * a second copy of every byte at the moment a commit waits for it, and a reader may meet a layer in two
- * layouts. Rows scattered by head on arrival cost the same copy, once, on the appender's thread.
+ * Rejected: small chunks of whole tokens that are transposed when sealed. They need a second
+ * kind of view (strided), a second copy of every byte at the moment a commit waits for it, and a
+ * reader may meet a layer in two layouts. Rows scattered by head on arrival cost the same copy,
+ * once, on the appender's thread.
  *
- * A region starts at a multiple of 64; its payload does too, its header stands in the 48 bytes before.
+ * A region starts at a multiple of 64; its payload does too, its header stands in the 48 bytes
+ * before.
  */
 #include "memory/block.h"
 
@@ -98,7 +100,8 @@ static void scatter(struct block *block, const struct block_shape *shape, size_t
     }
 }
 
-void block_write(struct block *block, const struct block_shape *shape, size_t first, const struct rows *rows)
+void block_write(struct block *block, const struct block_shape *shape, size_t first,
+                 const struct rows *rows)
 {
     assert(first + rows->count <= FORMAT_SEGMENT_TOKENS);
     block->sealed = false;
@@ -109,13 +112,14 @@ void block_write(struct block *block, const struct block_shape *shape, size_t fi
 }
 
 /* Are rows of one head, one behind the other, those of head `head` in (n, G, D)? */
-static bool equal_head(const unsigned char *mine, const struct block_shape *shape, const unsigned char *other,
-                       uint32_t head, size_t count)
+static bool equal_head(const unsigned char *mine, const struct block_shape *shape,
+                       const unsigned char *other, uint32_t head, size_t count)
 {
     size_t row_bytes = shape->row_bytes;
     const unsigned char *row = other + head * row_bytes;
     for (size_t i = 0; i < count; i++) {
-        if (memcmp(mine + i * row_bytes, row + i * shape->heads * row_bytes, row_bytes) != 0) return false;
+        if (memcmp(mine + i * row_bytes, row + i * shape->heads * row_bytes, row_bytes) != 0)
+            return false;
     }
     return true;
 }
@@ -134,8 +138,8 @@ bool block_equals(const struct block *block, const struct block_shape *shape, si
     return true;
 }
 
-bool block_values_equal(const unsigned char *const *values, const struct block_shape *shape, size_t first,
-                        const struct rows *rows)
+bool block_values_equal(const unsigned char *const *values, const struct block_shape *shape,
+                        size_t first, const struct rows *rows)
 {
     assert(first + rows->count <= FORMAT_SEGMENT_TOKENS);
     size_t offset = first * shape->row_bytes;
@@ -147,13 +151,14 @@ bool block_values_equal(const unsigned char *const *values, const struct block_s
     return true;
 }
 
-static unsigned char *value_of(const struct block *block, const struct block_shape *shape, uint32_t head,
-                               enum format_kind kind)
+static unsigned char *value_of(const struct block *block, const struct block_shape *shape,
+                               uint32_t head, enum format_kind kind)
 {
     return block_rows(block, shape, head, kind) - FORMAT_HEADER_BYTES;
 }
 
-void block_seal(struct block *block, const struct block_shape *shape, uint64_t position, bool has_ids)
+void block_seal(struct block *block, const struct block_shape *shape, uint64_t position,
+                bool has_ids)
 {
     assert(position % FORMAT_SEGMENT_TOKENS == 0);
     struct value_header header = {
@@ -181,8 +186,8 @@ void block_seal(struct block *block, const struct block_shape *shape, uint64_t p
     block->sealed = true;
 }
 
-const unsigned char *block_value(const struct block *block, const struct block_shape *shape, uint32_t head,
-                                 enum format_kind kind, size_t *ret_bytes)
+const unsigned char *block_value(const struct block *block, const struct block_shape *shape,
+                                 uint32_t head, enum format_kind kind, size_t *ret_bytes)
 {
     assert(block->sealed);
     size_t row_bytes = kind == FORMAT_KIND_IDS ? sizeof(uint32_t) : shape->row_bytes;
@@ -192,12 +197,13 @@ const unsigned char *block_value(const struct block *block, const struct block_s
 
 size_t block_tail_bytes(const struct block_shape *shape, size_t count, bool has_ids)
 {
-    return FORMAT_HEADER_BYTES + count * (block_token_bytes(shape) + (has_ids ? sizeof(uint32_t) : 0));
+    return FORMAT_HEADER_BYTES +
+           count * (block_token_bytes(shape) + (has_ids ? sizeof(uint32_t) : 0));
 }
 
 /* (G, 1024, D) → (n, G, D). */
-static unsigned char *gather(const struct block *block, const struct block_shape *shape, size_t first,
-                             size_t count, enum format_kind kind, unsigned char *to)
+static unsigned char *gather(const struct block *block, const struct block_shape *shape,
+                             size_t first, size_t count, enum format_kind kind, unsigned char *to)
 {
     size_t row_bytes = shape->row_bytes;
     for (size_t i = first; i < first + count; i++) {
@@ -209,8 +215,8 @@ static unsigned char *gather(const struct block *block, const struct block_shape
     return to;
 }
 
-void block_tail_encode(const struct block *block, const struct block_shape *shape, uint64_t position,
-                       size_t count, bool has_ids, unsigned char *ret_value)
+void block_tail_encode(const struct block *block, const struct block_shape *shape,
+                       uint64_t position, size_t count, bool has_ids, unsigned char *ret_value)
 {
     size_t first = position % FORMAT_SEGMENT_TOKENS;
     assert(count > 0 && first + count <= FORMAT_SEGMENT_TOKENS);

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* block.h — up to 1,024 tokens of one layer in memory, already in the layout of a sealed segment.
  *
- * Per KV head one region for K and one for V: 48 bytes of header, then rows (1024, D). Sealing computes
- * headers and checksums in place; the writer then hands each region to the store as it is.
+ * Per KV head one region for K and one for V: 48 bytes of header, then rows (1024, D). Sealing
+ * computes headers and checksums in place; the writer then hands each region to the store as it is.
  *
  * Memory   regions are touched only as rows arrive: 2·G pages for a first token, not megabytes
- * Threads  rows below the published token count are immutable; one appender; readers hold references
+ * Threads  rows below the published token count are immutable; one appender; readers hold
+ *          references
  * Errors   NULL when there is no memory
  * Tests    tests/unit/test_context.c
  */
@@ -65,27 +66,30 @@ struct rows {
     const void *ids;            /* (n) u32, or NULL */
     size_t count;
 };
-/* Write rows [first, first + rows->count); ids where there are any (has_ids is the caller's to keep). */
-void block_write(struct block *block, const struct block_shape *shape, size_t first, const struct rows *rows);
+/* Write rows [first, first + rows->count); ids where there are any (has_ids is the caller's to
+ * keep). */
+void block_write(struct block *block, const struct block_shape *shape, size_t first,
+                 const struct rows *rows);
 
 /* Do rows [first, first + count) hold exactly these bytes? Ids are not compared. */
 bool block_equals(const struct block *block, const struct block_shape *shape, size_t first,
                   const struct rows *rows);
 
 /* The same for a sealed segment: values (2, G). */
-bool block_values_equal(const unsigned char *const *values, const struct block_shape *shape, size_t first,
-                        const struct rows *rows);
+bool block_values_equal(const unsigned char *const *values, const struct block_shape *shape,
+                        size_t first, const struct rows *rows);
 
 /* Headers and checksums of a full block whose first token stands at `position`. */
-void block_seal(struct block *block, const struct block_shape *shape, uint64_t position, bool has_ids);
+void block_seal(struct block *block, const struct block_shape *shape, uint64_t position,
+                bool has_ids);
 
 /* The finished value (header and payload) of a sealed block. */
-const unsigned char *block_value(const struct block *block, const struct block_shape *shape, uint32_t head,
-                                 enum format_kind kind, size_t *ret_bytes);
+const unsigned char *block_value(const struct block *block, const struct block_shape *shape,
+                                 uint32_t head, enum format_kind kind, size_t *ret_bytes);
 
 /* Rows as a tail record: writes block_tail_bytes(…) bytes, header included. */
 size_t block_tail_bytes(const struct block_shape *shape, size_t count, bool has_ids);
-void block_tail_encode(const struct block *block, const struct block_shape *shape, uint64_t position,
-                       size_t count, bool has_ids, unsigned char *ret_value);
+void block_tail_encode(const struct block *block, const struct block_shape *shape,
+                       uint64_t position, size_t count, bool has_ids, unsigned char *ret_value);
 
 #endif

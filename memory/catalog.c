@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* catalog.c — opening and closing a data directory, and what all verbs share: records, numbers, pins.
+/* catalog.c — opening and closing a data directory, and what all verbs share: records, numbers,
+ * pins.
  *
- * The numbers of a store (next ids, stored bytes, unclean starts) live in the table meta and change in the same
- * transaction as what they count, so they cannot be wrong after a crash and opening needs no scan.
+ * The numbers of a store (next ids, stored bytes, unclean starts) live in the table meta and
+ * change in the same transaction as what they count, so they cannot be wrong after a crash and
+ * opening needs no scan.
  */
 #include "memory/catalog.h"
 
@@ -42,7 +44,8 @@ int catalog_read_record(struct catalog *catalog, struct store_txn *txn, uint64_t
         CATALOG_COUNT(catalog, checksum_failures_total, 1);
         return rc;
     }
-    if (record->dropping) return error_set(err, MEMD_ENOCONTEXT, "context %" PRIu64 " is being dropped", id);
+    if (record->dropping)
+        return error_set(err, MEMD_ENOCONTEXT, "context %" PRIu64 " is being dropped", id);
     *ret_record = TAKE(record);
     return 0;
 }
@@ -87,7 +90,8 @@ int catalog_commit(struct catalog *catalog, struct store_txn *txn, int64_t delta
 static int lock_directory(struct catalog *catalog, const char *path, struct error *err)
 {
     if (mkdir(path, 0700) != 0 && errno != EEXIST)
-        return error_set(err, MEMD_EIO, "cannot make the directory %.180s: %s", path, strerror(errno));
+        return error_set(err, MEMD_EIO, "cannot make the directory %.180s: %s", path,
+                         strerror(errno));
     CLEANUP(free_ptr) char *lock_path = NULL;
     if (asprintf(&lock_path, "%s/lock", path) < 0) {
         lock_path = NULL;
@@ -123,10 +127,12 @@ static int begin_meta(struct catalog *catalog, struct store_txn *txn, struct err
         if (!whole) return error_set(err, MEMD_ECORRUPT, "the table meta lacks a number");
     }
     if (version != FORMAT_VERSION)
-        return error_set(err, MEMD_EVERSION, "the store has format version %" PRIu64 ", this build reads %d",
-                         version, FORMAT_VERSION);
+        return error_set(err, MEMD_EVERSION,
+                         "the store has format version %" PRIu64 ", this build reads %d", version,
+                         FORMAT_VERSION);
     if (order != FORMAT_BYTE_ORDER)
-        return error_set(err, MEMD_ECORRUPT, "the store's byte order witness is %016" PRIx64, order);
+        return error_set(err, MEMD_ECORRUPT, "the store's byte order witness is %016" PRIx64,
+                         order);
     if (clean == 0) catalog->generation++;
     store_put_number(txn, "generation", catalog->generation);
     store_put_number(txn, "clean", 0);
@@ -176,7 +182,8 @@ static void free_catalogp(struct catalog **catalog)
     if (*catalog != NULL) free_catalog(*catalog);
 }
 
-int catalog_open(const struct catalog_config *config, struct catalog **ret_catalog, struct error *err)
+int catalog_open(const struct catalog_config *config, struct catalog **ret_catalog,
+                 struct error *err)
 {
     CLEANUP(free_catalogp) struct catalog *catalog = calloc(1, sizeof *catalog);
     if (catalog == NULL) return error_set(err, MEMD_ENOMEM, "no memory for the catalog");
@@ -209,7 +216,8 @@ static int run_close(struct writer_job *job, struct error *err)
     if (rc < 0) return rc;
     size_t at = 0;
     for (struct context *context; (context = map_next(&catalog->residents, &at)) != NULL;) {
-        if (context->record == NULL || context->record->used_unix_ms == context->used_unix_ms) continue;
+        if (context->record == NULL || context->record->used_unix_ms == context->used_unix_ms)
+            continue;
         context->record->used_unix_ms = context->used_unix_ms;
         catalog_put_record(&txn, context->id, context->record);
     }
@@ -221,7 +229,8 @@ void catalog_close(struct catalog *catalog)
 {
     if (catalog == NULL) return;
     struct writer_job job = { .run = run_close, .catalog = catalog, .sync = true };
-    writer_run(catalog->writer, &job, NULL); /* without it the next start recovers, nothing is lost */
+    writer_run(catalog->writer, &job,
+               NULL); /* without it the next start recovers, nothing is lost */
     writer_close(catalog->writer);
     for (struct list_link *link; (link = list_take_first(&catalog->lru)) != NULL;) {
         struct context *context = LIST_ENTRY(link, struct context, lru_link);
@@ -252,16 +261,15 @@ int catalog_sync(struct catalog *catalog, struct error *err)
 
 void catalog_get_stats(struct catalog *catalog, struct catalog_stats *ret_stats)
 {
-    *ret_stats = (struct catalog_stats){
-        .contexts = atomic_load(&catalog->context_count),
-        .resident_contexts = atomic_load(&catalog->resident_count),
-        .stored_bytes = atomic_load(&catalog->stored_bytes),
-        .budget_bytes = atomic_load(&catalog->budget_bytes),
-        .map_used_bytes = atomic_load(&catalog->map_used_bytes),
-        .file_bytes = atomic_load(&catalog->file_bytes),
-        .tail_bytes = writer_pending_bytes(catalog->writer),
+    *ret_stats = (struct catalog_stats){ .contexts = atomic_load(&catalog->context_count),
+                                         .resident_contexts = atomic_load(&catalog->resident_count),
+                                         .stored_bytes = atomic_load(&catalog->stored_bytes),
+                                         .budget_bytes = atomic_load(&catalog->budget_bytes),
+                                         .map_used_bytes = atomic_load(&catalog->map_used_bytes),
+                                         .file_bytes = atomic_load(&catalog->file_bytes),
+                                         .tail_bytes = writer_pending_bytes(catalog->writer),
 #define X(name) .name = atomic_load_explicit(&catalog->counters.name, memory_order_relaxed),
-        CATALOG_COUNTER_MAP(X)
+                                         CATALOG_COUNTER_MAP(X)
 #undef X
     };
     struct store_space space;

@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* catalog.h — all contexts of one data directory: open, find, list, drop, evict, verify.
  *
- * One daemon per directory: catalog_open takes an exclusive lock on DIR/lock (MEMD_ELOCKED). The catalog owns
- * the store (LMDB), the writer thread and the resident contexts. A context becomes resident when it is first
- * pinned and leaves memory again when nobody has used it for a while and memory is wanted.
+ * One daemon per directory: catalog_open takes an exclusive lock on DIR/lock (MEMD_ELOCKED). The
+ * catalog owns the store (LMDB), the writer thread and the resident contexts. A context becomes
+ * resident when it is first pinned and leaves memory again when nobody has used it for a while
+ * and memory is wanted.
  *
- * Pins     catalog_open_context and catalog_pin give a pinned context; the pin is released when `arena` is
- *          reset, on every path.
- * Threads  everything here may be called from any worker thread, nothing from the loop thread but what is
- *          marked "loop": other calls read the disk or wait for the writer.
+ * Pins     catalog_open_context and catalog_pin give a pinned context; the pin is released when
+ *          `arena` is reset, on every path.
+ * Threads  everything here may be called from any worker thread, nothing from the loop thread
+ *          but what is marked "loop": other calls read the disk or wait for the writer.
  * Errors   MEMD_ENOCONTEXT · MEMD_EEXIST · MEMD_EMISMATCH · MEMD_EFULL disk, map or budget ·
  *          MEMD_ECORRUPT · MEMD_EIO · MEMD_ENOMEM · MEMD_ELIMIT · MEMD_EINVAL
  * Tests    tests/unit/test_catalog.c, tests/fault, tests/daemon
@@ -72,8 +73,8 @@ int catalog_open_context(struct catalog *catalog, const struct open_args *args, 
                          struct context **ret_context, bool *ret_created, struct error *err);
 int catalog_pin(struct catalog *catalog, uint64_t context_id, struct arena *arena,
                 struct context **ret_context, struct error *err);
-/* Loop: the same when the context is in memory already, without the disk and without waiting for a lock that
- * is held during I/O. False: use catalog_pin on a worker (which also tells why). */
+/* Loop: the same when the context is in memory already, without the disk and without waiting for
+ * a lock that is held during I/O. False: use catalog_pin on a worker (which also tells why). */
 bool catalog_pin_resident(struct catalog *catalog, uint64_t context_id, struct arena *arena,
                           struct context **ret_context);
 int catalog_find(struct catalog *catalog, const char *name, uint64_t *ret_context_id, struct error *err);
@@ -82,8 +83,8 @@ int catalog_find(struct catalog *catalog, const char *name, uint64_t *ret_contex
 int catalog_fork(struct catalog *catalog, struct context *context, const char *name,
                  uint64_t *ret_context_id, uint64_t *ret_tokens, struct error *err);
 
-/* Remove a context in bounded transactions; its name is free at once. Waits until nothing pins it, refuses new
- * pins meanwhile. A crash in between is finished at the next catalog_open. */
+/* Remove a context in bounded transactions; its name is free at once. Waits until nothing pins
+ * it, refuses new pins meanwhile. A crash in between is finished at the next catalog_open. */
 int catalog_drop(struct catalog *catalog, uint64_t context_id, uint64_t *ret_bytes, struct error *err);
 
 /* Keep from eviction until now + seconds (0 = unpin). */
@@ -108,12 +109,28 @@ int catalog_stat(struct catalog *catalog, uint64_t context_id, struct arena *are
                  struct context_info *ret_info, struct error *err);
 
 /* Up to `limit` contexts with names that start with `prefix` and sort after `after`, ascending. */
-int catalog_list(struct catalog *catalog, const char *prefix, const char *after, size_t limit,
-                 struct arena *arena, struct context_info **ret_infos, size_t *ret_count, bool *ret_more,
-                 struct error *err);
+struct list_args {
+    const char *prefix, *after;
+    size_t limit; /* 0 or more than LIMIT_LIST: LIMIT_LIST */
+};
+struct list_page {
+    struct context_info *infos; /* (count) arena */
+    size_t count;
+    bool more;
+};
+int catalog_list(struct catalog *catalog, const struct list_args *args, struct arena *arena,
+                 struct list_page *ret_page, struct error *err);
 
-/* One bounded step (about 64 MiB or 100 ms) of checking every checksum, header and invariant. The cursor is
- * opaque bytes (arena); start with 0 bytes, go on until it comes back with 0 bytes. */
+/* Where a walk over all records stands. The cursor is opaque bytes (arena); start with 0 bytes, go
+ * on until it comes back with 0 bytes. */
+struct walk_args {
+    uint64_t context_id; /* 0 = the whole store */
+    const void *cursor;
+    size_t cursor_bytes;
+    size_t limit; /* dump: records; 0 or more than LIMIT_LIST: LIMIT_LIST */
+};
+
+/* One bounded step (about 64 MiB or 100 ms) of checking every checksum, header and invariant. */
 struct verify_step {
     const unsigned char *cursor;
     size_t cursor_bytes;
@@ -121,8 +138,8 @@ struct verify_step {
     char **findings; /* arena; a few hundred at most per step */
     size_t finding_count;
 };
-int catalog_verify(struct catalog *catalog, uint64_t context_id, const void *cursor, size_t cursor_bytes,
-                   struct arena *arena, struct verify_step *ret_step, struct error *err);
+int catalog_verify(struct catalog *catalog, const struct walk_args *args, struct arena *arena,
+                   struct verify_step *ret_step, struct error *err);
 
 struct record_info {
     const char *table;
@@ -135,10 +152,11 @@ struct dump_step {
     struct record_info *records;
     size_t record_count;
 };
-int catalog_dump(struct catalog *catalog, uint64_t context_id, const void *cursor, size_t cursor_bytes,
-                 size_t limit, struct arena *arena, struct dump_step *ret_step, struct error *err);
+int catalog_dump(struct catalog *catalog, const struct walk_args *args, struct arena *arena,
+                 struct dump_step *ret_step, struct error *err);
 
-/* Write a compacted copy into the new directory `path` (must not exist). Long; readers and writers go on. */
+/* Write a compacted copy into the new directory `path` (must not exist). Long; readers and
+ * writers go on. */
 int catalog_compact(struct catalog *catalog, const char *path, uint64_t *ret_before, uint64_t *ret_after,
                     struct error *err);
 

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* catalog_context.c — finding, making and pinning contexts.
  *
- * A resident context is in the map, and nothing is loaded twice: loading holds load_lock. A context that is being
- * dropped stays in the map until its data is gone, so that a late pin finds it and is refused.
+ * A resident context is in the map, and nothing is loaded twice: loading holds load_lock. A
+ * context that is being dropped stays in the map until its data is gone, so that a late pin
+ * finds it and is refused.
  */
 #include <assert.h>
 #include <inttypes.h>
@@ -28,8 +29,10 @@ static void unpin(void *object)
     pthread_mutex_unlock(&catalog->lock);
 }
 
-/* Pin a resident. NULL when it is not resident; MEMD_ENOCONTEXT in *ret_rc when it is being dropped. */
-static struct context *pin_resident(struct catalog *catalog, uint64_t id, int *ret_rc, struct error *err)
+/* Pin a resident. NULL when it is not resident; MEMD_ENOCONTEXT in *ret_rc when it is being
+ * dropped. */
+static struct context *pin_resident(struct catalog *catalog, uint64_t id, int *ret_rc,
+                                    struct error *err)
 {
     pthread_mutex_lock(&catalog->lock);
     struct context *context = map_get(&catalog->residents, id);
@@ -40,7 +43,8 @@ static struct context *pin_resident(struct catalog *catalog, uint64_t id, int *r
         list_append(&catalog->lru, &context->lru_link);
     }
     pthread_mutex_unlock(&catalog->lock);
-    *ret_rc = dropping ? error_set(err, MEMD_ENOCONTEXT, "context %" PRIu64 " is being dropped", id) : 0;
+    *ret_rc = dropping ? error_set(err, MEMD_ENOCONTEXT, "context %" PRIu64 " is being dropped", id)
+                       : 0;
     return dropping ? NULL : context;
 }
 
@@ -60,7 +64,8 @@ static int run_put_record(struct writer_job *job, struct error *err)
     return catalog_commit(job->catalog, &txn, 0, err);
 }
 
-/* After an unclean end the layers may be uneven: cut them to the common count, once per such end. */
+/* After an unclean end the layers may be uneven: cut them to the common count, once per such
+ * end. */
 static int recover(struct context *context, struct error *err)
 {
     struct catalog *catalog = context->catalog;
@@ -73,7 +78,8 @@ static int recover(struct context *context, struct error *err)
     int rc = cut == 0 ? 0 : context_truncate(context, common, err);
     if (rc < 0) return rc;
     context->record->generation = catalog->generation;
-    struct record_job put = { .job = { .run = run_put_record, .catalog = catalog }, .id = context->id,
+    struct record_job put = { .job = { .run = run_put_record, .catalog = catalog },
+                              .id = context->id,
                               .record = context->record };
     rc = writer_run(catalog->writer, &put.job, err);
     if (rc < 0 || cut == 0) return rc;
@@ -96,7 +102,8 @@ static int add_resident(struct catalog *catalog, struct context *context, struct
 }
 
 /* With load_lock held. */
-static int load(struct catalog *catalog, uint64_t id, struct context **ret_context, struct error *err)
+static int load(struct catalog *catalog, uint64_t id, struct context **ret_context,
+                struct error *err)
 {
     int rc = 0;
     struct context *resident = pin_resident(catalog, id, &rc, err);
@@ -125,7 +132,8 @@ int catalog_pin(struct catalog *catalog, uint64_t context_id, struct arena *aren
         if (rc == 0) catalog_unload_idle(catalog);
     }
     if (rc < 0) return rc;
-    if (arena_on_reset(arena, unpin, context) < 0) return error_set(err, MEMD_ENOMEM, "no memory for a pin");
+    if (arena_on_reset(arena, unpin, context) < 0)
+        return error_set(err, MEMD_ENOMEM, "no memory for a pin");
     *ret_context = context;
     return 0;
 }
@@ -161,9 +169,11 @@ static int run_put_used(struct writer_job *job, struct error *err)
 /* The least recently used resident that can go; NULL when there is none. With lock held. */
 static struct context *idle_resident(struct catalog *catalog)
 {
-    LIST_FOR(link, &catalog->lru) {
+    LIST_FOR(link, &catalog->lru)
+    {
         struct context *context = LIST_ENTRY(link, struct context, lru_link);
-        if (context->pins == 0 && !context->dropping && writer_is_clean(catalog->writer, context)) return context;
+        if (context->pins == 0 && !context->dropping && writer_is_clean(catalog->writer, context))
+            return context;
     }
     return NULL;
 }
@@ -181,15 +191,18 @@ void catalog_unload_idle(struct catalog *catalog)
         }
         pthread_mutex_unlock(&catalog->lock);
         if (context == NULL) return;
-        struct used_job job = { .job = { .run = run_put_used, .catalog = catalog }, .id = context->id,
+        struct used_job job = { .job = { .run = run_put_used, .catalog = catalog },
+                                .id = context->id,
                                 .used_unix_ms = context->used_unix_ms };
         if (context->record->used_unix_ms + USED_STALE_MS < job.used_unix_ms)
-            writer_run(catalog->writer, &job.job, NULL); /* lost: it looks older to eviction than it is */
+            writer_run(catalog->writer, &job.job,
+                       NULL); /* lost: it looks older to eviction than it is */
         context_free(context);
     }
 }
 
-int catalog_find(struct catalog *catalog, const char *name, uint64_t *ret_context_id, struct error *err)
+int catalog_find(struct catalog *catalog, const char *name, uint64_t *ret_context_id,
+                 struct error *err)
 {
     CLEANUP(store_abort) struct store_txn txn = { 0 };
     int rc = store_begin(catalog->store, false, &txn, err);
@@ -198,7 +211,8 @@ int catalog_find(struct catalog *catalog, const char *name, uint64_t *ret_contex
     uint64_t id = 0;
     if (!store_get(&txn, STORE_NAMES, (struct slice){ name, strlen(name) }, &value)) {
         rc = store_failed(&txn, err);
-        return rc < 0 ? rc : error_set(err, MEMD_ENOCONTEXT, "there is no context \"%.200s\"", name);
+        return rc < 0 ? rc
+                      : error_set(err, MEMD_ENOCONTEXT, "there is no context \"%.200s\"", name);
     }
     if (!format_read_u64(value.data, value.bytes, &id))
         return error_set(err, MEMD_ECORRUPT, "the name \"%.200s\" has a malformed id", name);
@@ -217,7 +231,8 @@ static int check_name(const char *name, struct error *err)
 {
     size_t bytes = strlen(name);
     if (bytes >= 1 && bytes <= LIMIT_NAME_BYTES) return 0;
-    return error_set(err, MEMD_EINVAL, "a context name has 1 to %u bytes, not %zu", LIMIT_NAME_BYTES, bytes);
+    return error_set(err, MEMD_EINVAL, "a context name has 1 to %u bytes, not %zu",
+                     LIMIT_NAME_BYTES, bytes);
 }
 
 /* Both arguments are of sizes that were checked. */
@@ -240,7 +255,8 @@ static int run_create(struct writer_job *job, struct error *err)
     if (rc < 0) return rc;
     struct slice name = { create->record->name, strlen(create->record->name) }, there;
     if (store_get(&txn, STORE_NAMES, name, &there))
-        return error_set(err, MEMD_EEXIST, "context \"%.200s\" exists already", create->record->name);
+        return error_set(err, MEMD_EEXIST, "context \"%.200s\" exists already",
+                         create->record->name);
     create->id = catalog->next_context++;
     unsigned char id[8];
     format_put_u64(create->id, id);
@@ -256,7 +272,8 @@ static int run_create(struct writer_job *job, struct error *err)
     return catalog_commit(catalog, &txn, delta, err);
 }
 
-static int create(struct catalog *catalog, const struct open_args *args, uint64_t *ret_id, struct error *err)
+static int create(struct catalog *catalog, const struct open_args *args, uint64_t *ret_id,
+                  struct error *err)
 {
     if (args->model == NULL) return error_set(err, MEMD_EINVAL, "a new context needs a model");
     const char *method_name = args->method[0] == 0 ? "full" : args->method;
@@ -281,11 +298,13 @@ static int create(struct catalog *catalog, const struct open_args *args, uint64_
     return rc;
 }
 
-static int compare_method(const struct record *stored, const struct open_args *args, struct error *err)
+static int compare_method(const struct record *stored, const struct open_args *args,
+                          struct error *err)
 {
     if (args->method[0] != 0 && strcmp(args->method, stored->method) != 0)
-        return error_set(err, MEMD_EMISMATCH, "context has method \"%s\", the client says \"%.80s\"",
-                         stored->method, args->method);
+        return error_set(err, MEMD_EMISMATCH,
+                         "context has method \"%s\", the client says \"%.80s\"", stored->method,
+                         args->method);
     if (args->parameter_count == 0) return 0;
     bool equal = args->parameter_count == stored->parameter_count;
     for (size_t i = 0; equal && i < args->parameter_count; i++) {
@@ -306,7 +325,8 @@ int catalog_open_context(struct catalog *catalog, const struct open_args *args, 
         rc = create(catalog, args, &id, &why);
         created = rc == 0;
         /* Somebody else was faster. */
-        if (rc == MEMD_EEXIST && !args->must_create) rc = catalog_find(catalog, args->name, &id, &why);
+        if (rc == MEMD_EEXIST && !args->must_create)
+            rc = catalog_find(catalog, args->name, &id, &why);
     } else if (rc == 0 && args->must_create) {
         rc = error_set(&why, MEMD_EEXIST, "context \"%.200s\" exists already", args->name);
     }
@@ -336,7 +356,9 @@ int catalog_fork(struct catalog *catalog, struct context *context, const char *n
     memcpy(record->parameters, parent->parameters, sizeof record->parameters);
     record->parameter_count = parent->parameter_count;
     struct create_job job = {
-        .job = { .run = run_create, .catalog = catalog }, .record = record, .fork_of = context,
+        .job = { .run = run_create, .catalog = catalog },
+        .record = record,
+        .fork_of = context,
     };
     rc = writer_run(catalog->writer, &job.job, err);
     if (rc < 0) return rc;

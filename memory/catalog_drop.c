@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* catalog_drop.c — dropping in three movements: mark (the name is free, the record says so), wait for pins,
- * remove in bounded transactions. The marker `dropping/ID` in the table meta finds it again after a crash.
+/* catalog_drop.c — dropping in three movements: mark (the name is free, the record says so),
+ * wait for pins, remove in bounded transactions. The marker `dropping/ID` in the table meta
+ * finds it again after a crash.
  */
 #include <assert.h>
 #include <inttypes.h>
@@ -35,7 +36,8 @@ bool drop_pending(struct store_txn *txn, uint64_t *ret_id)
     return found;
 }
 
-/* A record that cannot be read has no name that could be found here; verify reports it, the rest goes. */
+/* A record that cannot be read has no name that could be found here; verify reports it, the rest
+ * goes. */
 static void free_name(struct catalog *catalog, struct store_txn *txn, uint64_t id)
 {
     struct record *record = NULL;
@@ -69,9 +71,11 @@ static bool first_chain(struct store_txn *txn, uint64_t id, struct chain_key *re
 {
     unsigned char buffer[FORMAT_KEY_BYTES_MAX];
     struct store_cursor cursor;
-    bool found = store_seek(txn, STORE_CHAINS, (struct slice){ buffer, format_key_chain(id, 0, 0, buffer) },
+    bool found = store_seek(txn, STORE_CHAINS,
+                            (struct slice){ buffer, format_key_chain(id, 0, 0, buffer) },
                             &cursor) &&
-                 format_read_chain(cursor.key.data, cursor.key.bytes, ret_key) && ret_key->context == id;
+                 format_read_chain(cursor.key.data, cursor.key.bytes, ret_key) &&
+                 ret_key->context == id;
     store_cursor_close(&cursor);
     return found;
 }
@@ -80,14 +84,16 @@ static bool first_tail(struct store_txn *txn, uint64_t id, struct tail_key *ret_
 {
     unsigned char buffer[FORMAT_KEY_BYTES_MAX];
     struct store_cursor cursor;
-    bool found = store_seek(txn, STORE_TAILS, (struct slice){ buffer, format_key_tail(id, 0, 0, buffer) },
-                            &cursor) &&
-                 format_read_tail(cursor.key.data, cursor.key.bytes, ret_key) && ret_key->context == id;
+    bool found = store_seek(txn, STORE_TAILS,
+                            (struct slice){ buffer, format_key_tail(id, 0, 0, buffer) }, &cursor) &&
+                 format_read_tail(cursor.key.data, cursor.key.bytes, ret_key) &&
+                 ret_key->context == id;
     store_cursor_close(&cursor);
     return found;
 }
 
-int drop_step(struct catalog *catalog, uint64_t id, uint64_t *bytes, bool *ret_done, struct error *err)
+int drop_step(struct catalog *catalog, uint64_t id, uint64_t *bytes, bool *ret_done,
+              struct error *err)
 {
     CLEANUP(store_abort) struct store_txn txn = { 0 };
     int rc = store_begin(catalog->store, true, &txn, err);
@@ -159,7 +165,8 @@ int drop_claim(struct catalog *catalog, uint64_t id, bool only_idle, struct cont
     }
     if (rc == 0) context->dropping = true;
     pthread_mutex_unlock(&catalog->lock);
-    if (rc < 0) return error_set(err, rc, "context %" PRIu64 " cannot be dropped: %s", id, error_text(rc));
+    if (rc < 0)
+        return error_set(err, rc, "context %" PRIu64 " cannot be dropped: %s", id, error_text(rc));
     *ret_context = context;
     return 0;
 }
@@ -191,7 +198,8 @@ static void wait_unpinned(struct catalog *catalog, struct context *context)
     pthread_mutex_unlock(&catalog->lock);
 }
 
-int catalog_drop(struct catalog *catalog, uint64_t context_id, uint64_t *ret_bytes, struct error *err)
+int catalog_drop(struct catalog *catalog, uint64_t context_id, uint64_t *ret_bytes,
+                 struct error *err)
 {
     struct drop_job drop = { .job = { .run = run_begin, .catalog = catalog }, .id = context_id };
     pthread_mutex_lock(&catalog->load_lock);

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* catalog_list.c — what is there: one context in full, many by name.
  *
- * Counts of a resident context come from memory, of others from the ends of their chains and tails, so that a list
- * loads nothing. How much of a context is shared costs a look at each segment's count: stat says it, and a
- * list says it until it has looked at LOOKS_MAX of them, then it ends early and says `more`.
+ * Counts of a resident context come from memory, of others from the ends of their chains and
+ * tails, so that a list loads nothing. How much of a context is shared costs a look at each
+ * segment's count: stat says it, and a list says it until it has looked at LOOKS_MAX of them,
+ * then it ends early and says `more`.
  */
 #include <assert.h>
 #include <inttypes.h>
@@ -31,7 +32,8 @@ static int copy_record(const struct record *record, struct arena *arena, struct 
     info->parameter_count = record->parameter_count;
     struct parameter *parameters = arena_calloc(arena, record->parameter_count, sizeof *parameters);
     uint64_t *layer_tokens = arena_calloc(arena, record->model.layers, sizeof *layer_tokens);
-    if (parameters == NULL || layer_tokens == NULL) return error_set(err, MEMD_ENOMEM, "no memory for a context");
+    if (parameters == NULL || layer_tokens == NULL)
+        return error_set(err, MEMD_ENOMEM, "no memory for a context");
     memcpy(parameters, record->parameters, record->parameter_count * sizeof *parameters);
     info->parameters = parameters;
     info->layer_tokens = layer_tokens;
@@ -45,8 +47,10 @@ static void count_segments(struct store_txn *txn, struct context_info *info, uin
     struct store_cursor cursor;
     struct chain_key key;
     bool found = store_seek(txn, STORE_CHAINS,
-                            (struct slice){ buffer, format_key_chain(info->id, 0, 0, buffer) }, &cursor);
-    while (found && format_read_chain(cursor.key.data, cursor.key.bytes, &key) && key.context == info->id) {
+                            (struct slice){ buffer, format_key_chain(info->id, 0, 0, buffer) },
+                            &cursor);
+    while (found && format_read_chain(cursor.key.data, cursor.key.bytes, &key) &&
+           key.context == info->id) {
         uint64_t segment = 0;
         struct segment_ref ref = { 0 };
         struct slice value;
@@ -70,15 +74,18 @@ static void count_tails(struct store_txn *txn, struct context_info *info)
     struct store_cursor cursor;
     struct tail_key key;
     bool found = store_seek(txn, STORE_TAILS,
-                            (struct slice){ buffer, format_key_tail(info->id, 0, 0, buffer) }, &cursor);
-    while (found && format_read_tail(cursor.key.data, cursor.key.bytes, &key) && key.context == info->id) {
+                            (struct slice){ buffer, format_key_tail(info->id, 0, 0, buffer) },
+                            &cursor);
+    while (found && format_read_tail(cursor.key.data, cursor.key.bytes, &key) &&
+           key.context == info->id) {
         info->stored_bytes += cursor.value.bytes;
         found = store_next(&cursor);
     }
     store_cursor_close(&cursor);
 }
 
-static void count_stored_layers(struct store_txn *txn, struct context_info *info, uint64_t *layer_counts)
+static void count_stored_layers(struct store_txn *txn, struct context_info *info,
+                                uint64_t *layer_counts)
 {
     uint64_t least = UINT64_MAX, segments = 0;
     for (uint32_t i = 0; i < info->model.layers; i++) {
@@ -89,14 +96,16 @@ static void count_stored_layers(struct store_txn *txn, struct context_info *info
 }
 
 /* False when it is not resident. */
-static bool count_resident_layers(struct catalog *catalog, struct context_info *info, uint64_t *layer_counts)
+static bool count_resident_layers(struct catalog *catalog, struct context_info *info,
+                                  uint64_t *layer_counts)
 {
     pthread_mutex_lock(&catalog->lock);
     struct context *context = map_get(&catalog->residents, info->id);
     bool resident = context != NULL && !context->dropping;
     if (resident) {
         pthread_mutex_lock(&context->lock);
-        for (uint32_t i = 0; i < info->model.layers; i++) layer_counts[i] = layer_tokens(&context->layers[i]);
+        for (uint32_t i = 0; i < info->model.layers; i++)
+            layer_counts[i] = layer_tokens(&context->layers[i]);
         info->tokens = context_common(context, layer_tokens);
         info->committed_tokens = context_common(context, layer_committed);
         info->synced_tokens = context_common(context, layer_synced);
@@ -117,7 +126,8 @@ static int fill_info(struct catalog *catalog, struct store_txn *txn, struct aren
     if (rc == 0) rc = copy_record(record, arena, info, err);
     if (rc < 0) return rc;
     uint64_t *layer_counts = (uint64_t *)(uintptr_t)info->layer_tokens; /* ours, just made */
-    if (!count_resident_layers(catalog, info, layer_counts)) count_stored_layers(txn, info, layer_counts);
+    if (!count_resident_layers(catalog, info, layer_counts))
+        count_stored_layers(txn, info, layer_counts);
     count_segments(txn, info, looks);
     count_tails(txn, info);
     return store_failed(txn, err);
@@ -135,7 +145,8 @@ int catalog_stat(struct catalog *catalog, uint64_t context_id, struct arena *are
 }
 
 /* Stand on the first name to list. */
-static bool seek_name(struct store_txn *txn, const char *prefix, const char *after, struct store_cursor *cursor)
+static bool seek_name(struct store_txn *txn, const char *prefix, const char *after,
+                      struct store_cursor *cursor)
 {
     const char *from = strcmp(after, prefix) > 0 ? after : prefix;
     bool found = store_seek(txn, STORE_NAMES, (struct slice){ from, strlen(from) }, cursor);
@@ -144,38 +155,43 @@ static bool seek_name(struct store_txn *txn, const char *prefix, const char *aft
     return same ? store_next(cursor) : found;
 }
 
-int catalog_list(struct catalog *catalog, const char *prefix, const char *after, size_t limit,
-                 struct arena *arena, struct context_info **ret_infos, size_t *ret_count, bool *ret_more,
-                 struct error *err)
+/* Fill the page from the cursor on; whether there is more. */
+static int fill_page(struct catalog *catalog, struct store_cursor *cursor,
+                     const struct list_args *args, struct arena *arena, struct list_page *page,
+                     struct error *err)
 {
-    if (limit > LIMIT_LIST) limit = LIMIT_LIST;
-    struct context_info *infos = arena_calloc(arena, limit, sizeof *infos);
-    if (infos == NULL) return error_set(err, MEMD_ENOMEM, "no memory for %zu contexts", limit);
+    size_t prefix_bytes = strlen(args->prefix);
+    uint64_t looks = 0;
+    int rc = 0;
+    for (bool found = cursor->key.data != NULL; rc == 0; found = store_next(cursor)) {
+        page->more = found && cursor->key.bytes >= prefix_bytes &&
+                     memcmp(cursor->key.data, args->prefix, prefix_bytes) == 0;
+        if (!page->more || page->count == args->limit || looks > LOOKS_MAX) break;
+        struct context_info *info = &page->infos[page->count++];
+        if (!format_read_u64(cursor->value.data, cursor->value.bytes, &info->id))
+            return error_set(err, MEMD_ECORRUPT, "a name has a malformed id");
+        rc = fill_info(catalog, cursor->txn, arena, info, &looks, err);
+    }
+    return rc < 0 ? rc : store_failed(cursor->txn, err);
+}
+
+int catalog_list(struct catalog *catalog, const struct list_args *args, struct arena *arena,
+                 struct list_page *ret_page, struct error *err)
+{
+    struct list_args bounded = *args;
+    if (bounded.limit == 0 || bounded.limit > LIMIT_LIST) bounded.limit = LIMIT_LIST;
+    struct list_page page = { .infos = arena_calloc(arena, bounded.limit, sizeof *page.infos) };
+    if (page.infos == NULL)
+        return error_set(err, MEMD_ENOMEM, "no memory for %zu contexts", bounded.limit);
     CLEANUP(store_abort) struct store_txn txn = { 0 };
     int rc = store_begin(catalog->store, false, &txn, err);
     if (rc < 0) return rc;
-    size_t count = 0, prefix_bytes = strlen(prefix);
-    uint64_t looks = 0;
     struct store_cursor cursor;
-    bool found = seek_name(&txn, prefix, after, &cursor);
-    bool matches = false;
-    for (; rc == 0; found = store_next(&cursor)) {
-        matches = found && cursor.key.bytes >= prefix_bytes &&
-                  memcmp(cursor.key.data, prefix, prefix_bytes) == 0;
-        if (!matches || count == limit || looks > LOOKS_MAX) break;
-        if (!format_read_u64(cursor.value.data, cursor.value.bytes, &infos[count].id)) {
-            rc = error_set(err, MEMD_ECORRUPT, "a name has a malformed id");
-            break;
-        }
-        rc = fill_info(catalog, &txn, arena, &infos[count], &looks, err);
-        count++;
-    }
+    if (!seek_name(&txn, args->prefix, args->after, &cursor)) cursor.key.data = NULL;
+    rc = fill_page(catalog, &cursor, &bounded, arena, &page, err);
     store_cursor_close(&cursor);
-    if (rc == 0) rc = store_failed(&txn, err);
     if (rc < 0) return rc;
-    *ret_infos = infos;
-    *ret_count = count;
-    *ret_more = matches;
+    *ret_page = page;
     return 0;
 }
 

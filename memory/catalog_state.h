@@ -51,8 +51,8 @@ struct catalog {
     pthread_mutex_t load_lock; /* serialises loading; taken before lock */
     pthread_mutex_t lock;
     pthread_cond_t unpinned;
-    struct map residents;  /* id → context; locked by lock */
-    struct list_link lru;  /* residents, least recently used first; locked by lock */
+    struct map residents; /* id → context; locked by lock */
+    struct list_link lru; /* residents, least recently used first; locked by lock */
 };
 
 #define CATALOG_COUNT(catalog, name, amount) \
@@ -68,19 +68,23 @@ void catalog_put_record(struct store_txn *txn, uint64_t id, const struct record 
 /* Drop residents that nobody uses until the number fits. */
 void catalog_unload_idle(struct catalog *catalog);
 
-/* Commit a transaction that changed the stored bytes by `delta`, with the numbers that go along. Writer. */
-int catalog_commit(struct catalog *catalog, struct store_txn *txn, int64_t delta, struct error *err);
+/* Commit a transaction that changed the stored bytes by `delta`, with the numbers that go along.
+ * Writer. */
+int catalog_commit(struct catalog *catalog, struct store_txn *txn, int64_t delta,
+                   struct error *err);
 
-/* One bounded step of removing a context whose record says dropping, in a transaction of its own: bytes given
- * back are added to *bytes, *ret_done says whether the record is gone too. Writer. */
-int drop_step(struct catalog *catalog, uint64_t id, uint64_t *bytes, bool *ret_done, struct error *err);
+/* One bounded step of removing a context whose record says dropping, in a transaction of its
+ * own: bytes given back are added to *bytes, *ret_done says whether the record is gone too.
+ * Writer. */
+int drop_step(struct catalog *catalog, uint64_t id, uint64_t *bytes, bool *ret_done,
+              struct error *err);
 /* Mark as dropping and free the name. Writer. */
 int drop_begin(struct catalog *catalog, uint64_t id, struct error *err);
 /* The id of some context that is being dropped; false when there is none. */
 bool drop_pending(struct store_txn *txn, uint64_t *ret_id);
 
-/* The entry of the map that keeps others out while a context is dropped: the resident, or an empty one in its
- * place. MEMD_EBUSY when it has to be idle and is not. With load_lock held. */
+/* The entry of the map that keeps others out while a context is dropped: the resident, or an
+ * empty one in its place. MEMD_EBUSY when it has to be idle and is not. With load_lock held. */
 int drop_claim(struct catalog *catalog, uint64_t id, bool only_idle, struct context **ret_context,
                struct error *err);
 /* Take it out of the map: the data is gone. */

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* chain.c — segments are never written twice and never moved; what changes is who holds them. A chain entry is
- * one holder, the table refs counts them, and the values go when the count would become zero.
+/* chain.c — segments are never written twice and never moved; what changes is who holds them. A
+ * chain entry is one holder, the table refs counts them, and the values go when the count would
+ * become zero.
  *
- * Rejected: counting holders inside the values (a fork would rewrite megabytes), garbage collection by scan
- * (needs a pass over the whole store to give back the first byte).
+ * Rejected: counting holders inside the values (a fork would rewrite megabytes), garbage
+ * collection by scan (needs a pass over the whole store to give back the first byte).
  */
 #include "memory/chain.h"
 
@@ -16,7 +17,8 @@
 
 static struct slice chain_slice(const struct chain_key *key, unsigned char *buffer)
 {
-    return (struct slice){ buffer, format_key_chain(key->context, key->layer, key->sequence, buffer) };
+    return (struct slice){ buffer,
+                           format_key_chain(key->context, key->layer, key->sequence, buffer) };
 }
 
 static void put_ref(struct store_txn *txn, uint64_t segment, const struct segment_ref *ref)
@@ -57,7 +59,8 @@ static void delete_values(struct store_txn *txn, uint64_t segment)
     struct store_cursor cursor;
     bool found = store_seek(txn, STORE_SEGMENTS, (struct slice){ key, key_bytes }, &cursor);
     struct segment_key at;
-    while (found && format_read_segment(cursor.key.data, cursor.key.bytes, &at) && at.segment == segment) {
+    while (found && format_read_segment(cursor.key.data, cursor.key.bytes, &at) &&
+           at.segment == segment) {
         store_cursor_delete(&cursor);
         found = store_next(&cursor);
     }
@@ -79,7 +82,8 @@ void chain_release_segment(struct store_txn *txn, uint64_t segment, int64_t *del
     *delta -= (int64_t)ref.bytes;
 }
 
-uint64_t chain_cut(struct store_txn *txn, const struct chain_key *first, uint64_t limit, int64_t *delta)
+uint64_t chain_cut(struct store_txn *txn, const struct chain_key *first, uint64_t limit,
+                   int64_t *delta)
 {
     unsigned char buffer[FORMAT_KEY_BYTES_MAX];
     struct store_cursor cursor;
@@ -100,17 +104,19 @@ uint64_t chain_cut(struct store_txn *txn, const struct chain_key *first, uint64_
 
 static struct slice tail_slice(const struct tail_key *key, unsigned char *buffer)
 {
-    return (struct slice){ buffer, format_key_tail(key->context, key->layer, key->position, buffer) };
+    return (struct slice){ buffer,
+                           format_key_tail(key->context, key->layer, key->position, buffer) };
 }
 
-void chain_cut_tails(struct store_txn *txn, const struct tail_key *first, uint64_t end, int64_t *delta)
+void chain_cut_tails(struct store_txn *txn, const struct tail_key *first, uint64_t end,
+                     int64_t *delta)
 {
     unsigned char buffer[FORMAT_KEY_BYTES_MAX];
     struct store_cursor cursor;
     bool found = store_seek(txn, STORE_TAILS, tail_slice(first, buffer), &cursor);
     struct tail_key at;
-    while (found && format_read_tail(cursor.key.data, cursor.key.bytes, &at) && at.context == first->context &&
-           at.layer == first->layer && at.position < end) {
+    while (found && format_read_tail(cursor.key.data, cursor.key.bytes, &at) &&
+           at.context == first->context && at.layer == first->layer && at.position < end) {
         *delta -= (int64_t)cursor.value.bytes;
         store_cursor_delete(&cursor);
         found = store_next(&cursor);
@@ -124,10 +130,12 @@ static void fork_chain(struct store_txn *txn, uint64_t from, uint64_t to)
     struct chain_key at = { .context = from };
     struct store_cursor cursor;
     bool found = store_seek(txn, STORE_CHAINS, chain_slice(&at, buffer), &cursor);
-    while (found && format_read_chain(cursor.key.data, cursor.key.bytes, &at) && at.context == from) {
+    while (found && format_read_chain(cursor.key.data, cursor.key.bytes, &at) &&
+           at.context == from) {
         uint64_t segment = 0;
         struct segment_ref ref = { 0 };
-        if (format_read_u64(cursor.value.data, cursor.value.bytes, &segment) && get_ref(txn, segment, &ref)) {
+        if (format_read_u64(cursor.value.data, cursor.value.bytes, &segment) &&
+            get_ref(txn, segment, &ref)) {
             ref.count++;
             put_ref(txn, segment, &ref);
         }
@@ -138,7 +146,8 @@ static void fork_chain(struct store_txn *txn, uint64_t from, uint64_t to)
     store_cursor_close(&cursor);
 }
 
-/* A value in a page that the same transaction changes must not be handed to a put: copy it first. */
+/* A value in a page that the same transaction changes must not be handed to a put: copy it
+ * first. */
 static void copy_tail(struct store_txn *txn, const struct tail_key *to, struct slice value)
 {
     unsigned char buffer[FORMAT_KEY_BYTES_MAX];
@@ -159,7 +168,8 @@ void chain_fork(struct store_txn *txn, uint64_t from, uint64_t to, int64_t *delt
     struct tail_key at = { .context = from };
     struct store_cursor cursor;
     bool found = store_seek(txn, STORE_TAILS, tail_slice(&at, buffer), &cursor);
-    while (found && format_read_tail(cursor.key.data, cursor.key.bytes, &at) && at.context == from) {
+    while (found && format_read_tail(cursor.key.data, cursor.key.bytes, &at) &&
+           at.context == from) {
         at.context = to;
         *delta += (int64_t)cursor.value.bytes;
         copy_tail(txn, &at, cursor.value);
@@ -177,23 +187,25 @@ static uint64_t tail_end(struct store_txn *txn, uint64_t context, uint32_t layer
     bool found = store_seek_before(txn, STORE_TAILS, tail_slice(&behind, buffer), &cursor);
     uint64_t end = 0;
     struct value_header header;
-    if (found && format_read_tail(cursor.key.data, cursor.key.bytes, &at) && at.context == context &&
-        at.layer == layer && format_decode(cursor.value.data, cursor.value.bytes, &header, NULL) == 0) {
+    if (found && format_read_tail(cursor.key.data, cursor.key.bytes, &at) &&
+        at.context == context && at.layer == layer &&
+        format_decode(cursor.value.data, cursor.value.bytes, &header, NULL) == 0) {
         end = at.position + header.tokens;
     }
     store_cursor_close(&cursor);
     return end;
 }
 
-uint64_t chain_tokens(struct store_txn *txn, uint64_t context, uint32_t layer, uint64_t *ret_segments)
+uint64_t chain_tokens(struct store_txn *txn, uint64_t context, uint32_t layer,
+                      uint64_t *ret_segments)
 {
     unsigned char buffer[FORMAT_KEY_BYTES_MAX];
     struct chain_key behind = { context, layer, UINT32_MAX }, at;
     struct store_cursor cursor;
     bool found = store_seek_before(txn, STORE_CHAINS, chain_slice(&behind, buffer), &cursor);
     uint64_t segments = 0;
-    if (found && format_read_chain(cursor.key.data, cursor.key.bytes, &at) && at.context == context &&
-        at.layer == layer) {
+    if (found && format_read_chain(cursor.key.data, cursor.key.bytes, &at) &&
+        at.context == context && at.layer == layer) {
         segments = (uint64_t)at.sequence + 1;
     }
     store_cursor_close(&cursor);

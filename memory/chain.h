@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* chain.h — the durable rows of a context inside one transaction: chain entries, references, tail records.
+/* chain.h — the durable rows of a context inside one transaction: chain entries, references,
+ * tail records.
  *
- * Every function that changes how many bytes are stored adds the difference to txn-wide *delta; a segment that
- * several chains share counts once. Errors are sticky in the transaction.
+ * Every function that changes how many bytes are stored adds the difference to txn-wide *delta;
+ * a segment that several chains share counts once. Errors are sticky in the transaction.
  *
  * Threads  changes: writer. Looking: any
  * Tests    tests/unit/test_context.c, tests/unit/test_catalog.c
@@ -22,16 +23,20 @@ void chain_put(struct store_txn *txn, const struct chain_key *key, uint64_t segm
 /* One holder less; the last takes the values along. */
 void chain_release_segment(struct store_txn *txn, uint64_t segment, int64_t *delta);
 
-/* Remove chain entries of (context, layer) with sequence ≥ first->sequence, at most `limit`; how many. */
-uint64_t chain_cut(struct store_txn *txn, const struct chain_key *first, uint64_t limit, int64_t *delta);
+/* Remove chain entries of (context, layer) with sequence ≥ first->sequence, at most `limit`; how
+ * many. */
+uint64_t chain_cut(struct store_txn *txn, const struct chain_key *first, uint64_t limit,
+                   int64_t *delta);
 
 /* Remove tail records of (context, layer) with first->position ≤ position < end. */
-void chain_cut_tails(struct store_txn *txn, const struct tail_key *first, uint64_t end, int64_t *delta);
+void chain_cut_tails(struct store_txn *txn, const struct tail_key *first, uint64_t end,
+                     int64_t *delta);
 
 /* Let context `to` hold what context `from` holds. */
 void chain_fork(struct store_txn *txn, uint64_t from, uint64_t to, int64_t *delta);
 
 /* Tokens of one layer, from the ends of its chain and tail; a few cursor steps. */
-uint64_t chain_tokens(struct store_txn *txn, uint64_t context, uint32_t layer, uint64_t *ret_segments);
+uint64_t chain_tokens(struct store_txn *txn, uint64_t context, uint32_t layer,
+                      uint64_t *ret_segments);
 
 #endif

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* commit.c — what a commit needs is fixed when the rows arrive (blocks are laid out and checksummed by the
- * appender), so that here remain puts, and nothing that can fail after LMDB has said yes but finding the
- * addresses of what was just written; where that fails, the block stays and answers from memory.
+/* commit.c — what a commit needs is fixed when the rows arrive (blocks are laid out and
+ * checksummed by the appender), so that here remain puts, and nothing that can fail after LMDB
+ * has said yes but finding the addresses of what was just written; where that fails, the block
+ * stays and answers from memory.
  *
- * A transaction takes whole contexts until it holds BATCH_BYTES: with one context it is bounded by the
- * allowance of uncommitted bytes. If it fails, every context in it is cut back to what is committed.
+ * A transaction takes whole contexts until it holds BATCH_BYTES: with one context it is bounded
+ * by the allowance of uncommitted bytes. If it fails, every context in it is cut back to what is
+ * committed.
  */
 #include "memory/commit.h"
 
@@ -22,7 +24,7 @@ struct batch {
     struct catalog *catalog;
     struct list_link contexts; /* in this transaction */
     struct store_txn txn;
-    uint64_t rows_bytes;       /* put into it */
+    uint64_t rows_bytes; /* put into it */
     int64_t stored_delta;
     uint64_t sealed;
     unsigned char *scratch; /* one tail record */
@@ -44,8 +46,8 @@ static uint64_t begin_context(struct context *context)
     return tokens * block_token_bytes(&context->shape);
 }
 
-static void put_value(struct batch *batch, struct context *context, const struct slot *slot, uint32_t head,
-                      enum format_kind kind)
+static void put_value(struct batch *batch, struct context *context, const struct slot *slot,
+                      uint32_t head, enum format_kind kind)
 {
     unsigned char key[FORMAT_KEY_BYTES_MAX];
     size_t key_bytes = format_key_segment(slot->writing, head, kind, key);
@@ -54,8 +56,8 @@ static void put_value(struct batch *batch, struct context *context, const struct
     store_put(&batch->txn, STORE_SEGMENTS, (struct slice){ key, key_bytes }, value);
 }
 
-static void put_segment(struct batch *batch, struct context *context, uint32_t layer, size_t slot_idx,
-                        struct slot *slot)
+static void put_segment(struct batch *batch, struct context *context, uint32_t layer,
+                        size_t slot_idx, struct slot *slot)
 {
     slot->writing = batch->catalog->next_segment++;
     for (uint32_t head = 0; head < context->shape.heads; head++) {
@@ -69,8 +71,8 @@ static void put_segment(struct batch *batch, struct context *context, uint32_t l
     batch->sealed++;
 }
 
-static int put_tail(struct batch *batch, struct context *context, uint32_t layer, uint64_t from, uint64_t to,
-                    const struct slot *slot)
+static int put_tail(struct batch *batch, struct context *context, uint32_t layer, uint64_t from,
+                    uint64_t to, const struct slot *slot)
 {
     bool has_ids = slot->block->has_ids;
     size_t bytes = block_tail_bytes(&context->shape, to - from, has_ids);
@@ -115,7 +117,8 @@ static int put_layer(struct batch *batch, struct context *context, uint32_t laye
         } else {
             put_segment(batch, context, layer_idx, idx, &slot);
             if (from % FORMAT_SEGMENT_TOKENS != 0) {
-                struct tail_key first = { context->id, layer_idx, slot_end - FORMAT_SEGMENT_TOKENS };
+                struct tail_key first = { context->id, layer_idx,
+                                          slot_end - FORMAT_SEGMENT_TOKENS };
                 chain_cut_tails(&batch->txn, &first, slot_end, &batch->stored_delta);
             }
             pthread_mutex_lock(&context->lock);
@@ -137,13 +140,14 @@ static int put_context(struct batch *batch, struct context *context, struct erro
 }
 
 /* Replace the block of a committed slot by the addresses of its values. */
-static void publish_slot(struct context *context, struct layer *layer, size_t idx, struct store_txn *txn)
+static void publish_slot(struct context *context, struct layer *layer, size_t idx,
+                         struct store_txn *txn)
 {
     struct slot slot = read_slot(context, layer, idx);
-    struct segment_values values = { .values = slot.values };
-    uint64_t position = (uint64_t)idx * FORMAT_SEGMENT_TOKENS;
-    bool mapped = txn != NULL &&
-                  context_find_values(context, txn, slot.writing, position, false, &values, NULL) == 0;
+    struct segment_values values = { .segment = slot.writing,
+                                     .position = (uint64_t)idx * FORMAT_SEGMENT_TOKENS,
+                                     .values = slot.values };
+    bool mapped = txn != NULL && context_find_values(context, txn, false, &values, NULL) == 0;
     pthread_mutex_lock(&context->lock);
     struct slot *place = &layer->slots[idx];
     place->segment = slot.writing;
@@ -204,7 +208,8 @@ static int fill_batch(struct batch *batch, struct list_link *waiting, struct err
     return rc;
 }
 
-static int commit_some(struct batch *batch, struct list_link *waiting, uint64_t *bytes, struct error *err)
+static int commit_some(struct batch *batch, struct list_link *waiting, uint64_t *bytes,
+                       struct error *err)
 {
     uint64_t start = clock_monotonic_ns();
     int rc = fill_batch(batch, waiting, err);
@@ -230,7 +235,9 @@ int commit_contexts(struct catalog *catalog, struct list_link *contexts, uint64_
     CLEANUP(free_ptr) unsigned char *scratch = NULL;
     size_t scratch_bytes = 0;
     while (!list_empty(contexts)) {
-        struct batch batch = { .catalog = catalog, .scratch = scratch, .scratch_bytes = scratch_bytes };
+        struct batch batch = { .catalog = catalog,
+                               .scratch = scratch,
+                               .scratch_bytes = scratch_bytes };
         list_init(&batch.contexts);
         int rc = commit_some(&batch, contexts, &bytes, first == 0 ? err : NULL);
         if (rc < 0 && first == 0) first = rc;

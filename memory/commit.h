@@ -14,8 +14,8 @@
 struct catalog;
 struct error;
 
-/* Commit the contexts in `contexts` (by batch_link); the list is empty afterwards. Returns the bytes that are no
- * longer uncommitted in *ret_bytes, whether they were committed or taken back. */
+/* Commit the contexts in `contexts` (by batch_link); the list is empty afterwards. Returns the
+ * bytes that are no longer uncommitted in *ret_bytes, whether they were committed or taken back. */
 int commit_contexts(struct catalog *catalog, struct list_link *contexts, uint64_t *ret_bytes,
                     struct error *err);
 

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* context.c — the life of a resident context and its counters; the verbs have files of their own. */
+/* context.c — the life of a resident context and its counters; the verbs have files of their
+ * own. */
 #include "memory/context.h"
 
 #include <assert.h>
@@ -30,7 +31,8 @@ static int init_model(struct context *context, struct error *err)
     const struct record *record = context->record;
     context->method = method_find(record->method);
     if (context->method == NULL)
-        return error_set(err, MEMD_EUNSUPPORTED, "context %" PRIu64 " uses method \"%s\", which this build lacks",
+        return error_set(err, MEMD_EUNSUPPORTED,
+                         "context %" PRIu64 " uses method \"%s\", which this build lacks",
                          context->id, record->method);
     block_shape_init(&record->model, &context->shape);
     context->layers = calloc(record->model.layers, sizeof *context->layers);
@@ -41,8 +43,8 @@ static int init_model(struct context *context, struct error *err)
     return rope_init(&record->model.rope, record->model.head_dim, context->rope, err);
 }
 
-int context_new(struct catalog *catalog, uint64_t id, struct record *record, struct context **ret_context,
-                struct error *err)
+int context_new(struct catalog *catalog, uint64_t id, struct record *record,
+                struct context **ret_context, struct error *err)
 {
     CLEANUP(context_freep) struct context *context = calloc(1, sizeof *context);
     if (context == NULL) {
@@ -101,7 +103,8 @@ int context_grow(struct layer *layer, size_t idx, struct error *err)
         size_t capacity = layer->slot_capacity == 0 ? 4 : layer->slot_capacity * 2;
         if (capacity <= idx) capacity = idx + 1;
         struct slot *slots = realloc(layer->slots, capacity * sizeof *slots);
-        if (slots == NULL) return error_set(err, MEMD_ENOMEM, "no memory for %zu segments", capacity);
+        if (slots == NULL)
+            return error_set(err, MEMD_ENOMEM, "no memory for %zu segments", capacity);
         memset(slots + layer->slot_capacity, 0, (capacity - layer->slot_capacity) * sizeof *slots);
         layer->slots = slots;
         layer->slot_capacity = capacity;
@@ -127,8 +130,8 @@ void context_cut_layer(struct context *context, struct layer *layer, uint64_t to
     (void)context;
 }
 
-/* Remember that the appends first … last are gone; the oldest two entries join when there are too many, which
- * reports some that were committed as failed: a retry finds them and is told so. */
+/* Remember that the appends first … last are gone; the oldest two entries join when there are
+ * too many, which reports some that were committed as failed: a retry finds them and is told so. */
 static void note_failure(struct context *context, uint64_t first, uint64_t last, int code)
 {
     struct failure *failures = context->failures;
@@ -240,8 +243,11 @@ int context_reached(struct context *context, uint64_t sequence, enum durability 
     uint64_t synced_tokens = context_common(context, layer_synced);
     pthread_mutex_unlock(&context->lock);
     if (failed != 0)
-        return error_set(err, failed, "the commit failed (%s); the tokens were taken back, the context holds %"
-                         PRIu64 " committed tokens", error_text(failed), committed_tokens);
+        return error_set(
+            err, failed,
+            "the commit failed (%s); the tokens were taken back, the context holds %" PRIu64
+            " committed tokens",
+            error_text(failed), committed_tokens);
     if (level == DURABLE_SYNCED && !synced) writer_wish_sync(context->catalog->writer);
     bool reached = level == DURABLE_MEMORY || (level == DURABLE_COMMITTED ? committed : synced);
     if (!reached) return 0;

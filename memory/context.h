@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* context.h — one context: appending tokens layer by layer, and answering queries over them.
  *
- * Every function takes a context that catalog.h has pinned. Appends of one context are serialised inside;
- * attends run concurrently with them and see a prefix of whole tokens. truncate waits for readers.
+ * Every function takes a context that catalog.h has pinned. Appends of one context are
+ * serialised inside; attends run concurrently with them and see a prefix of whole tokens.
+ * truncate waits for readers.
  *
- * Positions of a layer are 0, 1, 2, … without gaps. append at position p of a layer that holds t tokens:
- * p == t appends; p < t is accepted where it repeats stored bytes exactly (an idempotent retry), the rest is
- * appended; anything else is MEMD_EPOSITION. Layers advance independently; the context's token count is the
- * least over the layers in use (those that hold any token).
+ * Positions of a layer are 0, 1, 2, … without gaps. append at position p of a layer that holds t
+ * tokens: p == t appends; p < t is accepted where it repeats stored bytes exactly (an idempotent
+ * retry), the rest is appended; anything else is MEMD_EPOSITION. Layers advance independently;
+ * the context's token count is the least over the layers in use (those that hold any token).
  *
  * Threads  any worker
  * Tests    tests/unit/test_context.c, tests/unit/test_recovery.c
@@ -48,19 +49,20 @@ struct progress {
     uint64_t sequence;         /* of this append, for context_reached */
 };
 
-/* All layers or none: everything is checked (shapes by the caller; positions, finiteness here) before
- * anything is taken. Copies; the tensors may go away afterwards.
- * Errors   MEMD_EPOSITION · MEMD_ENONFINITE (counted, text names layer, position, head, dimension) ·
- *          MEMD_EBUSY too much uncommitted · MEMD_EFULL · MEMD_ENOMEM · MEMD_ELIMIT */
+/* All layers or none: everything is checked (shapes by the caller; positions, finiteness here)
+ * before anything is taken. Copies; the tensors may go away afterwards.
+ * Errors   MEMD_EPOSITION · MEMD_ENONFINITE (counted, text names layer, position, head,
+ *          dimension) · MEMD_EBUSY too much uncommitted · MEMD_EFULL · MEMD_ENOMEM · MEMD_ELIMIT */
 int context_append(struct context *context, const struct append_layer *layers, size_t count,
                    struct progress *ret_progress, struct error *err);
 
 enum durability { DURABLE_MEMORY, DURABLE_COMMITTED, DURABLE_SYNCED };
 
-/* Has the append with this sequence reached the level? 1 yes (*progress updated), 0 not yet, negative: the
- * commit failed (MEMD_EFULL, MEMD_EIO) and the tokens of it were taken back, or the context went away. Cheap,
- * lock-free enough for the loop thread; ask again after catalog_config.on_progress. DURABLE_SYNCED makes the
- * writer sync soon whatever the sync mode is. */
+/* Has the append with this sequence reached the level? 1 yes (*progress updated), 0 not yet,
+ * negative: the commit failed (MEMD_EFULL, MEMD_EIO) and the tokens of it were taken back, or
+ * the context went away. Cheap, lock-free enough for the loop thread; ask again after
+ * catalog_config.on_progress. DURABLE_SYNCED makes the writer sync soon whatever the sync mode
+ * is. */
 int context_reached(struct context *context, uint64_t sequence, enum durability level,
                     struct progress *ret_progress, struct error *err);
 
@@ -87,15 +89,16 @@ struct quality {
 int context_attend(struct context *context, const struct query *query, struct arena *arena,
                    const struct partial *ret_partial, struct quality *ret_quality, struct error *err);
 
-/* An upper bound of the bytes an attend would read: lets the loop answer empty layers at once. Loop. */
+/* An upper bound of the bytes an attend would read: lets the loop answer empty layers at once.
+ * Loop. */
 uint64_t context_attend_bytes(struct context *context, uint32_t layer);
 
 int context_search(struct context *context, const struct query *query, struct arena *arena,
                    const struct index_hits *ret_hits, struct quality *ret_quality, struct error *err);
 
-/* Rows by position, as appended, bit for bit: k, v (count, G, D) of the model's dtype, caller's memory.
- * ret_token_ids (count) is filled, and *ret_has_ids set, when the layer has ids for all of them.
- * Errors MEMD_ENOROW */
+/* Rows by position, as appended, bit for bit: k, v (count, G, D) of the model's dtype, caller's
+ * memory. ret_token_ids (count) is filled, and *ret_has_ids set, when the layer has ids for all
+ * of them. Errors MEMD_ENOROW */
 struct fetch_out {
     void *k, *v;
     uint32_t *token_ids;
@@ -104,8 +107,8 @@ struct fetch_out {
 int context_fetch(struct context *context, uint32_t layer, const uint64_t *ids, size_t count,
                   struct fetch_out *ret_rows, struct error *err);
 
-/* Roll all layers back to `position` tokens (layers that hold fewer stay). Committed before it returns.
- * MEMD_EPOSITION when the context holds fewer tokens. */
+/* Roll all layers back to `position` tokens (layers that hold fewer stay). Committed before it
+ * returns. MEMD_EPOSITION when the context holds fewer tokens. */
 int context_truncate(struct context *context, uint64_t position, struct error *err);
 
 #endif

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* context_append.c — all or nothing: check everything, get all memory, copy, then make it visible at once.
+/* context_append.c — all or nothing: check everything, get all memory, copy, then make it
+ * visible at once.
  *
  * Rows are copied straight into the layout of a segment (block.h), and a block that becomes full is
- * checksummed here, on the caller's thread, so that the writer only puts bytes. Room for uncommitted bytes
- * is reserved before any lock is taken: that may wait for the writer, and the writer may wait for the lock.
+ * checksummed here, on the caller's thread, so that the writer only puts bytes. Room for
+ * uncommitted bytes is reserved before any lock is taken: that may wait for the writer, and the
+ * writer may wait for the lock.
  */
 #include <assert.h>
 #include <inttypes.h>
@@ -26,8 +28,8 @@ static size_t rows_of(const struct append_layer *part)
 }
 
 /* Rows [skip, n) of a part. */
-static struct rows rows_from(const struct context *context, const struct append_layer *part, size_t skip,
-                             size_t count)
+static struct rows rows_from(const struct context *context, const struct append_layer *part,
+                             size_t skip, size_t count)
 {
     size_t token_bytes = block_token_bytes(&context->shape) / 2;
     assert(skip + count <= rows_of(part));
@@ -39,18 +41,21 @@ static struct rows rows_from(const struct context *context, const struct append_
     };
 }
 
-static int check_position(struct context *context, const struct append_layer *part, struct error *err)
+static int check_position(struct context *context, const struct append_layer *part,
+                          struct error *err)
 {
     if (part->layer >= context->record->model.layers)
-        return error_set(err, MEMD_EINVAL, "layer %" PRIu32 " of a model with %" PRIu32 " layers", part->layer,
-                         context->record->model.layers);
+        return error_set(err, MEMD_EINVAL, "layer %" PRIu32 " of a model with %" PRIu32 " layers",
+                         part->layer, context->record->model.layers);
     uint64_t tokens = layer_tokens(&context->layers[part->layer]);
     if (part->position > tokens)
-        return error_set(err, MEMD_EPOSITION, "layer %" PRIu32 " holds %" PRIu64 " tokens, the append starts at %"
-                         PRIu64, part->layer, tokens, part->position);
+        return error_set(err, MEMD_EPOSITION,
+                         "layer %" PRIu32 " holds %" PRIu64
+                         " tokens, the append starts at %" PRIu64,
+                         part->layer, tokens, part->position);
     if (rows_of(part) > LIMIT_TOKENS - part->position)
-        return error_set(err, MEMD_ELIMIT, "layer %" PRIu32 " would pass %" PRIu64 " tokens", part->layer,
-                         LIMIT_TOKENS);
+        return error_set(err, MEMD_ELIMIT, "layer %" PRIu32 " would pass %" PRIu64 " tokens",
+                         part->layer, LIMIT_TOKENS);
     return 0;
 }
 
@@ -60,7 +65,8 @@ static int check_once(const struct appending *appending, struct error *err)
     for (size_t i = 0; i < appending->count; i++) {
         uint32_t layer = appending->layers[i].layer;
         if ((named[layer / 8] >> (layer % 8) & 1) != 0)
-            return error_set(err, MEMD_EINVAL, "layer %" PRIu32 " stands twice in one append", layer);
+            return error_set(err, MEMD_EINVAL, "layer %" PRIu32 " stands twice in one append",
+                             layer);
         named[layer / 8] = (unsigned char)(named[layer / 8] | 1u << (layer % 8));
     }
     return 0;
@@ -71,17 +77,22 @@ static int check_finite(struct context *context, const struct append_layer *part
 {
     uint32_t heads = context->shape.heads, dim = context->shape.head_dim;
     size_t offset = skip * heads * dim, count = (rows_of(part) - skip) * heads * dim, bad = 0;
-    const unsigned char *data = (const unsigned char *)tensor->data + offset * dtype_bytes(tensor->dtype);
+    const unsigned char *data = (const unsigned char *)tensor->data +
+                                offset * dtype_bytes(tensor->dtype);
     size_t at = half_find_nonfinite(data, tensor->dtype, count, &bad);
     if (at == count) return 0;
     CATALOG_COUNT(context->catalog, nonfinite_rejected_total, bad);
-    return error_set(err, MEMD_ENONFINITE, "layer %" PRIu32 " %s at position %" PRIu64 " head %zu dimension %zu "
-                     "is NaN or infinite, %zu such values", part->layer, tensor == &part->k ? "k" : "v",
-                     part->position + skip + at / ((size_t)heads * dim), at / dim % heads, at % dim, bad);
+    return error_set(err, MEMD_ENONFINITE,
+                     "layer %" PRIu32 " %s at position %" PRIu64 " head %zu dimension %zu "
+                     "is NaN or infinite, %zu such values",
+                     part->layer, tensor == &part->k ? "k" : "v",
+                     part->position + skip + at / ((size_t)heads * dim), at / dim % heads, at % dim,
+                     bad);
 }
 
 /* Are `count` rows from `position` on what is stored there, all inside one slot? */
-static bool slot_equals(struct context *context, struct layer *layer, uint64_t position, const struct rows *rows)
+static bool slot_equals(struct context *context, struct layer *layer, uint64_t position,
+                        const struct rows *rows)
 {
     size_t idx = position / FORMAT_SEGMENT_TOKENS, first = position % FORMAT_SEGMENT_TOKENS;
     pthread_mutex_lock(&context->lock);
@@ -94,24 +105,28 @@ static bool slot_equals(struct context *context, struct layer *layer, uint64_t p
     return equal;
 }
 
-/* The part of an append that lies below the token count must repeat it. *ret_skip = rows that do. */
+/* The part of an append that lies below the token count must repeat it. *ret_skip = rows that
+ * do. */
 static int check_repeat(struct context *context, const struct append_layer *part, size_t *ret_skip,
                         struct error *err)
 {
     struct layer *layer = &context->layers[part->layer];
     uint64_t tokens = layer_tokens(layer), position = part->position;
-    size_t overlap = tokens - position < rows_of(part) ? (size_t)(tokens - position) : rows_of(part);
+    size_t overlap = tokens - position < rows_of(part) ? (size_t)(tokens - position)
+                                                       : rows_of(part);
     *ret_skip = overlap;
     if (overlap == 0) return 0;
-    int rc = context_map(context, layer, (size_t)((position + overlap - 1) / FORMAT_SEGMENT_TOKENS) + 1, err);
+    int rc = context_map(context, layer,
+                         (size_t)((position + overlap - 1) / FORMAT_SEGMENT_TOKENS) + 1, err);
     for (size_t done = 0; rc == 0 && done < overlap;) {
         size_t room = FORMAT_SEGMENT_TOKENS - (position + done) % FORMAT_SEGMENT_TOKENS;
         size_t count = overlap - done < room ? overlap - done : room;
         struct rows rows = rows_from(context, part, done, count);
         if (!slot_equals(context, layer, position + done, &rows))
-            return error_set(err, MEMD_EPOSITION, "layer %" PRIu32 " holds %" PRIu64 " tokens and other bytes than "
-                             "the append at %" PRIu64 " to %" PRIu64, part->layer, tokens, position + done,
-                             position + done + count);
+            return error_set(err, MEMD_EPOSITION,
+                             "layer %" PRIu32 " holds %" PRIu64 " tokens and other bytes than "
+                             "the append at %" PRIu64 " to %" PRIu64,
+                             part->layer, tokens, position + done, position + done + count);
         done += count;
     }
     return rc;
@@ -131,7 +146,8 @@ static int get_block(struct context *context, struct layer *layer, size_t idx, s
 }
 
 /* All memory that the part needs: a slot with a block for every row. */
-static int prepare(struct context *context, const struct append_layer *part, size_t skip, struct error *err)
+static int prepare(struct context *context, const struct append_layer *part, size_t skip,
+                   struct error *err)
 {
     struct layer *layer = &context->layers[part->layer];
     uint64_t end = part->position + rows_of(part);
@@ -191,13 +207,15 @@ static int tell_failure(struct context *context, struct error *err)
     context->unreported_code = 0;
     pthread_mutex_unlock(&context->lock);
     if (code == 0) return 0;
-    return error_set(err, code, "an earlier commit of this context failed (%s), its tokens were taken back; "
-                     "nothing of this append was taken", error_text(code));
+    return error_set(err, code,
+                     "an earlier commit of this context failed (%s), its tokens were taken back; "
+                     "nothing of this append was taken",
+                     error_text(code));
 }
 
 /* *ret_bytes: what of the append was new. */
-static int append(const struct appending *appending, uint64_t *ret_bytes, struct progress *ret_progress,
-                  struct error *err)
+static int append(const struct appending *appending, uint64_t *ret_bytes,
+                  struct progress *ret_progress, struct error *err)
 {
     struct context *context = appending->context;
     size_t skip[LIMIT_APPEND_LAYERS];
@@ -216,7 +234,8 @@ static int append(const struct appending *appending, uint64_t *ret_bytes, struct
         if (rc == 0) fresh += rows_of(part) - skip[i];
     }
     if (rc < 0) return rc;
-    for (size_t i = 0; i < appending->count; i++) copy_rows(context, &appending->layers[i], skip[i]);
+    for (size_t i = 0; i < appending->count; i++)
+        copy_rows(context, &appending->layers[i], skip[i]);
     publish(appending, ret_progress);
     *ret_bytes = fresh * block_token_bytes(&context->shape);
     CATALOG_COUNT(context->catalog, appended_tokens_total, fresh);
@@ -228,10 +247,12 @@ int context_append(struct context *context, const struct append_layer *layers, s
                    struct progress *ret_progress, struct error *err)
 {
     if (count > LIMIT_APPEND_LAYERS)
-        return error_set(err, MEMD_ELIMIT, "append names %zu layers, %u are allowed", count, LIMIT_APPEND_LAYERS);
+        return error_set(err, MEMD_ELIMIT, "append names %zu layers, %u are allowed", count,
+                         LIMIT_APPEND_LAYERS);
     struct appending appending = { context, layers, count };
     uint64_t reserved = 0, taken = 0;
-    for (size_t i = 0; i < count; i++) reserved += rows_of(&layers[i]) * block_token_bytes(&context->shape);
+    for (size_t i = 0; i < count; i++)
+        reserved += rows_of(&layers[i]) * block_token_bytes(&context->shape);
     struct writer *writer = context->catalog->writer;
     int rc = writer_reserve(writer, reserved, err);
     if (rc < 0) return rc;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* context_attend.c — a query in four steps: what is there (snapshot), what of it to read (method), read it
- * (attention/), say what was done (quality). Search differs in the third step alone.
+/* context_attend.c — a query in four steps: what is there (snapshot), what of it to read
+ * (method), read it (attention/), say what was done (quality). Search differs in the third step
+ * alone.
  */
 #include <assert.h>
 #include <inttypes.h>
@@ -22,8 +23,8 @@ static int check_query(const struct context *context, const struct query *query,
 {
     assert(query->q.dims == 3);
     if (query->layer < context->record->model.layers) return 0;
-    return error_set(err, MEMD_EINVAL, "layer %" PRIu32 " of a model with %" PRIu32 " layers", query->layer,
-                     context->record->model.layers);
+    return error_set(err, MEMD_EINVAL, "layer %" PRIu32 " of a model with %" PRIu32 " layers",
+                     query->layer, context->record->model.layers);
 }
 
 /* The highest position that any query may see. */
@@ -108,7 +109,8 @@ static void touch(struct context *context)
 }
 
 int context_attend(struct context *context, const struct query *query, struct arena *arena,
-                   const struct partial *ret_partial, struct quality *ret_quality, struct error *err)
+                   const struct partial *ret_partial, struct quality *ret_quality,
+                   struct error *err)
 {
     int rc = check_query(context, query, err);
     if (rc < 0) return rc;
@@ -118,8 +120,10 @@ int context_attend(struct context *context, const struct query *query, struct ar
     rc = begin_reading(context, query, arena, &reading, err);
     if (rc == 0) {
         struct attend_args args = arguments(context, query, &reading);
-        if (reading.plan.view_count == 0) partial_clear(ret_partial);
-        else rc = attend(&args, arena, ret_partial, err);
+        if (reading.plan.view_count == 0)
+            partial_clear(ret_partial);
+        else
+            rc = attend(&args, arena, ret_partial, err);
         fill_quality(context, &reading, ret_quality);
         snapshot_release(&reading.snapshot);
     }
@@ -128,7 +132,8 @@ int context_attend(struct context *context, const struct query *query, struct ar
 }
 
 int context_search(struct context *context, const struct query *query, struct arena *arena,
-                   const struct index_hits *ret_hits, struct quality *ret_quality, struct error *err)
+                   const struct index_hits *ret_hits, struct quality *ret_quality,
+                   struct error *err)
 {
     int rc = check_query(context, query, err);
     if (rc < 0) return rc;

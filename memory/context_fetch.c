@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* context_fetch.c — rows by position, copied out as they were appended.
  *
- * Slots are looked up once per run of ids in the same slot (clients ask for neighbours), and the segments that
- * are asked for are verified first, so that a corrupt one is an error before a byte is written.
+ * Slots are looked up once per run of ids in the same slot (clients ask for neighbours), and the
+ * segments that are asked for are verified first, so that a corrupt one is an error before a
+ * byte is written.
  */
 #include <inttypes.h>
 #include <string.h>
@@ -10,13 +11,14 @@
 #include "base/error.h"
 #include "memory/catalog_state.h"
 
-static int check_ids(const struct layer *layer, uint32_t layer_idx, const uint64_t *ids, size_t count,
-                     uint64_t *ret_highest, struct error *err)
+static int check_ids(const struct layer *layer, uint32_t layer_idx, const uint64_t *ids,
+                     size_t count, uint64_t *ret_highest, struct error *err)
 {
     uint64_t tokens = layer_tokens(layer), highest = 0;
     for (size_t i = 0; i < count; i++) {
         if (ids[i] >= tokens)
-            return error_set(err, MEMD_ENOROW, "layer %" PRIu32 " has no token %" PRIu64 ", it holds %" PRIu64,
+            return error_set(err, MEMD_ENOROW,
+                             "layer %" PRIu32 " has no token %" PRIu64 ", it holds %" PRIu64,
                              layer_idx, ids[i], tokens);
         if (ids[i] > highest) highest = ids[i];
     }
@@ -25,7 +27,8 @@ static int check_ids(const struct layer *layer, uint32_t layer_idx, const uint64
 }
 
 /* The slot with a reference on its block, whose ids count when *ret_has_ids. */
-static struct slot hold_slot(struct context *context, const struct layer *layer, size_t idx, bool *ret_has_ids)
+static struct slot hold_slot(struct context *context, const struct layer *layer, size_t idx,
+                             bool *ret_has_ids)
 {
     pthread_mutex_lock(&context->lock);
     struct slot slot = layer->slots[idx];
@@ -35,8 +38,8 @@ static struct slot hold_slot(struct context *context, const struct layer *layer,
     return slot;
 }
 
-static void copy_row(const struct context *context, const struct slot *slot, size_t row, unsigned char *k,
-                     unsigned char *v)
+static void copy_row(const struct context *context, const struct slot *slot, size_t row,
+                     unsigned char *k, unsigned char *v)
 {
     const struct block_shape *shape = &context->shape;
     for (uint32_t head = 0; head < shape->heads; head++) {
@@ -52,8 +55,8 @@ static void copy_row(const struct context *context, const struct slot *slot, siz
 }
 
 /* False when the slot has no ids. */
-static bool copy_id(const struct context *context, const struct slot *slot, bool has_ids, size_t row,
-                    uint32_t *ret_id)
+static bool copy_id(const struct context *context, const struct slot *slot, bool has_ids,
+                    size_t row, uint32_t *ret_id)
 {
     if (slot->block == NULL && slot->ids != NULL) {
         memcpy(ret_id, slot->ids + row * sizeof *ret_id, sizeof *ret_id);
@@ -64,8 +67,8 @@ static bool copy_id(const struct context *context, const struct slot *slot, bool
     return true;
 }
 
-static void copy_rows(struct context *context, struct layer *layer, const uint64_t *ids, size_t count,
-                      struct fetch_out *ret_rows)
+static void copy_rows(struct context *context, struct layer *layer, const uint64_t *ids,
+                      size_t count, struct fetch_out *ret_rows)
 {
     size_t token_bytes = block_token_bytes(&context->shape) / 2;
     unsigned char *k = ret_rows->k, *v = ret_rows->v;
@@ -88,8 +91,8 @@ int context_fetch(struct context *context, uint32_t layer_idx, const uint64_t *i
                   struct fetch_out *ret_rows, struct error *err)
 {
     if (layer_idx >= context->record->model.layers)
-        return error_set(err, MEMD_EINVAL, "layer %" PRIu32 " of a model with %" PRIu32 " layers", layer_idx,
-                         context->record->model.layers);
+        return error_set(err, MEMD_EINVAL, "layer %" PRIu32 " of a model with %" PRIu32 " layers",
+                         layer_idx, context->record->model.layers);
     struct layer *layer = &context->layers[layer_idx];
     uint64_t highest = 0;
     pthread_rwlock_rdlock(&context->use);

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* context_load.c — a context from its chain entries and tail records, without touching a sealed value.
+/* context_load.c — a context from its chain entries and tail records, without touching a sealed
+ * value.
  *
- * Chain entries of a layer must be 0, 1, 2, …, tail records must go on where they end: a hole is MEMD_ECORRUPT, never
- * a shorter past. Uneven layers are possible and legal (a client at work); after an unclean end they are cut by
- * whoever loads the context first, see catalog_pin.
+ * Chain entries of a layer must be 0, 1, 2, …, tail records must go on where they end: a hole is
+ * MEMD_ECORRUPT, never a shorter past. Uneven layers are possible and legal (a client at work);
+ * after an unclean end they are cut by whoever loads the context first, see catalog_pin.
  */
 #include <assert.h>
 #include <inttypes.h>
@@ -19,11 +20,13 @@ static int add_segment(struct context *context, const struct chain_key *key, str
     uint64_t segment = 0;
     if (key->layer >= context->record->model.layers ||
         !format_read_u64(value.data, value.bytes, &segment) || segment == 0)
-        return error_set(err, MEMD_ECORRUPT, "context %" PRIu64 " has a malformed chain entry in layer %" PRIu32,
+        return error_set(err, MEMD_ECORRUPT,
+                         "context %" PRIu64 " has a malformed chain entry in layer %" PRIu32,
                          context->id, key->layer);
     struct layer *layer = &context->layers[key->layer];
     if (key->sequence != layer->slot_count)
-        return error_set(err, MEMD_ECORRUPT, "context %" PRIu64 " layer %" PRIu32 ": segment %zu is missing",
+        return error_set(err, MEMD_ECORRUPT,
+                         "context %" PRIu64 " layer %" PRIu32 ": segment %zu is missing",
                          context->id, key->layer, layer->slot_count);
     int rc = context_grow(layer, key->sequence, err);
     if (rc < 0) return rc;
@@ -58,7 +61,8 @@ static int check_tail(struct context *context, const struct tail_key *key, struc
     if (rc == 0 && (ret_header->kind != FORMAT_KIND_TAIL || ret_header->position != key->position ||
                     ret_header->model_hash != context->shape.model_hash ||
                     ret_header->heads != context->shape.heads ||
-                    ret_header->head_dim != context->shape.head_dim || ret_header->dtype != context->shape.dtype))
+                    ret_header->head_dim != context->shape.head_dim ||
+                    ret_header->dtype != context->shape.dtype))
         rc = error_set(&why, MEMD_ECORRUPT, "the header belongs to another value");
     if (rc == 0) rc = format_verify(value.data, value.bytes, &why);
     if (rc == 0 && key->layer >= context->record->model.layers)
@@ -67,12 +71,13 @@ static int check_tail(struct context *context, const struct tail_key *key, struc
         uint64_t tokens = layer_tokens(&context->layers[key->layer]);
         if (key->position != tokens ||
             key->position % FORMAT_SEGMENT_TOKENS + ret_header->tokens > FORMAT_SEGMENT_TOKENS)
-            rc = error_set(&why, MEMD_ECORRUPT, "it does not continue the %" PRIu64 " tokens before it", tokens);
+            rc = error_set(&why, MEMD_ECORRUPT,
+                           "it does not continue the %" PRIu64 " tokens before it", tokens);
     }
     if (rc == 0) return 0;
     CATALOG_COUNT(context->catalog, checksum_failures_total, 1);
-    return error_set(err, rc, "context %" PRIu64 " layer %" PRIu32 " tail at %" PRIu64 ": %s", context->id,
-                     key->layer, key->position, why.text);
+    return error_set(err, rc, "context %" PRIu64 " layer %" PRIu32 " tail at %" PRIu64 ": %s",
+                     context->id, key->layer, key->position, why.text);
 }
 
 static int add_tail(struct context *context, const struct tail_key *key, struct slice value,
@@ -82,19 +87,24 @@ static int add_tail(struct context *context, const struct tail_key *key, struct 
     int rc = check_tail(context, key, value, &header, err);
     if (rc < 0) return rc;
     struct layer *layer = &context->layers[key->layer];
-    size_t idx = key->position / FORMAT_SEGMENT_TOKENS, first = key->position % FORMAT_SEGMENT_TOKENS;
+    size_t idx = key->position / FORMAT_SEGMENT_TOKENS,
+           first = key->position % FORMAT_SEGMENT_TOKENS;
     rc = context_grow(layer, idx, err);
     if (rc < 0) return rc;
     struct slot *slot = &layer->slots[idx];
     if (slot->block == NULL) slot->block = block_new(&context->shape);
-    if (slot->values == NULL) slot->values = calloc((size_t)2 * context->shape.heads, sizeof *slot->values);
+    if (slot->values == NULL)
+        slot->values = calloc((size_t)2 * context->shape.heads, sizeof *slot->values);
     if (slot->block == NULL || slot->values == NULL)
         return error_set(err, MEMD_ENOMEM, "no memory for 1024 tokens of a layer");
     size_t half = header.tokens * block_token_bytes(&context->shape) / 2;
     const unsigned char *payload = (const unsigned char *)value.data + FORMAT_HEADER_BYTES;
     bool has_ids = (header.flags & FORMAT_FLAG_IDS) != 0;
     struct rows rows = {
-        .k = payload, .v = payload + half, .ids = has_ids ? payload + 2 * half : NULL, .count = header.tokens,
+        .k = payload,
+        .v = payload + half,
+        .ids = has_ids ? payload + 2 * half : NULL,
+        .count = header.tokens,
     };
     block_write(slot->block, &context->shape, first, &rows);
     slot->block->has_ids = (first == 0 || slot->block->has_ids) && has_ids;
@@ -119,7 +129,8 @@ static int load_tails(struct context *context, struct store_txn *txn, struct err
     return rc;
 }
 
-int context_load(struct catalog *catalog, uint64_t id, struct context **ret_context, struct error *err)
+int context_load(struct catalog *catalog, uint64_t id, struct context **ret_context,
+                 struct error *err)
 {
     CLEANUP(store_abort) struct store_txn txn = { 0 };
     int rc = store_begin(catalog->store, false, &txn, err);

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* context_map.c — from segments to addresses, from slots to views.
  *
- * The address of a sealed value does not change while the value lives, and values die only in truncate and
- * drop, which hold the context exclusively. So an address is looked up once, and a query walks plain
- * arrays. A value that was read from the disk is verified once, before anybody sees its address.
+ * The address of a sealed value does not change while the value lives, and values die only in
+ * truncate and drop, which hold the context exclusively. So an address is looked up once, and a
+ * query walks plain arrays. A value that was read from the disk is verified once, before anybody
+ * sees its address.
  */
 #include <assert.h>
 #include <inttypes.h>
@@ -28,8 +29,9 @@ static int check_value(struct context *context, const struct expected *expected,
     struct value_header header;
     struct error why = { 0 };
     int rc = format_decode(value.data, value.bytes, &header, &why);
-    if (rc == 0 && (header.kind != expected->kind || header.position != expected->position ||
-                    header.model_hash != context->shape.model_hash || header.tokens != FORMAT_SEGMENT_TOKENS))
+    if (rc == 0 &&
+        (header.kind != expected->kind || header.position != expected->position ||
+         header.model_hash != context->shape.model_hash || header.tokens != FORMAT_SEGMENT_TOKENS))
         rc = error_set(&why, MEMD_ECORRUPT, "the header belongs to another value");
     if (rc == 0 && expected->kind != FORMAT_KIND_IDS &&
         (header.heads != 1 || header.head_dim != context->shape.head_dim ||
@@ -38,13 +40,15 @@ static int check_value(struct context *context, const struct expected *expected,
     if (rc == 0 && expected->verify) rc = format_verify(value.data, value.bytes, &why);
     if (rc == 0) return 0;
     CATALOG_COUNT(context->catalog, checksum_failures_total, 1);
-    return error_set(err, rc, "context %" PRIu64 " segment %" PRIu64 " head %" PRIu32 " kind %d: %s",
+    return error_set(err, rc,
+                     "context %" PRIu64 " segment %" PRIu64 " head %" PRIu32 " kind %d: %s",
                      context->id, expected->segment, expected->head, (int)expected->kind, why.text);
 }
 
 /* *ret_rows stays NULL when an optional value is absent. */
-static int find_value(struct context *context, struct store_txn *txn, const struct expected *expected,
-                      const unsigned char **ret_rows, struct error *err)
+static int find_value(struct context *context, struct store_txn *txn,
+                      const struct expected *expected, const unsigned char **ret_rows,
+                      struct error *err)
 {
     unsigned char key[FORMAT_KEY_BYTES_MAX];
     size_t key_bytes = format_key_segment(expected->segment, expected->head, expected->kind, key);
@@ -53,24 +57,28 @@ static int find_value(struct context *context, struct store_txn *txn, const stru
         int rc = store_failed(txn, err);
         if (rc < 0 || expected->kind == FORMAT_KIND_IDS) return rc;
         CATALOG_COUNT(context->catalog, checksum_failures_total, 1);
-        return error_set(err, MEMD_ECORRUPT, "context %" PRIu64 " segment %" PRIu64 " head %" PRIu32
-                         " kind %d is missing", context->id, expected->segment, expected->head,
-                         (int)expected->kind);
+        return error_set(err, MEMD_ECORRUPT,
+                         "context %" PRIu64 " segment %" PRIu64 " head %" PRIu32
+                         " kind %d is missing",
+                         context->id, expected->segment, expected->head, (int)expected->kind);
     }
     int rc = check_value(context, expected, value, err);
     if (rc < 0) return rc;
     const unsigned char *rows = (const unsigned char *)value.data + FORMAT_HEADER_BYTES;
-    /* Payloads stand 64 bytes behind the start of a page (format.h). An LMDB that laid values out otherwise
-     * would break every promise about addresses too, so there is no slow path to fall back to. */
+    /* Payloads stand 64 bytes behind the start of a page (format.h). An LMDB that laid values
+     * out otherwise would break every promise about addresses too, so there is no slow path to
+     * fall back to. */
     assert((uintptr_t)rows % 16 == 0);
     *ret_rows = rows;
     return 0;
 }
 
-int context_find_values(struct context *context, struct store_txn *txn, uint64_t segment,
-                        uint64_t position, bool verify, struct segment_values *values, struct error *err)
+int context_find_values(struct context *context, struct store_txn *txn, bool verify,
+                        struct segment_values *values, struct error *err)
 {
-    struct expected expected = { .segment = segment, .position = position, .verify = verify };
+    struct expected expected = { .segment = values->segment,
+                                 .position = values->position,
+                                 .verify = verify };
     for (uint32_t i = 0; i < 2 * context->shape.heads; i++) {
         expected.head = i % context->shape.heads;
         expected.kind = i < context->shape.heads ? FORMAT_KIND_K : FORMAT_KIND_V;
@@ -103,13 +111,16 @@ static size_t next_unmapped(struct context *context, struct layer *layer, size_t
 static int map_slot(struct context *context, struct layer *layer, size_t idx, uint64_t segment,
                     struct error *err)
 {
-    CLEANUP(free_ptr) const unsigned char **rows = calloc((size_t)2 * context->shape.heads, sizeof *rows);
+    CLEANUP(free_ptr)
+    const unsigned char **rows = calloc((size_t)2 * context->shape.heads, sizeof *rows);
     if (rows == NULL) return error_set(err, MEMD_ENOMEM, "no memory for addresses");
     CLEANUP(store_abort) struct store_txn txn = { 0 };
     int rc = store_begin(context->catalog->store, false, &txn, err);
     if (rc < 0) return rc;
-    struct segment_values values = { .values = rows };
-    rc = context_find_values(context, &txn, segment, (uint64_t)idx * FORMAT_SEGMENT_TOKENS, true, &values, err);
+    struct segment_values values = { .segment = segment,
+                                     .position = (uint64_t)idx * FORMAT_SEGMENT_TOKENS,
+                                     .values = rows };
+    rc = context_find_values(context, &txn, true, &values, err);
     if (rc < 0) return rc;
     pthread_mutex_lock(&context->lock);
     struct slot *slot = &layer->slots[idx];
@@ -177,14 +188,16 @@ int snapshot_take(struct context *context, uint32_t layer_idx, uint64_t limit, s
     struct layer *layer = &context->layers[layer_idx];
     struct snapshot snapshot = { .tokens = layer_tokens(layer) };
     snapshot.seen = snapshot.tokens < limit ? snapshot.tokens : limit;
-    snapshot.view_count = (size_t)((snapshot.seen + FORMAT_SEGMENT_TOKENS - 1) / FORMAT_SEGMENT_TOKENS);
+    snapshot.view_count = (size_t)((snapshot.seen + FORMAT_SEGMENT_TOKENS - 1) /
+                                   FORMAT_SEGMENT_TOKENS);
     if (snapshot.view_count == 0) {
         *ret_snapshot = snapshot;
         return 0;
     }
     int rc = context_map(context, layer, snapshot.view_count, err);
     if (rc < 0) return rc;
-    struct view *views = arena_calloc(arena, context->shape.heads * snapshot.view_count, sizeof *views);
+    struct view *views = arena_calloc(arena, context->shape.heads * snapshot.view_count,
+                                      sizeof *views);
     snapshot.blocks = arena_calloc(arena, snapshot.view_count, sizeof *snapshot.blocks);
     if (views == NULL || snapshot.blocks == NULL)
         return error_set(err, MEMD_ENOMEM, "no memory for %zu views", snapshot.view_count);

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* context_truncate.c — cut every layer at one position, in one transaction.
  *
- * The slot that the cut goes through is rewritten as one tail record, whether it was sealed (then its segment
- * is released, and a fork that shares it keeps it) or a tail of many records. So there is one rule for all
- * cases, and the rows below the cut are again in a block that can grow.
+ * The slot that the cut goes through is rewritten as one tail record, whether it was sealed
+ * (then its segment is released, and a fork that shares it keeps it) or a tail of many records.
+ * So there is one rule for all cases, and the rows below the cut are again in a block that can
+ * grow.
  *
  * Recovery after an unclean end is the same cut at the common token count (context_load.c).
  */
@@ -23,8 +24,10 @@ struct truncate_job {
     uint64_t position;
 };
 
-/* The cut slot needs its rows in a block. They may stay there if the transaction fails: same bytes. */
-static int bring_back(struct context *context, struct layer *layer, size_t idx, size_t rows, struct error *err)
+/* The cut slot needs its rows in a block. They may stay there if the transaction fails: same
+ * bytes. */
+static int bring_back(struct context *context, struct layer *layer, size_t idx, size_t rows,
+                      struct error *err)
 {
     struct slot *slot = &layer->slots[idx];
     if (slot->block != NULL) return 0;
@@ -39,15 +42,16 @@ static int bring_back(struct context *context, struct layer *layer, size_t idx, 
                slot->values[context->shape.heads + head], bytes);
     }
     block->has_ids = slot->ids != NULL;
-    if (block->has_ids) memcpy(block_ids(block, &context->shape), slot->ids, rows * sizeof(uint32_t));
+    if (block->has_ids)
+        memcpy(block_ids(block, &context->shape), slot->ids, rows * sizeof(uint32_t));
     pthread_mutex_lock(&context->lock);
     slot->block = block;
     pthread_mutex_unlock(&context->lock);
     return 0;
 }
 
-static int write_tail(struct context *context, const struct tail_key *key, const struct block *block,
-                      size_t rows, struct store_txn *txn, int64_t *delta)
+static int write_tail(struct context *context, const struct tail_key *key,
+                      const struct block *block, size_t rows, struct store_txn *txn, int64_t *delta)
 {
     size_t bytes = block_tail_bytes(&context->shape, rows, block->has_ids);
     CLEANUP(free_ptr) unsigned char *value = malloc(bytes);
@@ -55,13 +59,14 @@ static int write_tail(struct context *context, const struct tail_key *key, const
     block_tail_encode(block, &context->shape, key->position, rows, block->has_ids, value);
     unsigned char buffer[FORMAT_KEY_BYTES_MAX];
     size_t key_bytes = format_key_tail(key->context, key->layer, key->position, buffer);
-    store_put(txn, STORE_TAILS, (struct slice){ buffer, key_bytes }, (struct slice){ value, bytes });
+    store_put(txn, STORE_TAILS, (struct slice){ buffer, key_bytes },
+              (struct slice){ value, bytes });
     *delta += (int64_t)bytes;
     return 0;
 }
 
-static int cut_stored(struct context *context, uint32_t layer_idx, uint64_t position, struct store_txn *txn,
-                      int64_t *delta)
+static int cut_stored(struct context *context, uint32_t layer_idx, uint64_t position,
+                      struct store_txn *txn, int64_t *delta)
 {
     struct layer *layer = &context->layers[layer_idx];
     if (layer->committed <= position) return 0;
@@ -94,8 +99,9 @@ static int check(struct context *context, uint64_t position, struct error *err)
 {
     uint64_t tokens = context_tokens(context);
     if (position <= tokens) return 0;
-    return error_set(err, MEMD_EPOSITION, "the context holds %" PRIu64 " tokens, it cannot be cut at %" PRIu64,
-                     tokens, position);
+    return error_set(err, MEMD_EPOSITION,
+                     "the context holds %" PRIu64 " tokens, it cannot be cut at %" PRIu64, tokens,
+                     position);
 }
 
 static int truncate_stored(struct context *context, uint64_t position, struct error *err)

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* evict.c — what happens when there is too much: least recently used contexts go, down to nine tenths of the
- * budget, so that one eviction makes room for many appends. Retained ones, pinned ones and ones with rows
- * on the way are passed over. Retention ends by itself (catalog_retain), so nothing can wedge the store for good.
+/* evict.c — what happens when there is too much: least recently used contexts go, down to nine
+ * tenths of the budget, so that one eviction makes room for many appends. Retained ones, pinned
+ * ones and ones with rows on the way are passed over. Retention ends by itself (catalog_retain),
+ * so nothing can wedge the store for good.
  *
- * The table of contexts is scanned for each victim: eviction writes megabytes, reading a few thousand records of
- * 300 bytes does not show, and there is no second list that could disagree with the records.
+ * The table of contexts is scanned for each victim: eviction writes megabytes, reading a few
+ * thousand records of 300 bytes does not show, and there is no second list that could disagree
+ * with the records.
  */
 #include <inttypes.h>
 #include <stdlib.h>
@@ -17,10 +19,13 @@ enum { MARGIN_BYTES = 1 << 20 };
 
 int evict_check(struct catalog *catalog, uint64_t bytes, struct error *err)
 {
-    uint64_t budget = atomic_load(&catalog->budget_bytes), stored = atomic_load(&catalog->stored_bytes);
+    uint64_t budget = atomic_load(&catalog->budget_bytes),
+             stored = atomic_load(&catalog->stored_bytes);
     if (budget > 0 && stored > budget)
-        return error_set(err, MEMD_EFULL, "%" PRIu64 " bytes are stored, the budget is %" PRIu64
-                         ", and nothing can be evicted", stored, budget);
+        return error_set(err, MEMD_EFULL,
+                         "%" PRIu64 " bytes are stored, the budget is %" PRIu64
+                         ", and nothing can be evicted",
+                         stored, budget);
     struct store_space space;
     store_get_space(catalog->store, &space);
     uint64_t wanted = bytes + bytes / 32 + MARGIN_BYTES;
@@ -28,8 +33,10 @@ int evict_check(struct catalog *catalog, uint64_t bytes, struct error *err)
     if (wanted <= room) return 0;
     room += store_free_bytes(catalog->store);
     if (wanted <= room) return 0;
-    return error_set(err, MEMD_EFULL, "%" PRIu64 " bytes do not fit into the %" PRIu64 " that the map of %" PRIu64
-                     " has left", bytes, room, space.map_bytes);
+    return error_set(err, MEMD_EFULL,
+                     "%" PRIu64 " bytes do not fit into the %" PRIu64 " that the map of %" PRIu64
+                     " has left",
+                     bytes, room, space.map_bytes);
 }
 
 struct candidate {
@@ -37,8 +44,8 @@ struct candidate {
 };
 
 /* Is this record older than the best so far, and may it go? */
-static void consider(struct catalog *catalog, uint64_t id, const struct record *record, uint64_t now_ms,
-                     struct candidate *best)
+static void consider(struct catalog *catalog, uint64_t id, const struct record *record,
+                     uint64_t now_ms, struct candidate *best)
 {
     uint64_t used = record->used_unix_ms, retained = record->retained_until_unix_ms;
     bool free_to_go = !record->dropping;
@@ -49,7 +56,8 @@ static void consider(struct catalog *catalog, uint64_t id, const struct record *
         retained = context->record->retained_until_unix_ms;
     }
     if (context != NULL)
-        free_to_go = !context->dropping && context->pins == 0 && !writer_is_dirty(catalog->writer, context);
+        free_to_go = !context->dropping && context->pins == 0 &&
+                     !writer_is_dirty(catalog->writer, context);
     pthread_mutex_unlock(&catalog->lock);
     if (!free_to_go || retained > now_ms || used >= best->used_unix_ms) return;
     *best = (struct candidate){ id, used };

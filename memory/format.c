@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* format.c — encoding by hand, field by field: a struct is never copied to disk, so neither padding nor the
- * compiler's layout nor the byte order of the machine can leak into a file.
+/* format.c — encoding by hand, field by field: a struct is never copied to disk, so neither
+ * padding nor the compiler's layout nor the byte order of the machine can leak into a file.
  *
- * The checksum covers the header with its own field zero. When sealing, header and payload stand together
- * and are hashed in one call; when verifying, the value lies in a read-only map, so the header is copied,
- * its checksum cleared, and the two parts are streamed. Both give the same number.
+ * The checksum covers the header with its own field zero. When sealing, header and payload stand
+ * together and are hashed in one call; when verifying, the value lies in a read-only map, so the
+ * header is copied, its checksum cleared, and the two parts are streamed. Both give the same
+ * number.
  */
 #include "memory/format.h"
 
@@ -81,8 +82,9 @@ static int check_header(const struct value_header *header, size_t value_bytes, s
         return error_set(err, MEMD_ECORRUPT, "value of kind %u has dtype %u and %" PRIu32 " tokens",
                          header->kind, header->dtype, header->tokens);
     if (header->payload_bytes != expected_payload(header))
-        return error_set(err, MEMD_ECORRUPT, "value of kind %u has %" PRIu64 " bytes for %" PRIu32
-                         " tokens", header->kind, header->payload_bytes, header->tokens);
+        return error_set(err, MEMD_ECORRUPT,
+                         "value of kind %u has %" PRIu64 " bytes for %" PRIu32 " tokens",
+                         header->kind, header->payload_bytes, header->tokens);
     return 0;
 }
 
@@ -95,11 +97,12 @@ int format_decode(const void *value, size_t value_bytes, struct value_header *re
     uint32_t magic = bytes_get_le32(&in);
     uint8_t version = bytes_get_u8(&in);
     if (magic != FORMAT_MAGIC)
-        return error_set(err, MEMD_ECORRUPT, "value has magic 0x%08" PRIx32 " instead of 0x%08" PRIx32,
-                         magic, FORMAT_MAGIC);
+        return error_set(err, MEMD_ECORRUPT,
+                         "value has magic 0x%08" PRIx32 " instead of 0x%08" PRIx32, magic,
+                         FORMAT_MAGIC);
     if (version != FORMAT_VERSION)
-        return error_set(err, MEMD_EVERSION, "value has format version %u, this build reads %d", version,
-                         FORMAT_VERSION);
+        return error_set(err, MEMD_EVERSION, "value has format version %u, this build reads %d",
+                         version, FORMAT_VERSION);
     struct value_header header = { 0 };
     header.kind = bytes_get_u8(&in);
     header.dtype = bytes_get_u8(&in);
@@ -133,8 +136,8 @@ int format_verify(const void *value, size_t value_bytes, struct error *err)
     XXH3_64bits_update(&state, bytes + FORMAT_HEADER_BYTES, value_bytes - FORMAT_HEADER_BYTES);
     uint64_t found = XXH3_64bits_digest(&state);
     if (found == stored) return 0;
-    return error_set(err, MEMD_ECORRUPT, "checksum is %016" PRIx64 ", header says %016" PRIx64, found,
-                     stored);
+    return error_set(err, MEMD_ECORRUPT, "checksum is %016" PRIx64 ", header says %016" PRIx64,
+                     found, stored);
 }
 
 size_t format_key_id(uint64_t id, unsigned char *ret_key)
@@ -153,7 +156,8 @@ size_t format_key_chain(uint64_t context, uint32_t layer, uint32_t sequence, uns
     return out.offset;
 }
 
-size_t format_key_segment(uint64_t segment, uint32_t head, enum format_kind kind, unsigned char *ret_key)
+size_t format_key_segment(uint64_t segment, uint32_t head, enum format_kind kind,
+                          unsigned char *ret_key)
 {
     struct bytes_writer out = bytes_writer(ret_key, FORMAT_KEY_BYTES_MAX);
     bytes_put_be64(&out, segment);

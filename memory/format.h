@@ -1,13 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* format.h — every byte that memd writes to disk: constants, key layouts, the value header. See docs/FORMAT.md.
+/* format.h — every byte that memd writes to disk: constants, key layouts, the value header. See
+ * docs/FORMAT.md.
  *
- * Integers inside values are little-endian, integers inside keys big-endian, so that LMDB's order of keys is
- * the order of positions. Every value of the tables contexts, segments and tails begins with a header of 48
- * bytes whose checksum covers header and payload. 48 is not an accident: LMDB puts a large value 16 bytes
- * behind the start of a page, so the payload stands at a multiple of 64.
+ * Integers inside values are little-endian, integers inside keys big-endian, so that LMDB's
+ * order of keys is the order of positions. Every value of the tables contexts, segments and
+ * tails begins with a header of 48 bytes whose checksum covers header and payload. 48 is not an
+ * accident: LMDB puts a large value 16 bytes behind the start of a page, so the payload stands
+ * at a multiple of 64.
  *
  * Threads  pure
- * Errors   MEMD_ECORRUPT header or checksum, MEMD_EVERSION newer format (the text says what was found)
+ * Errors   MEMD_ECORRUPT header or checksum, MEMD_EVERSION newer format (the text says what was
+ *          found)
  * Tests    tests/unit/test_format.c, tests/fuzz/fuzz_record.c, tests/golden/read_format.py
  */
 #ifndef MEMD_MEMORY_FORMAT_H
@@ -20,17 +23,17 @@
 struct error;
 
 enum {
-    FORMAT_VERSION = 1,         /* of the whole directory, in the table meta */
+    FORMAT_VERSION = 1, /* of the whole directory, in the table meta */
     FORMAT_HEADER_BYTES = 48,
     FORMAT_SEGMENT_TOKENS = 1024,
     FORMAT_REF_BYTES = 16,
-    FORMAT_KEY_BYTES_MAX = 32,  /* all keys but names */
+    FORMAT_KEY_BYTES_MAX = 32, /* all keys but names */
 };
-#define FORMAT_MAGIC UINT32_C(0x564D454D)            /* "MEMV" */
+#define FORMAT_MAGIC UINT32_C(0x564D454D) /* "MEMV" */
 #define FORMAT_BYTE_ORDER UINT64_C(0x0102030405060708)
 
 enum format_kind {
-    FORMAT_KIND_K = 1,       /* one head of a segment: (1024, D) */
+    FORMAT_KIND_K = 1, /* one head of a segment: (1024, D) */
     FORMAT_KIND_V = 2,
     FORMAT_KIND_IDS = 3,     /* token ids of a segment: (1024) u32 */
     FORMAT_KIND_TAIL = 4,    /* K (n, G, D), V (n, G, D), and with FORMAT_FLAG_IDS ids (n) u32 */
@@ -56,8 +59,8 @@ struct value_header {
  * header->payload_bytes long. The checksum is computed here. */
 void format_seal(const struct value_header *header, unsigned char *value);
 
-/* Decode and check the header (magic, version, kind, lengths that agree with `value_bytes`); the payload is
- * not looked at. */
+/* Decode and check the header (magic, version, kind, lengths that agree with `value_bytes`); the
+ * payload is not looked at. */
 int format_decode(const void *value, size_t value_bytes, struct value_header *ret_header,
                   struct error *err);
 
@@ -68,9 +71,12 @@ int format_verify(const void *value, size_t value_bytes, struct error *err);
 uint64_t format_hash(const void *data, size_t bytes);
 
 /* Keys. Each writes to `ret_key` and returns the length. */
-size_t format_key_id(uint64_t id, unsigned char *ret_key); /* contexts, refs, and names of numbers */
-size_t format_key_chain(uint64_t context, uint32_t layer, uint32_t sequence, unsigned char *ret_key);
-size_t format_key_segment(uint64_t segment, uint32_t head, enum format_kind kind, unsigned char *ret_key);
+size_t format_key_id(uint64_t id,
+                     unsigned char *ret_key); /* contexts, refs, and names of numbers */
+size_t format_key_chain(uint64_t context, uint32_t layer, uint32_t sequence,
+                        unsigned char *ret_key);
+size_t format_key_segment(uint64_t segment, uint32_t head, enum format_kind kind,
+                          unsigned char *ret_key);
 size_t format_key_tail(uint64_t context, uint32_t layer, uint64_t position, unsigned char *ret_key);
 
 struct chain_key {

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* model.c — a descriptor is first brought to one normal form (defaults filled in, fields without meaning
- * cleared), so that comparing, hashing and storing it need no rules of their own: equal meaning is equal bytes.
+/* model.c — a descriptor is first brought to one normal form (defaults filled in, fields without
+ * meaning cleared), so that comparing, hashing and storing it need no rules of their own: equal
+ * meaning is equal bytes.
  */
 #include "memory/model.h"
 
@@ -25,10 +26,12 @@ static int check_shape(const struct model *model, struct error *err)
                          model->query_heads, LIMIT_HEADS);
     if (model->kv_heads == 0 || model->kv_heads > model->query_heads ||
         model->query_heads % model->kv_heads != 0)
-        return error_set(err, MEMD_EINVAL, "%" PRIu32 " query heads cannot share %" PRIu32 " KV heads",
+        return error_set(err, MEMD_EINVAL,
+                         "%" PRIu32 " query heads cannot share %" PRIu32 " KV heads",
                          model->query_heads, model->kv_heads);
     if (model->head_dim < 8 || model->head_dim > LIMIT_HEAD_DIM || model->head_dim % 8 != 0)
-        return error_set(err, MEMD_EINVAL, "head_dim is %" PRIu32 ", it must be a multiple of 8 in 8 to %u",
+        return error_set(err, MEMD_EINVAL,
+                         "head_dim is %" PRIu32 ", it must be a multiple of 8 in 8 to %u",
                          model->head_dim, LIMIT_HEAD_DIM);
     if (!dtype_is_float(model->dtype))
         return error_set(err, MEMD_EINVAL, "dtype %" PRIu32 " is not float32, float16 or bfloat16",
@@ -57,7 +60,8 @@ int model_check(struct model *model, struct error *err)
     int rc = check_shape(&checked, err);
     if (rc < 0) return rc;
     if (memchr(checked.fingerprint, 0, sizeof checked.fingerprint) == NULL)
-        return error_set(err, MEMD_ELIMIT, "fingerprint is longer than %u bytes", LIMIT_FINGERPRINT_BYTES);
+        return error_set(err, MEMD_ELIMIT, "fingerprint is longer than %u bytes",
+                         LIMIT_FINGERPRINT_BYTES);
     if (checked.has_rope) {
         struct rope unused;
         rc = rope_init(&checked.rope, checked.head_dim, &unused, err);
@@ -151,15 +155,15 @@ uint64_t model_hash(const struct model *model)
 static int differs_u64(const char *field, uint64_t stored, uint64_t wanted, struct error *err)
 {
     if (stored == wanted) return 0;
-    return error_set(err, MEMD_EMISMATCH, "context has %s %" PRIu64 ", the client says %" PRIu64, field,
-                     stored, wanted);
+    return error_set(err, MEMD_EMISMATCH, "context has %s %" PRIu64 ", the client says %" PRIu64,
+                     field, stored, wanted);
 }
 
 static int differs_f64(const char *field, double stored, double wanted, struct error *err)
 {
     if (memcmp(&stored, &wanted, sizeof stored) == 0) return 0;
-    return error_set(err, MEMD_EMISMATCH, "context has %s %.17g, the client says %.17g", field, stored,
-                     wanted);
+    return error_set(err, MEMD_EMISMATCH, "context has %s %.17g, the client says %.17g", field,
+                     stored, wanted);
 }
 
 static int compare_rope(const struct rope_config *a, const struct rope_config *b, struct error *err)
@@ -168,12 +172,16 @@ static int compare_rope(const struct rope_config *a, const struct rope_config *b
     if (rc == 0) rc = differs_u64("rope pairing", a->pairing, b->pairing, err);
     if (rc == 0) rc = differs_u64("rope scaling", a->scaling, b->scaling, err);
     if (rc == 0) rc = differs_f64("rope factor", a->factor, b->factor, err);
-    if (rc == 0) rc = differs_f64("rope low_freq_factor", a->low_freq_factor, b->low_freq_factor, err);
-    if (rc == 0) rc = differs_f64("rope high_freq_factor", a->high_freq_factor, b->high_freq_factor, err);
-    if (rc == 0) rc = differs_u64("rope original_context", a->original_context, b->original_context, err);
+    if (rc == 0)
+        rc = differs_f64("rope low_freq_factor", a->low_freq_factor, b->low_freq_factor, err);
+    if (rc == 0)
+        rc = differs_f64("rope high_freq_factor", a->high_freq_factor, b->high_freq_factor, err);
+    if (rc == 0)
+        rc = differs_u64("rope original_context", a->original_context, b->original_context, err);
     if (rc == 0) rc = differs_f64("rope beta_fast", a->beta_fast, b->beta_fast, err);
     if (rc == 0) rc = differs_f64("rope beta_slow", a->beta_slow, b->beta_slow, err);
-    if (rc == 0) rc = differs_f64("rope attention_factor", a->attention_factor, b->attention_factor, err);
+    if (rc == 0)
+        rc = differs_f64("rope attention_factor", a->attention_factor, b->attention_factor, err);
     if (rc == 0) rc = differs_u64("rope rotary_dims", a->rotary_dims, b->rotary_dims, err);
     return rc;
 }
@@ -193,6 +201,7 @@ int model_compare(const struct model *stored, const struct model *wanted, struct
     }
     if (rc < 0) return rc;
     if (strcmp(stored->fingerprint, wanted->fingerprint) == 0) return 0;
-    return error_set(err, MEMD_EMISMATCH, "context has fingerprint \"%.80s\", the client says \"%.80s\"",
+    return error_set(err, MEMD_EMISMATCH,
+                     "context has fingerprint \"%.80s\", the client says \"%.80s\"",
                      stored->fingerprint, wanted->fingerprint);
 }

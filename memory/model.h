@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* model.h — the model descriptor: what a context's bytes mean, checked whenever somebody opens it.
  *
- * Two clients that disagree about heads, dtype, RoPE or fingerprint must never read each other's rows: the
- * descriptor is stored with the context, its hash stands in every stored value, and opening with a different
- * one is MEMD_EMISMATCH with a text that names the first field that differs.
+ * Two clients that disagree about heads, dtype, RoPE or fingerprint must never read each other's
+ * rows: the descriptor is stored with the context, its hash stands in every stored value, and
+ * opening with a different one is MEMD_EMISMATCH with a text that names the first field that
+ * differs.
  *
  * Threads  plain data
  * Errors   MEMD_EINVAL out of range · MEMD_ELIMIT · MEMD_EMISMATCH
@@ -35,8 +36,8 @@ struct model {
     char fingerprint[LIMIT_FINGERPRINT_BYTES + 1];
 };
 
-/* Check every field, fill in defaults (attention scale, yarn betas, rotary_dims), so that equal meanings
- * compare equal. */
+/* Check every field, fill in defaults (attention scale, yarn betas, rotary_dims), so that equal
+ * meanings compare equal. */
 int model_check(struct model *model, struct error *err);
 
 /* 0, or MEMD_EMISMATCH naming the first field that differs. Both are checked models. */

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* record.c — one flat value per context, rewritten whole: it changes when a context is made, used after a
- * minute of rest, retained, or dropped, never with an append, so its size (some 300 bytes) does not matter.
+/* record.c — one flat value per context, rewritten whole: it changes when a context is made,
+ * used after a minute of rest, retained, or dropped, never with an append, so its size (some 300
+ * bytes) does not matter.
  */
 #include "memory/record.h"
 
@@ -74,8 +75,8 @@ static int decode_payload(struct bytes_reader *in, struct record *record, struct
     get_string(in, record->method, sizeof record->method);
     size_t count = bytes_get_le16(in);
     if (in->bad || count > LIMIT_PARAMETERS)
-        return error_set(err, MEMD_ECORRUPT, "context record has %zu parameters, %u are allowed", count,
-                         LIMIT_PARAMETERS);
+        return error_set(err, MEMD_ECORRUPT, "context record has %zu parameters, %u are allowed",
+                         count, LIMIT_PARAMETERS);
     for (size_t i = 0; i < count; i++) {
         get_string(in, record->parameters[i].name, sizeof record->parameters[i].name);
         get_string(in, record->parameters[i].value, sizeof record->parameters[i].value);

@@ -29,7 +29,10 @@ struct record {
     bool dropping; /* its name is free, its data is being removed */
 };
 
-enum { RECORD_BYTES_MAX = FORMAT_HEADER_BYTES + 2048 + LIMIT_PARAMETERS * 2 * (LIMIT_PARAMETER_BYTES + 2) };
+enum {
+    RECORD_BYTES_MAX = FORMAT_HEADER_BYTES + 2048 +
+                       LIMIT_PARAMETERS * 2 * (LIMIT_PARAMETER_BYTES + 2)
+};
 
 /* Header and payload; returns the length. */
 size_t record_encode(const struct record *record, unsigned char ret_value[RECORD_BYTES_MAX]);

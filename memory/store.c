@@ -1,25 +1,28 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* store.c — the only file that calls LMDB (with store_*.c beside it).
  *
- * MDB_NOTLS, since a worker may hold several read transactions and hand none over; MDB_NORDAHEAD, since a
- * query reads long values whose read-ahead the kernel would double. Commits go through pwrite, not
- * MDB_WRITEMAP: on a full disk a store to a sparse map is SIGBUS, a failed pwrite is an error that aborts one
- * transaction (decisions/0010 has the measurements).
+ * MDB_NOTLS, since a worker may hold several read transactions and hand none over;
+ * MDB_NORDAHEAD, since a query reads long values whose read-ahead the kernel would double.
+ * Commits go through pwrite, not MDB_WRITEMAP: on a full disk a store to a sparse map is SIGBUS,
+ * a failed pwrite is an error that aborts one transaction (decisions/0010 has the measurements).
  *
- * The map is made a little larger than configured. A delete needs a few fresh pages before it frees any, so
- * a store that is filled to its last page could never be emptied; RESERVE_BYTES are for that, and the
- * writer refuses data (not deletes) beyond the configured size.
+ * The map is made a little larger than configured. A delete needs a few fresh pages before it
+ * frees any, so a store that is filled to its last page could never be emptied; RESERVE_BYTES
+ * are for that, and the writer refuses data (not deletes) beyond the configured size.
  */
 #include "memory/store.h"
 
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
 #include <lmdb.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
-#include "base/bytes.h"
+#include "base/cleanup.h"
 #include "base/error.h"
 #include "memory/format.h"
 
@@ -174,7 +177,8 @@ int store_commit(struct store_txn *txn, struct error *err)
     return rc == 0 ? 0 : fail(rc, "commit", err);
 }
 
-bool store_get(struct store_txn *txn, enum store_table table, struct slice key, struct slice *ret_value)
+bool store_get(struct store_txn *txn, enum store_table table, struct slice key,
+               struct slice *ret_value)
 {
     if (txn->rc != 0) return false;
     MDB_val k = to_val(key), v = { 0 };
@@ -220,7 +224,8 @@ static bool cursor_step(struct store_cursor *cursor, MDB_val key, MDB_cursor_op 
     return true;
 }
 
-static void cursor_open(struct store_txn *txn, enum store_table table, struct store_cursor *ret_cursor)
+static void cursor_open(struct store_txn *txn, enum store_table table,
+                        struct store_cursor *ret_cursor)
 {
     *ret_cursor = (struct store_cursor){ .txn = txn };
     if (txn->rc != 0) return;
@@ -295,10 +300,25 @@ uint64_t store_free_bytes(struct store *store)
     return pages * store->page_bytes;
 }
 
-int store_copy(struct store *store, const char *path, struct error *err)
+int store_copy(struct store *store, const char *path, uint64_t *ret_bytes, struct error *err)
 {
+    if (mkdir(path, 0700) != 0)
+        return error_set(err,
+                         errno == EEXIST   ? MEMD_EEXIST
+                         : errno == ENOSPC ? MEMD_EFULL
+                                           : MEMD_EIO,
+                         "cannot make the directory %.180s: %s", path, strerror(errno));
     int rc = mdb_env_copy2(store->env, path, MDB_CP_COMPACT);
-    return rc == 0 ? 0 : fail(rc, path, err);
+    if (rc != 0) return fail(rc, path, err);
+    char name[PATH_MAX];
+    struct stat file = { 0 };
+    int length = snprintf(name, sizeof name, "%s/data.mdb", path);
+    if (length < 0 || (size_t)length >= sizeof name || stat(name, &file) != 0)
+        return error_set(err, MEMD_EIO, "cannot find the copy in %.180s", path);
+    CLEANUP(close_fd) int fd = open(name, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || fsync(fd) != 0) return fail(errno, name, err);
+    *ret_bytes = (uint64_t)file.st_size;
+    return 0;
 }
 
 bool store_get_number(struct store_txn *txn, const char *name, uint64_t *ret_value)
@@ -312,5 +332,6 @@ void store_put_number(struct store_txn *txn, const char *name, uint64_t value)
 {
     unsigned char bytes[8];
     format_put_u64(value, bytes);
-    store_put(txn, STORE_META, (struct slice){ name, strlen(name) }, (struct slice){ bytes, sizeof bytes });
+    store_put(txn, STORE_META, (struct slice){ name, strlen(name) },
+              (struct slice){ bytes, sizeof bytes });
 }

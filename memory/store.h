@@ -1,15 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* store.h — LMDB behind transactions with a sticky error: write ten values, test once at commit.
  *
- * After the first failure every further call on the transaction does nothing; store_commit then aborts and
- * returns that failure. Nothing outside store*.c knows LMDB.
+ * After the first failure every further call on the transaction does nothing; store_commit then
+ * aborts and returns that failure. Nothing outside store*.c knows LMDB.
  *
- * Memory   a slice from store_get or a cursor points into the map: valid until the transaction ends. Values
- *          larger than half a page additionally stay where they are until they are deleted or replaced, however
- *          many transactions pass (LMDB never moves the overflow pages of a live value): contexts count on it.
- * Threads  store_begin for writing: the writer thread only. For reading: any thread, one transaction, one thread.
- * Errors   MEMD_EFULL map or disk · MEMD_ENOMEM · MEMD_ECORRUPT · MEMD_EVERSION · MEMD_EBUSY too many
- *          readers · MEMD_ELOCKED · MEMD_EIO
+ * Memory   a slice from store_get or a cursor points into the map: valid until the transaction
+ *          ends. Values larger than half a page additionally stay where they are until they are
+ *          deleted or replaced, however many transactions pass (LMDB never moves the overflow
+ *          pages of a live value): contexts count on it.
+ * Threads  store_begin for writing: the writer thread only. For reading: any thread, one
+ *          transaction, one thread.
+ * Errors   MEMD_EFULL map or disk · MEMD_ENOMEM · MEMD_ECORRUPT · MEMD_EVERSION · MEMD_EBUSY too
+ *          many readers · MEMD_ELOCKED · MEMD_EIO
  * Tests    tests/unit/test_store.c, tests/fault
  */
 #ifndef MEMD_MEMORY_STORE_H
@@ -23,20 +25,20 @@ struct error;
 struct store;
 
 /* X(name, text): the named databases, see docs/FORMAT.md. */
-#define STORE_TABLE_MAP(X)   \
-    X(META, "meta")          \
-    X(NAMES, "names")        \
-    X(CONTEXTS, "contexts")  \
-    X(CHAINS, "chains")      \
-    X(SEGMENTS, "segments")  \
-    X(REFS, "refs")          \
+#define STORE_TABLE_MAP(X)  \
+    X(META, "meta")         \
+    X(NAMES, "names")       \
+    X(CONTEXTS, "contexts") \
+    X(CHAINS, "chains")     \
+    X(SEGMENTS, "segments") \
+    X(REFS, "refs")         \
     X(TAILS, "tails")
 
 enum store_table {
 #define X(name, text) STORE_##name,
     STORE_TABLE_MAP(X)
 #undef X
-    STORE_TABLES,
+        STORE_TABLES,
 };
 
 const char *store_table_name(enum store_table table);
@@ -69,7 +71,8 @@ void store_fail(struct store_txn *txn, int error_number);
 int store_failed(const struct store_txn *txn, struct error *err);
 
 /* False: absent, or the transaction has failed. */
-bool store_get(struct store_txn *txn, enum store_table table, struct slice key, struct slice *ret_value);
+bool store_get(struct store_txn *txn, enum store_table table, struct slice key,
+               struct slice *ret_value);
 void store_put(struct store_txn *txn, enum store_table table, struct slice key, struct slice value);
 /* Absent keys are fine; true when something was removed. */
 bool store_delete(struct store_txn *txn, enum store_table table, struct slice key);
@@ -81,8 +84,8 @@ struct store_cursor {
     struct slice key, value; /* of the record it stands on */
 };
 
-/* Stand on the first record with a key ≥ `key` (an empty key: the first of all). False at the end or on
- * failure; the cursor is open either way and must be closed. */
+/* Stand on the first record with a key ≥ `key` (an empty key: the first of all). False at the
+ * end or on failure; the cursor is open either way and must be closed. */
 bool store_seek(struct store_txn *txn, enum store_table table, struct slice key,
                 struct store_cursor *ret_cursor);
 bool store_next(struct store_cursor *cursor);
@@ -103,7 +106,8 @@ void store_get_space(struct store *store, struct store_space *ret_space);
 /* Free pages inside the file, in bytes. Walks LMDB's free list: milliseconds on a large one. */
 uint64_t store_free_bytes(struct store *store);
 
-int store_copy(struct store *store, const char *path, struct error *err);
+/* A compacted copy in the directory `path`, which is made (MEMD_EEXIST when it is there). */
+int store_copy(struct store *store, const char *path, uint64_t *ret_bytes, struct error *err);
 
 /* Numbers in the table meta. */
 bool store_get_number(struct store_txn *txn, const char *name, uint64_t *ret_value);

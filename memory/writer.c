@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* writer.c — group commit by taking the whole list: what arrives while a transaction is written waits for the
- * next one, so the batch grows with the load and nothing waits for a timer.
+/* writer.c — group commit by taking the whole list: what arrives while a transaction is written
+ * waits for the next one, so the batch grows with the load and nothing waits for a timer.
  *
- * Every write transaction of the process runs here. That makes LMDB's writer mutex uncontended, and makes
- * "the writer" the only thread that takes rows away, which is what lets it read blocks without references.
- * Jobs (create, truncate, fork, drop step, retain) queue up behind the rows that were appended before them.
+ * Every write transaction of the process runs here. That makes LMDB's writer mutex uncontended,
+ * and makes "the writer" the only thread that takes rows away, which is what lets it read blocks
+ * without references. Jobs (create, truncate, fork, drop step, retain) queue up behind the rows
+ * that were appended before them.
  *
- * Sync modes: `always` lets LMDB sync in each commit; the others commit without, and store_sync runs when
- * the interval is over or somebody waits for it. A context stands in `unsynced` from its commit to the sync.
+ * Sync modes: `always` lets LMDB sync in each commit; the others commit without, and store_sync
+ * runs when the interval is over or somebody waits for it. A context stands in `unsynced` from
+ * its commit to the sync.
  */
 #include "memory/writer.h"
 
@@ -72,7 +74,8 @@ static void wait_for_work(struct writer *writer)
     }
 }
 
-/* Move all of `from` behind `to`, both lists of struct context by the given links. With lock held. */
+/* Move all of `from` behind `to`, both lists of struct context by the given links. With lock
+ * held. */
 static void take_dirty(struct writer *writer, struct list_link *batch)
 {
     for (struct list_link *link; (link = list_take_first(&writer->dirty)) != NULL;) {
@@ -128,9 +131,11 @@ static void commit_batch(struct writer *writer, struct list_link *batch)
 {
     if (list_empty(batch)) return;
     pthread_mutex_lock(&writer->lock);
-    LIST_FOR(link, batch) {
+    LIST_FOR(link, batch)
+    {
         struct context *context = LIST_ENTRY(link, struct context, batch_link);
-        if (!list_linked(&context->unsynced_link)) list_append(&writer->unsynced, &context->unsynced_link);
+        if (!list_linked(&context->unsynced_link))
+            list_append(&writer->unsynced, &context->unsynced_link);
     }
     pthread_mutex_unlock(&writer->lock);
     uint64_t bytes = 0;
@@ -164,7 +169,8 @@ static void *writer_main(void *arg)
         list_init(&batch);
         list_init(&jobs);
         take_dirty(writer, &batch);
-        for (struct list_link *link; (link = list_take_first(&writer->jobs)) != NULL;) list_append(&jobs, link);
+        for (struct list_link *link; (link = list_take_first(&writer->jobs)) != NULL;)
+            list_append(&jobs, link);
         pthread_mutex_unlock(&writer->lock);
         commit_batch(writer, &batch);
         for (struct list_link *link; (link = list_take_first(&jobs)) != NULL;) {
@@ -202,8 +208,8 @@ static void free_writer(struct writer *writer)
     free(writer);
 }
 
-int writer_open(struct catalog *catalog, const struct catalog_config *config, struct writer **ret_writer,
-                struct error *err)
+int writer_open(struct catalog *catalog, const struct catalog_config *config,
+                struct writer **ret_writer, struct error *err)
 {
     struct writer *writer = calloc(1, sizeof *writer);
     if (writer == NULL) return error_set(err, MEMD_ENOMEM, "no memory for the writer");
@@ -262,14 +268,16 @@ int writer_reserve(struct writer *writer, uint64_t bytes, struct error *err)
     int waited = 0;
     pthread_mutex_lock(&writer->lock);
     /* One append larger than the whole allowance is taken when nothing else is pending. */
-    while (writer->pending_bytes > 0 && writer->pending_bytes + bytes > writer->pending_bytes_max && waited == 0) {
+    while (writer->pending_bytes > 0 && writer->pending_bytes + bytes > writer->pending_bytes_max &&
+           waited == 0) {
         waited = pthread_cond_timedwait(&writer->room, &writer->lock, &until);
     }
     uint64_t pending = writer->pending_bytes;
     if (waited == 0) writer->pending_bytes += bytes;
     pthread_mutex_unlock(&writer->lock);
     if (waited == 0) return 0;
-    return error_set(err, MEMD_EBUSY, "%llu bytes wait to be committed, %llu more do not fit below %llu",
+    return error_set(err, MEMD_EBUSY,
+                     "%llu bytes wait to be committed, %llu more do not fit below %llu",
                      (unsigned long long)pending, (unsigned long long)bytes,
                      (unsigned long long)writer->pending_bytes_max);
 }

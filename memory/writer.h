@@ -20,14 +20,15 @@ struct catalog_config;
 struct context;
 struct writer;
 
-int writer_open(struct catalog *catalog, const struct catalog_config *config, struct writer **ret_writer,
-                struct error *err);
+int writer_open(struct catalog *catalog, const struct catalog_config *config,
+                struct writer **ret_writer, struct error *err);
 /* Commit and sync what is left, stop the thread. NULL is fine. */
 void writer_close(struct writer *writer);
 void writer_reconfigure(struct writer *writer, const struct catalog_config *config);
 
-/* Ask for room for bytes that will be uncommitted; waits a bounded time for the writer. Everything that is
- * reserved is released by writer_release, or by the commit (or failure) of the rows it became. */
+/* Ask for room for bytes that will be uncommitted; waits a bounded time for the writer.
+ * Everything that is reserved is released by writer_release, or by the commit (or failure) of
+ * the rows it became. */
 int writer_reserve(struct writer *writer, uint64_t bytes, struct error *err);
 void writer_release(struct writer *writer, uint64_t bytes);
 uint64_t writer_pending_bytes(struct writer *writer);

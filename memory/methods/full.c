@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* full.c — exact attention over everything: the truth that every other method is measured against.
  *
- * Reads every row, so it needs no queries of the past; those that an append brings along are not kept.
+ * Reads every row, so it needs no queries of the past; those that an append brings along are not
+ * kept.
  */
 #include "base/error.h"
 #include "memory/catalog.h"
@@ -11,7 +12,8 @@
 static int check(const struct parameter *parameters, size_t count, struct error *err)
 {
     if (count == 0) return 0;
-    return error_set(err, MEMD_EINVAL, "method full has no parameter \"%.80s\"", parameters[0].name);
+    return error_set(err, MEMD_EINVAL, "method full has no parameter \"%.80s\"",
+                     parameters[0].name);
 }
 
 static int plan(const struct snapshot *snapshot, const struct query *query, struct arena *arena,
@@ -20,7 +22,9 @@ static int plan(const struct snapshot *snapshot, const struct query *query, stru
     (void)query;
     (void)arena;
     (void)err;
-    *ret_plan = (struct plan){ .views = snapshot->views, .view_count = snapshot->view_count, .exact = true };
+    *ret_plan = (struct plan){ .views = snapshot->views,
+                               .view_count = snapshot->view_count,
+                               .exact = true };
     return 0;
 }
 

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* methods.h — memory methods: which of the stored tokens a query reads.
  *
- * A method is one file in this folder and one line in methods.c. It never touches storage or arithmetic: it
- * is given what the layer holds, as views, and answers with the plan that attend executes. To add one see
- * docs/HACKING.md.
+ * A method is one file in this folder and one line in methods.c. It never touches storage or
+ * arithmetic: it is given what the layer holds, as views, and answers with the plan that attend
+ * executes. To add one see docs/HACKING.md.
  *
  * Threads  any worker, concurrently; a method keeps nothing between calls
  * Errors   MEMD_EINVAL parameters · MEMD_ENOMEM

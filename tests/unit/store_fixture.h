@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* store_fixture.h — a catalog in a fresh directory, and rows that can be computed from where they stand.
+/* store_fixture.h — a catalog in a fresh directory, and rows that can be computed from where
+ * they stand.
  *
- * The value of (layer, position, head, dimension) is a function of these four and a salt, so that a test can say
- * what must come back without keeping a copy. All values are small multiples of 1/64: exact in every dtype.
+ * The value of (layer, position, head, dimension) is a function of these four and a salt, so
+ * that a test can say what must come back without keeping a copy. All values are small multiples
+ * of 1/64: exact in every dtype.
  */
 #ifndef MEMD_TESTS_STORE_FIXTURE_H
 #define MEMD_TESTS_STORE_FIXTURE_H
@@ -37,17 +39,18 @@ struct fixture {
     uint32_t salt;
 };
 
-#define ASSERT_OK(call, err) \
-    do { \
-        int fixture_rc = (call); \
+#define ASSERT_OK(call, err)                                                                    \
+    do {                                                                                        \
+        int fixture_rc = (call);                                                                \
         if (fixture_rc < 0) fail_msg("%s: %s (%s)", #call, (err).text, error_name(fixture_rc)); \
     } while (0)
 
-#define ASSERT_CODE(code, call, err) \
-    do { \
-        int fixture_rc = (call); \
-        if (fixture_rc != (code)) \
-            fail_msg("%s gave %s (%s), not %s", #call, error_name(fixture_rc), (err).text, error_name(code)); \
+#define ASSERT_CODE(code, call, err)                                                       \
+    do {                                                                                   \
+        int fixture_rc = (call);                                                           \
+        if (fixture_rc != (code))                                                          \
+            fail_msg("%s gave %s (%s), not %s", #call, error_name(fixture_rc), (err).text, \
+                     error_name(code));                                                    \
     } while (0)
 
 static inline void fixture_open(struct fixture *fx)
@@ -67,8 +70,9 @@ static inline void fixture_begin(struct fixture *fx)
         .sync = SYNC_NEVER,
         .contexts_max = 16,
     };
-    fx->model = (struct model){ .layers = 2, .query_heads = 4, .kv_heads = 2, .head_dim = 16,
-                                .dtype = DTYPE_FP16 };
+    fx->model = (struct model){
+        .layers = 2, .query_heads = 4, .kv_heads = 2, .head_dim = 16, .dtype = DTYPE_FP16
+    };
     struct error err = { 0 };
     ASSERT_OK(model_check(&fx->model, &err), err);
     arena_init(&fx->arena, (size_t)256 << 20);
@@ -113,16 +117,18 @@ static inline struct context *fixture_context(struct fixture *fx, const char *na
 
 static inline float fixture_value(uint32_t salt, uint32_t layer, uint64_t position, size_t element)
 {
-    uint64_t x = position * 0x9E3779B97F4A7C15u ^ ((uint64_t)layer << 40) ^ ((uint64_t)salt << 50) ^ element;
+    uint64_t x = position * 0x9E3779B97F4A7C15u ^ ((uint64_t)layer << 40) ^ ((uint64_t)salt << 50) ^
+                 element;
     x = (x ^ x >> 29) * 0xBF58476D1CE4E5B9u;
     return (float)((int)(x >> 57) - 64) / 64.0f;
 }
 
 /* Rows of K (kind 0) or V (kind 1): (n, G, D), to be freed. */
-static inline void *fixture_rows(const struct fixture *fx, uint32_t layer, uint64_t position, size_t count,
-                                 int kind)
+static inline void *fixture_rows(const struct fixture *fx, uint32_t layer, uint64_t position,
+                                 size_t count, int kind)
 {
-    size_t row = (size_t)fx->model.kv_heads * fx->model.head_dim, bytes = dtype_bytes(fx->model.dtype);
+    size_t row = (size_t)fx->model.kv_heads * fx->model.head_dim,
+           bytes = dtype_bytes(fx->model.dtype);
     unsigned char *data = malloc(count * row * bytes + 1);
     float *line = malloc(row * sizeof *line);
     assert_non_null(data);
@@ -138,20 +144,26 @@ static inline void *fixture_rows(const struct fixture *fx, uint32_t layer, uint6
 
 static inline struct tensor fixture_tensor(const struct fixture *fx, const void *data, size_t count)
 {
-    return (struct tensor){ .data = data, .dtype = fx->model.dtype, .dims = 3,
+    return (struct tensor){ .data = data,
+                            .dtype = fx->model.dtype,
+                            .dims = 3,
                             .shape = { count, fx->model.kv_heads, fx->model.head_dim } };
 }
 
 /* Append `count` tokens at `position` to one layer. */
-static inline int fixture_append_layer(const struct fixture *fx, struct context *context, uint32_t layer,
-                                       uint64_t position, size_t count, struct progress *progress,
-                                       struct error *err)
+static inline int fixture_append_layer(const struct fixture *fx, struct context *context,
+                                       uint32_t layer, uint64_t position, size_t count,
+                                       struct progress *progress, struct error *err)
 {
-    void *k = fixture_rows(fx, layer, position, count, 0), *v = fixture_rows(fx, layer, position, count, 1);
+    void *k = fixture_rows(fx, layer, position, count, 0),
+         *v = fixture_rows(fx, layer, position, count, 1);
     uint32_t *ids = malloc((count + 1) * sizeof *ids);
     for (size_t i = 0; i < count; i++) ids[i] = (uint32_t)(position + i) * 3 + fx->salt;
-    struct append_layer part = { .layer = layer, .position = position, .k = fixture_tensor(fx, k, count),
-                                 .v = fixture_tensor(fx, v, count), .token_ids = ids };
+    struct append_layer part = { .layer = layer,
+                                 .position = position,
+                                 .k = fixture_tensor(fx, k, count),
+                                 .v = fixture_tensor(fx, v, count),
+                                 .token_ids = ids };
     int rc = context_append(context, &part, 1, progress, err);
     free(k);
     free(v);
@@ -178,7 +190,8 @@ static inline void fixture_expect(const struct fixture *fx, struct context *cont
     size_t bytes = count * fx->model.kv_heads * fx->model.head_dim * dtype_bytes(fx->model.dtype);
     uint64_t *ids = malloc(count * sizeof *ids + 1);
     for (size_t i = 0; i < count; i++) ids[i] = from + i;
-    struct fetch_out out = { .k = malloc(bytes + 1), .v = malloc(bytes + 1),
+    struct fetch_out out = { .k = malloc(bytes + 1),
+                             .v = malloc(bytes + 1),
                              .token_ids = malloc(count * sizeof(uint32_t) + 1) };
     struct error err = { 0 };
     ASSERT_OK(context_fetch(context, layer, ids, count, &out, &err), err);
@@ -201,18 +214,20 @@ struct answer {
 };
 
 /* One query at `limit` (UINT64_MAX: everything). */
-static inline int fixture_attend(struct fixture *fx, struct context *context, uint32_t layer, uint64_t limit,
-                                 struct answer *answer, struct error *err)
+static inline int fixture_attend(struct fixture *fx, struct context *context, uint32_t layer,
+                                 uint64_t limit, struct answer *answer, struct error *err)
 {
     size_t heads = fx->model.query_heads, dim = fx->model.head_dim;
     assert_true(heads <= 4 && dim <= 64);
     float q[4 * 64];
     for (size_t i = 0; i < heads * dim; i++) q[i] = fixture_value(77, layer, 5, i) * 2;
     uint64_t position = context_layer_tokens(context, layer);
-    struct query query = { .layer = layer,
-                           .q = { .data = q, .dtype = DTYPE_FP32, .dims = 3, .shape = { 1, heads, dim } },
-                           .positions = &position,
-                           .limits = limit == UINT64_MAX ? NULL : &limit };
+    struct query query = {
+        .layer = layer,
+        .q = { .data = q, .dtype = DTYPE_FP32, .dims = 3, .shape = { 1, heads, dim } },
+        .positions = &position,
+        .limits = limit == UINT64_MAX ? NULL : &limit
+    };
     struct partial partial = { .o = answer->o, .lse = answer->lse, .rows = heads, .head_dim = dim };
     struct quality quality;
     return context_attend(context, &query, &fx->arena, &partial, &quality, err);

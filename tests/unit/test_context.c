@@ -15,10 +15,12 @@ static void test_append_fetch(void **state)
     fixture_append(&fx, context, 1503, 545);
     assert_int_equal(context_tokens(context), 2048);
     fixture_append(&fx, context, 2048, 100);
-    for (uint32_t layer = 0; layer < fx.model.layers; layer++) fixture_expect(&fx, context, layer, 0, 2148);
+    for (uint32_t layer = 0; layer < fx.model.layers; layer++)
+        fixture_expect(&fx, context, layer, 0, 2148);
     struct error err = { 0 };
     ASSERT_OK(catalog_sync(fx.catalog, &err), err);
-    for (uint32_t layer = 0; layer < fx.model.layers; layer++) fixture_expect(&fx, context, layer, 0, 2148);
+    for (uint32_t layer = 0; layer < fx.model.layers; layer++)
+        fixture_expect(&fx, context, layer, 0, 2148);
     fixture_end(&fx);
 }
 
