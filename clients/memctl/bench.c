@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -47,13 +48,23 @@ bool bench_interrupted(void)
     return sigismember(&pending, SIGINT) == 1 || sigismember(&pending, SIGTERM) == 1;
 }
 
-static void block_signals(void)
+static sigset_t stop_signals(void)
 {
     sigset_t set;
     sigemptyset(&set);
     sigaddset(&set, SIGINT);
     sigaddset(&set, SIGTERM);
-    sigprocmask(SIG_BLOCK, &set, NULL);
+    return set;
+}
+
+void bench_wait(double seconds)
+{
+    const sigset_t set = stop_signals();
+    time_t whole = (time_t)seconds;
+    const struct timespec limit = { whole, (long)((seconds - (double)whole) * 1e9) };
+    int signal = sigtimedwait(&set, NULL, &limit);
+    /* It stays pending: the others ask bench_interrupted. */
+    if (signal > 0) kill(getpid(), signal);
 }
 
 void bench_fill(void *data, size_t bytes)
@@ -203,14 +214,12 @@ int bench_main(struct ctl *ctl)
     bench.workers = status->workers;
     bench.disk = options_value(&ctl->options, "disk");
     if (bench.disk == NULL && access(status->data, W_OK) == 0) bench.disk = status->data;
-    block_signals();
+    const sigset_t stop = stop_signals();
+    sigprocmask(SIG_BLOCK, &stop, NULL);
     state_machine(&bench, status);
     rc = run_chosen(&bench, chosen);
     if (rc != CTL_OK) return rc;
-    if (ctl->json) {
-        json_close(&bench.json);
-    } else {
-        table_print(table, ctl->out);
-    }
+    if (!ctl->json) return ctl_print(ctl, table);
+    json_close(&bench.json);
     return CTL_OK;
 }

@@ -47,6 +47,8 @@ void bench_fill(void *data, size_t bytes);
 
 /* Control-C or SIGTERM came (bench_main blocks them): stop and clean up. */
 bool bench_interrupted(void);
+/* Wait so long, or until one of them comes. */
+void bench_wait(double seconds);
 
 /* One figure: a row of the table, or a member of the object that the measurement has open. `note`
  * says what to compare it with. */

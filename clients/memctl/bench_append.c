@@ -12,7 +12,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "base/cleanup.h"
 #include "base/clock.h"
@@ -63,10 +62,9 @@ static int wait_first(struct stream *stream)
 /* The daemon refused one append, and so those behind it. */
 static int resume(struct stream *stream)
 {
-    const struct timespec pause = { .tv_nsec = 1000000 };
     stream->busy++;
     while (stream->count > 0) wait_first(stream);
-    nanosleep(&pause, NULL);
+    bench_wait(1e-3);
     CLEANUP(ctl_result_free) const struct memd_info *info = NULL;
     int rc = memd_stat(&stream->context, &info, &stream->bench->ctl->err);
     if (rc == 0) stream->sent = info->tokens;

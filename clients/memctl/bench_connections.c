@@ -9,7 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
-#include <time.h>
 
 #include "base/cleanup.h"
 #include "base/clock.h"
@@ -116,12 +115,6 @@ static void *be_busy(void *arg)
     return NULL;
 }
 
-static void pause_seconds(uint64_t seconds)
-{
-    const struct timespec tenth = { .tv_nsec = 100000000 };
-    for (uint64_t i = 0; i < seconds * 10 && !bench_interrupted(); i++) nanosleep(&tenth, NULL);
-}
-
 /* Samples of all threads, moved together at the front of crowd->samples. */
 static size_t join_busy(struct crowd *crowd, size_t started, uint64_t *ret_requests, int *ret_rc)
 {
@@ -156,7 +149,7 @@ static int run_round(struct crowd *crowd, bool with_hostile, struct outcome *ret
         started++;
     }
     uint64_t begun_ns = clock_monotonic_ns(), requests = 0;
-    pause_seconds(crowd->bench->seconds);
+    bench_wait((double)crowd->bench->seconds);
     atomic_store(&crowd->stop, true);
     size_t samples = join_busy(crowd, started, &requests, &rc);
     double seconds = (double)(clock_monotonic_ns() - begun_ns) / 1e9;

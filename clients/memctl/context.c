@@ -66,7 +66,7 @@ static void add_times(struct table *table, const struct memd_info *info)
                pinned ? human_since(info->pinned_until_unix_ms, now_ms).text : "");
 }
 
-static void print_table(const struct memd_info *info, FILE *out)
+static int print_table(struct ctl *ctl, const struct memd_info *info)
 {
     CLEANUP(table_freep) struct table *table = table_new(plain, 2);
     table_add(table, "name");
@@ -95,7 +95,7 @@ static void print_table(const struct memd_info *info, FILE *out)
     add_times(table, info);
     table_add(table, "resident");
     table_add(table, info->resident ? "yes" : "no");
-    table_print(table, out);
+    return ctl_print(ctl, table);
 }
 
 int context_main(struct ctl *ctl)
@@ -106,11 +106,8 @@ int context_main(struct ctl *ctl)
     CLEANUP(ctl_result_free) const struct memd_info *info = NULL;
     rc = memd_stat_name(ctl->client, name, &info, &ctl->err);
     if (rc < 0) return ctl_failed(ctl, rc, name);
-    if (ctl->json) {
-        struct json json = json_writer(ctl->out);
-        info_json(&json, NULL, info, true);
-    } else {
-        print_table(info, ctl->out);
-    }
+    if (!ctl->json) return print_table(ctl, info);
+    struct json json = json_writer(ctl->out);
+    info_json(&json, NULL, info, true);
     return CTL_OK;
 }

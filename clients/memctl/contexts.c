@@ -58,8 +58,7 @@ int contexts_main(struct ctl *ctl)
     struct listing listing = { table, &json, clock_real_ns() / 1000000 };
     if (!ctl->json) {
         rc = ctl_each_context(ctl, prefix, add_row, &listing);
-        if (rc == CTL_OK) table_print(table, ctl->out);
-        return rc;
+        return rc == CTL_OK ? ctl_print(ctl, table) : rc;
     }
     json_open(&json, NULL, '{');
     json_open(&json, "contexts", '[');

@@ -13,6 +13,7 @@
 #include "base/cleanup.h"
 #include "clients/memctl/commands.h"
 #include "clients/memctl/human.h"
+#include "clients/memctl/table.h"
 
 static const char default_address[] = "/run/memd/memd.sock";
 
@@ -138,6 +139,11 @@ int ctl_each_context(struct ctl *ctl, const char *prefix,
         }
     } while (list->more && list->count > 0);
     return CTL_OK;
+}
+
+int ctl_print(struct ctl *ctl, const struct table *table)
+{
+    return table_print(table, ctl->out) ? CTL_OK : ctl_error(ctl, "out of memory");
 }
 
 int ctl_option_uint(struct ctl *ctl, const char *name, uint64_t missing, uint64_t *ret_value)

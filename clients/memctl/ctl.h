@@ -20,6 +20,8 @@
 #include "clients/include/memd.h"
 #include "clients/memctl/options.h"
 
+struct table;
+
 enum ctl_exit {
     CTL_OK = 0,
     CTL_ERROR = 1,     /* the daemon or the system refused */
@@ -62,6 +64,9 @@ int ctl_find(struct ctl *ctl, const char *name, struct memd_context *ret_context
  * the walk and is returned. Otherwise an exit code. */
 int ctl_each_context(struct ctl *ctl, const char *prefix,
                      int (*visit)(void *arg, const struct memd_info *info), void *arg);
+
+/* Print the table. Fails when memory ran out. */
+int ctl_print(struct ctl *ctl, const struct table *table);
 
 /* A number or duration from an option of this command, or `missing` when it was not given. */
 int ctl_option_uint(struct ctl *ctl, const char *name, uint64_t missing, uint64_t *ret_value);

@@ -17,7 +17,7 @@ static const struct table_column columns[] = {
     { "RECORD", TABLE_LEFT },
 };
 
-static void print_step(const struct ctl *ctl, struct json *json, const struct memd_dump *step)
+static int print_step(struct ctl *ctl, struct json *json, const struct memd_dump *step)
 {
     CLEANUP(table_freep) struct table *table = table_new(columns, 4);
     for (size_t i = 0; i < step->count; i++) {
@@ -36,7 +36,7 @@ static void print_step(const struct ctl *ctl, struct json *json, const struct me
             table_add(table, record->summary);
         }
     }
-    if (table_rows(table) > 0) table_print(table, ctl->out);
+    return table_rows(table) > 0 ? ctl_print(ctl, table) : CTL_OK;
 }
 
 static int walk(struct ctl *ctl, uint64_t context_id, uint64_t limit, struct json *json)
@@ -51,7 +51,8 @@ static int walk(struct ctl *ctl, uint64_t context_id, uint64_t limit, struct jso
         if (rc < 0) return ctl_failed(ctl, rc, "dump");
         memd_free(step);
         step = next;
-        print_step(ctl, json, step);
+        rc = print_step(ctl, json, step);
+        if (rc != CTL_OK) return rc;
         left -= step->count < left ? step->count : left;
         args.cursor = step->next;
     } while (args.cursor.bytes > 0 && left > 0);

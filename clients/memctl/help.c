@@ -9,7 +9,7 @@
 
 static const struct table_column plain[] = { { NULL, TABLE_LEFT }, { NULL, TABLE_LEFT } };
 
-static void print_options(const struct option *options)
+static int print_options(struct ctl *ctl, const struct option *options)
 {
     CLEANUP(table_freep) struct table *table = table_new(plain, 2);
     for (const struct option *option = options; option->name != NULL; option++) {
@@ -19,23 +19,24 @@ static void print_options(const struct option *options)
                    option->argument == NULL ? "" : option->argument);
         table_add(table, option->summary);
     }
-    table_print(table, stdout);
+    return ctl_print(ctl, table);
 }
 
-static void print_usage(const struct command *command)
+static int print_usage(struct ctl *ctl, const struct command *command)
 {
     printf("Usage: memctl [OPTIONS] %s%s%s%s\n\n%s\n", command->name,
            command->options == NULL ? "" : " [OPTIONS]", command->arguments[0] == '\0' ? "" : " ",
            command->arguments, command->summary);
     if (command->options != NULL) {
         puts("\nOptions:");
-        print_options(command->options);
+        int rc = print_options(ctl, command->options);
+        if (rc != CTL_OK) return rc;
     }
     puts("\nGlobal options:");
-    print_options(options_global);
+    return print_options(ctl, options_global);
 }
 
-static void print_all(void)
+static int print_all(struct ctl *ctl)
 {
     puts("Usage: memctl [OPTIONS] COMMAND [ARGUMENTS]\n\nOperate a memd daemon.\n\nCommands:");
     CLEANUP(table_freep) struct table *table = table_new(plain, 2);
@@ -44,31 +45,26 @@ static void print_all(void)
         table_addf(table, "  %s %s", command->name, command->arguments);
         table_add(table, command->summary);
     }
-    table_print(table, stdout);
+    int rc = ctl_print(ctl, table);
     puts("\nOptions:");
-    print_options(options_global);
+    if (rc == CTL_OK) rc = print_options(ctl, options_global);
     puts("\nExit codes: 0 done, 1 error, 2 wrong usage, 3 no connection, 4 damage found or not "
          "healthy.\n"
          "More: memctl help COMMAND, man memctl");
+    return rc;
 }
 
 /* Also `memctl --help` and `memctl COMMAND --help`. */
 int help_main(struct ctl *ctl)
 {
     const struct command *command = ctl->options.command;
-    if (command != NULL && command->run == help_main) {
-        if (ctl->options.argument_count == 0) {
-            command = NULL;
-        } else {
-            const char *name = ctl->options.arguments[0];
-            command = commands_find(name);
-            if (command == NULL || name[0] == '_') return ctl_usage(ctl, "no command '%s'", name);
-        }
+    bool asked = options_global_value(&ctl->options, "help") != NULL;
+    if (!asked && ctl->options.argument_count == 0) {
+        command = NULL;
+    } else if (!asked) {
+        const char *name = ctl->options.arguments[0];
+        command = commands_find(name);
+        if (command == NULL || name[0] == '_') return ctl_usage(ctl, "no command '%s'", name);
     }
-    if (command == NULL) {
-        print_all();
-    } else {
-        print_usage(command);
-    }
-    return CTL_OK;
+    return command == NULL ? print_all(ctl) : print_usage(ctl, command);
 }

@@ -125,8 +125,9 @@ int hostile_open(const char *path, struct hostile **ret_hostile)
     hostile->address.sun_family = AF_UNIX;
     hostile->slow = -1;
     hostile->deaf = -ENAMETOOLONG;
-    if (strlen(path) < sizeof hostile->address.sun_path) {
-        strcpy(hostile->address.sun_path, path);
+    size_t bytes = strlen(path) + 1;
+    if (bytes <= sizeof hostile->address.sun_path) {
+        memcpy(hostile->address.sun_path, path, bytes);
         hostile->deaf = dial(&hostile->address);
     }
     int error = hostile->deaf < 0 ? -hostile->deaf

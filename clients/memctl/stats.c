@@ -67,7 +67,7 @@ static void add_sample(struct table *table, const char *name, double value)
     }
 }
 
-static void print_tables(const struct ctl *ctl, const struct memd_stats *stats)
+static int print_tables(struct ctl *ctl, const struct memd_stats *stats)
 {
     CLEANUP(table_freep) struct table *counters = table_new(counter_columns, 2);
     for (size_t i = 0; i < stats->counter_count; i++) {
@@ -77,8 +77,8 @@ static void print_tables(const struct ctl *ctl, const struct memd_stats *stats)
         table_add(counters,
                   bytes ? human_bytes(counter->value).text : human_count(counter->value).text);
     }
-    table_print(counters, ctl->out);
-    if (stats->histogram_count == 0) return;
+    int rc = ctl_print(ctl, counters);
+    if (rc != CTL_OK || stats->histogram_count == 0) return rc;
     CLEANUP(table_freep) struct table *histograms = table_new(histogram_columns, 5);
     for (size_t i = 0; i < stats->histogram_count; i++) {
         const struct memd_histogram *histogram = &stats->histograms[i];
@@ -91,7 +91,7 @@ static void print_tables(const struct ctl *ctl, const struct memd_stats *stats)
         add_sample(histograms, histogram->name, histogram_quantile(histogram, NULL, 0.99));
     }
     fputc('\n', ctl->out);
-    table_print(histograms, ctl->out);
+    return ctl_print(ctl, histograms);
 }
 
 int stats_main(struct ctl *ctl)
@@ -101,10 +101,7 @@ int stats_main(struct ctl *ctl)
     CLEANUP(ctl_result_free) const struct memd_stats *stats = NULL;
     rc = memd_stats(ctl->client, &stats, &ctl->err);
     if (rc < 0) return ctl_failed(ctl, rc, "stats");
-    if (ctl->json) {
-        print_json(ctl, stats);
-    } else {
-        print_tables(ctl, stats);
-    }
+    if (!ctl->json) return print_tables(ctl, stats);
+    print_json(ctl, stats);
     return CTL_OK;
 }

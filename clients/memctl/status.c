@@ -52,7 +52,7 @@ static void add_share(struct table *table, const char *label, uint64_t part, uin
                human_share(whole == 0 ? 0.0 : (double)part / (double)whole).text);
 }
 
-static void print_table(const struct ctl *ctl, const struct memd_status *status)
+static int print_table(struct ctl *ctl, const struct memd_status *status)
 {
     CLEANUP(table_freep) struct table *table = table_new(plain, 2);
     table_add(table, "daemon");
@@ -82,7 +82,7 @@ static void print_table(const struct ctl *ctl, const struct memd_status *status)
     add_share(table, "map", status->map_used_bytes, status->map_bytes);
     table_add(table, "file");
     table_add(table, human_bytes(status->file_bytes).text);
-    table_print(table, ctl->out);
+    return ctl_print(ctl, table);
 }
 
 int status_main(struct ctl *ctl)
@@ -92,10 +92,7 @@ int status_main(struct ctl *ctl)
     CLEANUP(ctl_result_free) const struct memd_status *status = NULL;
     rc = memd_status(ctl->client, &status, &ctl->err);
     if (rc < 0) return ctl_failed(ctl, rc, "status");
-    if (ctl->json) {
-        print_json(ctl, status);
-    } else {
-        print_table(ctl, status);
-    }
+    if (!ctl->json) return print_table(ctl, status);
+    print_json(ctl, status);
     return CTL_OK;
 }

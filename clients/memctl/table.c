@@ -15,21 +15,14 @@ struct table {
     char **cells;
     size_t cell_count;
     size_t cell_room;
+    bool failed; /* a cell is missing: nothing is printed */
 };
-
-static void *need(void *memory)
-{
-    if (memory == NULL) {
-        fputs("memctl: out of memory\n", stderr);
-        exit(1);
-    }
-    return memory;
-}
 
 struct table *table_new(const struct table_column *columns, size_t column_count)
 {
     assert(column_count > 0);
-    struct table *table = need(calloc(1, sizeof *table));
+    struct table *table = calloc(1, sizeof *table);
+    if (table == NULL) return NULL;
     table->columns = columns;
     table->column_count = column_count;
     return table;
@@ -44,15 +37,33 @@ static void replace_control(char *text)
     }
 }
 
+/* Room for one more cell. */
+static bool grow(struct table *table)
+{
+    if (table->cell_count < table->cell_room) return true;
+    size_t room = table->cell_room == 0 ? 64 : table->cell_room * 2;
+    char **cells = realloc(table->cells, room * sizeof *cells);
+    if (cells == NULL) return false;
+    table->cells = cells;
+    table->cell_room = room;
+    return true;
+}
+
+/* Takes `text`, which came from malloc; NULL when that failed. */
+static void put(struct table *table, char *text)
+{
+    if (table == NULL || text == NULL || !grow(table)) {
+        if (table != NULL) table->failed = true;
+        free(text);
+        return;
+    }
+    replace_control(text);
+    table->cells[table->cell_count++] = text;
+}
+
 void table_add(struct table *table, const char *text)
 {
-    if (table->cell_count == table->cell_room) {
-        table->cell_room = table->cell_room == 0 ? 64 : table->cell_room * 2;
-        table->cells = need(realloc(table->cells, table->cell_room * sizeof *table->cells));
-    }
-    char *copy = need(strdup(text));
-    replace_control(copy);
-    table->cells[table->cell_count++] = copy;
+    put(table, strdup(text));
 }
 
 void table_addf(struct table *table, const char *format, ...)
@@ -62,14 +73,12 @@ void table_addf(struct table *table, const char *format, ...)
     va_start(args, format);
     int length = vasprintf(&text, format, args);
     va_end(args);
-    if (length < 0) need(NULL);
-    table_add(table, text);
-    free(text);
+    put(table, length < 0 ? NULL : text);
 }
 
 size_t table_rows(const struct table *table)
 {
-    return table->cell_count / table->column_count;
+    return table == NULL ? 0 : table->cell_count / table->column_count;
 }
 
 static size_t text_width(const char *text)
@@ -99,11 +108,13 @@ static size_t column_width(const struct table *table, size_t column)
     return width;
 }
 
-void table_print(const struct table *table, FILE *out)
+bool table_print(const struct table *table, FILE *out)
 {
+    if (table == NULL || table->failed) return false;
     assert(table->cell_count % table->column_count == 0);
     size_t count = table->column_count;
-    size_t *widths = need(calloc(count, sizeof *widths));
+    size_t *widths = calloc(count, sizeof *widths);
+    if (widths == NULL) return false;
     for (size_t c = 0; c < count; c++) widths[c] = column_width(table, c);
     for (size_t c = 0; c < count && table->columns[0].heading != NULL; c++) {
         const struct table_column *column = &table->columns[c];
@@ -114,6 +125,7 @@ void table_print(const struct table *table, FILE *out)
         print_cell(out, table->cells[i], widths[c], table->columns[c].align, c + 1 == count);
     }
     free(widths);
+    return true;
 }
 
 void table_free(struct table *table)

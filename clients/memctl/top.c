@@ -125,7 +125,7 @@ static void print_head(FILE *out, const struct sample *now, const struct sample 
             rate(counter(now, "syncs_total"), counter(before, "syncs_total"), seconds));
 }
 
-static void print_sample(const struct ctl *ctl, const struct sample *now,
+static int print_sample(struct ctl *ctl, const struct sample *now,
                          const struct sample *before)
 {
     CLEANUP(table_freep) struct table *table = table_new(columns, 6);
@@ -140,7 +140,7 @@ static void print_sample(const struct ctl *ctl, const struct sample *now,
         table_add(table, human_count(one.total).text);
     }
     print_head(ctl->out, now, before);
-    table_print(table, ctl->out);
+    return ctl_print(ctl, table);
 }
 
 static void print_json(const struct ctl *ctl, const struct sample *now, const struct sample *before)
@@ -227,7 +227,7 @@ static int run(struct ctl *ctl, const struct screen *screen, double interval, ui
         if (ctl->json) {
             print_json(ctl, &now, &before);
         } else {
-            print_sample(ctl, &now, &before);
+            rc = print_sample(ctl, &now, &before);
         }
         fflush(ctl->out);
         sample_fini(&before);

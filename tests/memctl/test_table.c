@@ -17,7 +17,7 @@ static char *printed(const struct table *table)
     size_t bytes = 0;
     FILE *out = open_memstream(&text, &bytes);
     assert_non_null(out);
-    table_print(table, out);
+    assert_true(table_print(table, out));
     fclose(out);
     return text;
 }
@@ -78,6 +78,8 @@ static void test_no_heading(void **state)
     free(text);
     table_free(table);
     table_free(NULL);
+    table_add(NULL, "memory ran out");
+    assert_false(table_print(NULL, stdout));
 }
 
 int main(void)

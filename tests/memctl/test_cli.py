@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""memctl as a user meets it: exit codes, tables, JSON, completion, against a daemon of its own.
+
+    test_cli.py MEMCTL      with MEMD = the daemon's program (as for tests/daemon)
+
+Every key of the JSON must stand in man/memctl.1; every command of the program in the manual, and the reverse.
+"""
+import json
+import os
+import pathlib
+import pty
+import re
+import select
+import shutil
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests/daemon"))
+from wire import Client, Daemon, Payload, model  # noqa: E402  (its folder is known only now)
+
+MEMCTL = sys.argv[1]
+OK, ERROR, USAGE, CONNECT, UNHEALTHY = range(5)
+MANUAL = (ROOT / "man/memctl.1").read_text(encoding="utf-8")
+PATTERN = bytes(range(1, 60)) * 2  # what one can find again in the store's file
+
+
+class Memctl:
+    def __init__(self, address):
+        self.address = address
+
+    def run(self, *words, expect=OK):
+        line = [MEMCTL, "-s", self.address, *words]
+        done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == expect, f"{words}: exit {done.returncode}, wanted {expect}\n" \
+            f"{done.stdout}{done.stderr}"
+        if expect not in (OK, UNHEALTHY):
+            assert done.stderr.startswith("memctl: "), (words, done.stderr)
+        return done.stdout
+
+    def json(self, *words, expect=OK):
+        text = self.run("--json", *words, expect=expect)
+        value = json.loads(text)
+        check_documented(value, words)
+        return value
+
+    def fails(self, expect, *words):
+        """Fails with that code, JSON prints nothing, and the sentence is returned."""
+        line = [MEMCTL, "-s", self.address, "--json", *words]
+        done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stdout) == (expect, ""), (words, done)
+        assert done.stderr.startswith("memctl: "), done.stderr
+        return done.stderr
+
+
+def check_documented(value, words):
+    """Keys are in the manual, except under objects whose keys are names of other things."""
+    free = {"parameters", "counters", "histograms", "requests"}
+    if isinstance(value, list):
+        for item in value:
+            check_documented(item, words)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            assert re.search(rf"\b{re.escape(key)}\b", MANUAL), f"{words}: key {key} is not in memctl.1"
+            below = item.values() if key in free and isinstance(item, dict) else [item]
+            for one in below:
+                check_documented(one, words)
+
+
+def make_context(client, name, tokens=1100):
+    reply = client.ask("open", {"name": name, "create": True, "model": model()})
+    payload = Payload()
+    row = PATTERN[:118] + bytes(10)  # (G, D) fp16 = 256 bytes: finite, since no byte exceeds 0x3b
+    rows = (row + row) * tokens
+    shape = [tokens, 2, 64]
+    layers = [{"layer": layer, "position": 0, "k": payload.add("FP16", shape, rows),
+               "v": payload.add("FP16", shape, rows)} for layer in range(2)]
+    client.ask("append", {"context_id": reply["context_id"], "layers": layers}, bytes(payload.data))
+
+
+def wrong_usage(ctl):
+    for words in [[], ["nonsense"], ["--nonsense"], ["context"], ["context", "a", "b"],
+                  ["status", "extra"], ["pin", "a", "soon"], ["pin", "a", "0"], ["truncate", "a", "-1"],
+                  ["truncate", "a", "x"], ["bench", "nonsense"], ["bench", "--repeat", "0"],
+                  ["top", "--interval", "1ms"], ["dump", "--limit", "x"], ["status", "--timeout", "x"],
+                  ["status", "--socket"], ["help", "nonsense"], ["help", "_complete"],
+                  ["drain", "--deadline", "2d"]]:
+        ctl.run(*words, expect=USAGE)
+    nowhere = Memctl(ctl.address + ".gone")
+    for words in [["status"], ["health"], ["contexts"], ["top"], ["bench", "overhead"]]:
+        nowhere.fails(CONNECT, *words)
+    nowhere.run("status", "--token-file", "/no/such/file", expect=ERROR)
+
+
+def help_and_manual(ctl):
+    text = ctl.run("help")
+    listed = re.findall(r"^  (\w+)", text.split("Commands:")[1].split("\nOptions:")[0], re.M)
+    assert "status" in listed and "_complete" not in listed, listed
+    section = MANUAL.split(".Sh COMMANDS")[1].split(".Sh JSON")[0]
+    manual = re.findall(r"^\.It Ic (\w+)", section, re.M)
+    assert sorted(manual) == sorted(listed), sorted(set(manual) ^ set(listed))
+    candidates = [line.split("\t")[0] for line in ctl.run("_complete", "--", "").splitlines()]
+    assert candidates == listed, (candidates, listed)
+    assert ctl.run("--help") == text and re.match(r"memctl \d+\.\d+\.\d+\n$", ctl.run("--version"))
+    for command in listed:
+        one = ctl.run("help", command)
+        assert one == ctl.run(command, "--help"), command
+        for option in re.findall(r"--([\w-]+)", one.split("Usage:")[1]):
+            assert re.search(rf"Fl -{option}\b|, -{option}\b", MANUAL), f"--{option} of {command}"
+    assert len(listed) == 17, listed
+
+
+def looking(ctl, daemon):
+    status = ctl.json("status")
+    assert status["pid"] == daemon.process.pid and status["budget_bytes"] is None, status
+    assert status["address"] == "unix:" + daemon.address and status["contexts"] == 2, status
+    assert f"pid {daemon.process.pid}" in ctl.run("status")
+    names = [c["name"] for c in ctl.json("contexts")["contexts"]]
+    assert names == ["book", "büchlein 2"], names
+    assert [c["name"] for c in ctl.json("contexts", "boo")["contexts"]] == ["book"]
+    assert ctl.json("contexts", "zzz") == {"contexts": []}
+    table = ctl.run("contexts").splitlines()
+    assert table[0].split()[:3] == ["NAME", "METHOD", "TOKENS"] and len(table) == 3, table
+    assert "1,100" in table[1] and all(line == line.rstrip() for line in table), table
+    book = ctl.json("context", "book")
+    assert book["tokens"] == 1100 and book["layer_tokens"] == [1100, 1100], book
+    assert book["model"]["rope"] is None and book["model"]["dtype"] == "float16", book
+    assert book["pinned_until_unix_ms"] is None and book["parent_id"] is None, book
+    assert "1,100 tokens each" in ctl.run("context", "book")
+    assert "ENOCONTEXT" in ctl.fails(ERROR, "context", "nobody")
+    stats = ctl.json("stats")
+    assert stats["counters"]["requests_append_total"] == 2, stats["counters"]
+    append = stats["histograms"]["request_seconds_append"]
+    assert append["count"] == 2 and 0 < append["p50"] <= append["p99"] < 60, append
+    assert "requests_append_total" in ctl.run("stats")
+    assert ctl.json("health") == {"live": True, "ready": True, "draining": False, "reason": None}
+    assert ctl.run("health") == "ready\n"
+
+
+def changing(ctl):
+    fork = ctl.json("fork", "book", "fork")
+    assert fork["tokens"] == 1100 and fork["parent_id"] == ctl.json("context", "book")["id"], fork
+    assert "EEXIST" in ctl.fails(ERROR, "fork", "book", "fork")
+    assert ctl.json("truncate", "fork", "1050") == {"name": "fork", "tokens_before": 1100,
+                                                    "tokens": 1050}
+    assert "EPOSITION" in ctl.fails(ERROR, "truncate", "fork", "2000")
+    until = ctl.json("pin", "fork", "15m")["pinned_until_unix_ms"]
+    assert until == ctl.json("context", "fork")["pinned_until_unix_ms"] > 0, until
+    assert "ends in 1" in ctl.run("context", "fork")
+    assert "is pinned" in ctl.fails(ERROR, "drop", "fork")
+    assert ctl.json("unpin", "fork")["pinned_until_unix_ms"] is None
+    ctl.run("pin", "fork", "1h")
+    ctl.run("drop", "nobody", expect=ERROR)
+    assert ctl.json("drop", "-f", "nobody") == {"dropped": []}
+    assert [d["name"] for d in ctl.json("drop", "--force", "nobody", "fork")["dropped"]] == ["fork"]
+    ctl.fails(ERROR, "context", "fork")
+    for name in "a", "b":
+        ctl.run("fork", "book", name)
+    # The first name fails; the others are dropped all the same.
+    ctl.run("drop", "nobody", "a", "b", expect=ERROR)
+    assert len(ctl.json("contexts")["contexts"]) == 2
+
+
+def operating(ctl, daemon):
+    sound = ctl.json("verify")
+    assert sound["sound"] and sound["findings"] == [] and sound["values"] > 0, sound
+    assert ctl.json("verify", "book")["sound"] and "no damage" in ctl.run("verify")
+    records = ctl.json("dump")["records"]
+    assert len(records) > 4 and all(r["table"] and r["summary"] for r in records), records
+    assert len(ctl.json("dump", "-n", "3")["records"]) == 3
+    assert ctl.run("dump", "book").startswith("TABLE")
+    done = subprocess.run([MEMCTL, "-s", daemon.address, "--json", "compact", "copy"], check=True,
+                          capture_output=True, text=True, cwd=daemon.directory)
+    copy = json.loads(done.stdout)
+    check_documented(copy, "compact")
+    assert copy["path"] == os.path.join(daemon.directory, "copy") and os.path.isdir(copy["path"])
+    ctl.fails(ERROR, "compact", copy["path"])
+    shutil.rmtree(copy["path"])
+
+
+def completing(ctl):
+    def complete(*words):
+        lines = ctl.run("_complete", "--", "-s", ctl.address, *words).splitlines()
+        return [line.split("\t")[0] for line in lines]
+
+    assert complete("st") == ["status", "stats"]
+    assert complete("context", "b") == ["book", "büchlein 2"]
+    assert complete("drop", "book", "bü") == ["büchlein 2"]
+    assert complete("fork", "book", "") == [] and complete("truncate", "book", "") == []
+    assert complete("bench", "over") == ["overhead"] and complete("help", "ver") == ["verify"]
+    assert complete("drop", "--fo") == ["--force"] and "--json" in complete("-")
+    assert complete("--socket", "") == [":path"] and complete("compact", "") == [":path"]
+    assert complete("drop", "--", "-") == []
+    silent = subprocess.run([MEMCTL, "_complete", "--", "-s", "/no/such", "context", ""], check=True,
+                            capture_output=True, text=True)
+    assert (silent.stdout, silent.stderr) == ("", ""), silent
+
+
+def shells(ctl):
+    """The completion files under the shells themselves, where they are installed."""
+    folder = str(ROOT / "completions")
+    path = os.path.dirname(os.path.abspath(MEMCTL)) + ":" + os.environ["PATH"]
+    env = {**os.environ, "MEMD_SOCKET": ctl.address, "PATH": path}
+
+    def shell(*line):
+        if shutil.which(line[0]) is None:
+            print(f"{line[0]} is not installed: its completion is not tested")
+            return None
+        done = subprocess.run(line, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, (line, done)
+        return done.stdout
+
+    library = "/usr/share/bash-completion/bash_completion"
+    if os.path.exists(library):
+        script = f"source {library}; source {folder}/memctl.bash; COMP_WORDS=(memctl context bü); " \
+            "COMP_CWORD=2; COMP_LINE='memctl context bü'; COMP_POINT=${#COMP_LINE}; _memctl; " \
+            "printf '%s\\n' \"${COMPREPLY[@]}\""
+        assert shell("bash", "-c", script) == "büchlein\\ 2\n", shell("bash", "-c", script)
+    shell("zsh", "-n", f"{folder}/_memctl")
+    script = f"source {folder}/memctl.fish; complete -C 'memctl context bü'"
+    out = shell("fish", "--no-config", "-c", script)
+    assert out is None or out.startswith("büchlein"), out
+
+
+def top(ctl):
+    one = ctl.json("top", "--interval", "200ms")
+    assert 0.2 <= one["interval_seconds"] < 30 and one["requests"]["stats"]["per_second"] > 0, one
+    assert "REQUEST" in ctl.run("top", "-i", "100ms")
+    master, slave = pty.openpty()
+    line = [MEMCTL, "-s", ctl.address, "top", "-i", "100ms"]
+    with subprocess.Popen(line, stdin=slave, stdout=slave, stderr=slave) as process:
+        os.close(slave)
+        seen = b""
+        while seen.count(b"\x1b[2J") < 3:
+            ready, _, _ = select.select([master], [], [], 20)
+            assert ready, f"top shows nothing more after {seen!r}"
+            seen += os.read(master, 65536)
+        os.write(master, b"q")
+        assert process.wait(20) == OK
+    os.close(master)
+    assert b"PER SECOND" in seen, seen
+
+
+def bench(ctl, daemon):
+    figures = ctl.json("bench", "--repeat", "1", "--requests", "100", "--tokens", "2048",
+                       "--append-size", "32", "--idle", "20", "--busy", "4", "--seconds", "1",
+                       "--disk", daemon.directory)
+    assert 0 < figures["overhead"]["p50_us"] <= figures["overhead"]["p99_us"], figures
+    for key in "memory_gb_per_s", "committed_gb_per_s", "synced_gb_per_s", "disk_gb_per_s":
+        assert figures["append"][key] > 0, figures
+    assert figures["attend"]["attend_ms"] > 0 and figures["attend"]["ratio"] > 0, figures
+    assert figures["connections"]["hostile_unread"] > 0, figures
+    assert "overhead p50" in ctl.run("bench", "overhead", "--repeat", "1", "--requests", "10")
+    assert len(ctl.json("contexts")["contexts"]) == 2, "bench left contexts behind"
+
+
+def damage(ctl, daemon):
+    """Flip one bit of a stored row: verify must find it and say so by its exit code."""
+    daemon.stop()
+    path = pathlib.Path(daemon.data, "data.mdb")
+    data = bytearray(path.read_bytes())
+    at = data.find(PATTERN[:100])
+    assert at > 0, "no row in the store's file"
+    data[at + 50] ^= 4
+    path.write_bytes(data)
+    daemon.start()
+    found = ctl.json("verify", expect=UNHEALTHY)
+    assert not found["sound"] and found["findings"], found
+    assert ctl.run("verify", expect=UNHEALTHY).startswith("damage: ")
+
+
+def drain(ctl, daemon):
+    assert ctl.json("drain", "-d", "5s")["draining"]
+    assert daemon.process.wait(30) == 0
+    ctl.fails(CONNECT, "health")
+
+
+def main():
+    with Daemon() as daemon:
+        ctl = Memctl(daemon.address)
+        client = Client(daemon.address)
+        make_context(client, "book")
+        make_context(client, "büchlein 2", 10)
+        client.close()
+        steps = [(wrong_usage, ctl), (help_and_manual, ctl), (looking, ctl, daemon), (changing, ctl),
+                 (operating, ctl, daemon), (completing, ctl), (shells, ctl), (top, ctl),
+                 (bench, ctl, daemon), (damage, ctl, daemon), (drain, ctl, daemon)]
+        for step, *arguments in steps:
+            step(*arguments)
+            print(f"{step.__name__}: good", flush=True)
+
+
+if __name__ == "__main__":
+    main()
