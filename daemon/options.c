@@ -58,13 +58,13 @@ const struct option_info option_table[] = {
       true, "bytes that one request may use besides its own frame; more is MEMD_ENOMEM" },
     { "output_buffer_max", OPTION_BYTES, FIELD(output_buffer_max), "16MiB", 4 * KIB, 64 * TIB, true,
       "bytes of replies a connection may leave unread; then its socket is not read" },
-    { "idle_timeout", OPTION_DURATION, FIELD(idle_timeout), "0s", 0, DAY, true,
+    { "idle_timeout", OPTION_DURATION, FIELD(idle_timeout), "0", 0, DAY, true,
       "close a connection that asks nothing for so long; 0 = never" },
     { "frame_timeout", OPTION_DURATION, FIELD(frame_timeout), "10s", 10, DAY, true,
       "a begun frame must arrive within this and 1 s for each MiB" },
-    { "write_timeout", OPTION_DURATION, FIELD(write_timeout), "60s", 10, DAY, true,
+    { "write_timeout", OPTION_DURATION, FIELD(write_timeout), "1min", 10, DAY, true,
       "close a connection that reads nothing of its replies for so long" },
-    { "default_deadline", OPTION_DURATION, FIELD(default_deadline), "0s", 0, DAY, true,
+    { "default_deadline", OPTION_DURATION, FIELD(default_deadline), "0", 0, DAY, true,
       "deadline of requests that name none; 0 = none" },
     { "drain_timeout", OPTION_DURATION, FIELD(drain_timeout), "20s", 0, DAY, true,
       "time that SIGTERM gives running requests before they are cancelled" },
@@ -262,8 +262,9 @@ static void print_number(uint64_t value, const struct unit *units, size_t unit_c
                          char ret_text[OPTION_TEXT_BYTES])
 {
     size_t i = 0;
-    while (i < unit_count - 1 && (value == 0 || value % units[i].factor != 0)) i++;
-    snprintf(ret_text, OPTION_TEXT_BYTES, "%" PRIu64 "%s", value / units[i].factor, units[i].name);
+    while (i < unit_count - 1 && value % units[i].factor != 0) i++;
+    snprintf(ret_text, OPTION_TEXT_BYTES, "%" PRIu64 "%s", value / units[i].factor,
+             value == 0 ? "" : units[i].name);
 }
 
 static void print_sync(const struct sync_choice *sync, char ret_text[OPTION_TEXT_BYTES])
