@@ -2,12 +2,15 @@
 /* half.c — conversions by bits, and the scan for NaN and infinity.
  *
  * A float is not finite exactly when all its exponent bits are set. The scan first asks per block
- * of 1,024 elements whether any is bad (an OR of comparisons that compilers vectorise), and looks
- * closer only at blocks that have one: clean input costs one pass at memory speed.
+ * of 1,024 elements whether any is bad, eight bytes at a time, and looks closer only at blocks that
+ * have one: clean input costs one pass at memory speed. The question in word arithmetic: adding the
+ * lowest exponent bit to an exponent carries into the sign's place exactly when all bits were set,
+ * and never further. (Counting comparisons instead ran at 2.5 GB/s, a fifth of an append.)
  */
 #include "base/half.h"
 
 #include <assert.h>
+#include <stdbool.h>
 #include <string.h>
 
 #include "base/tensor.h"
@@ -103,6 +106,29 @@ static uint32_t exponent_mask(uint32_t dtype)
     return dtype == DTYPE_BF16 ? 0x7F80U : 0x7F800000U;
 }
 
+/* `pattern` of one element in each lane of a word. */
+static uint64_t lanes(uint32_t dtype, uint32_t pattern)
+{
+    return dtype == DTYPE_FP32 ? pattern * UINT64_C(0x0000000100000001)
+                               : pattern * UINT64_C(0x0001000100010001);
+}
+
+/* Is any element of `words` words bad? */
+static bool any_bad(const unsigned char *at, uint32_t dtype, size_t words)
+{
+    uint32_t exponent = exponent_mask(dtype);
+    uint64_t mask = lanes(dtype, exponent);
+    uint64_t lowest = lanes(dtype, exponent & (0U - exponent));
+    uint64_t carries = 0;
+    for (size_t i = 0; i < words; i++) {
+        uint64_t word = 0;
+        memcpy(&word, at + 8 * i, sizeof word);
+        carries |= (word & mask) + lowest;
+    }
+    uint64_t sign = lanes(dtype, dtype == DTYPE_FP32 ? 0x80000000U : 0x8000U);
+    return (carries & sign) != 0;
+}
+
 static unsigned count_bad16(const unsigned char *at, size_t count, uint16_t mask)
 {
     unsigned bad = 0;
@@ -140,6 +166,8 @@ size_t half_find_nonfinite(const void *data, uint32_t dtype, size_t count, size_
     size_t first = count, bad = 0;
     for (size_t at = 0; at < count; at += SCAN_BLOCK) {
         size_t block = count - at < SCAN_BLOCK ? count - at : SCAN_BLOCK;
+        bool whole = block * element % 8 == 0;
+        if (whole && !any_bad(bytes + at * element, dtype, block * element / 8)) continue;
         unsigned bad_here = count_bad(bytes + at * element, dtype, block);
         bad += bad_here;
         if (bad_here == 0 || first != count) continue;
