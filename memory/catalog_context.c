@@ -201,11 +201,21 @@ void catalog_unload_idle(struct catalog *catalog)
     }
 }
 
+static int check_name(const char *name, struct error *err)
+{
+    size_t bytes = strlen(name);
+    if (bytes >= 1 && bytes <= LIMIT_NAME_BYTES) return 0;
+    return error_set(err, MEMD_EINVAL, "a context name has 1 to %u bytes, not %zu",
+                     LIMIT_NAME_BYTES, bytes);
+}
+
 int catalog_find(struct catalog *catalog, const char *name, uint64_t *ret_context_id,
                  struct error *err)
 {
+    int rc = check_name(name, err);
+    if (rc < 0) return rc;
     CLEANUP(store_abort) struct store_txn txn = { 0 };
-    int rc = store_begin(catalog->store, false, &txn, err);
+    rc = store_begin(catalog->store, false, &txn, err);
     if (rc < 0) return rc;
     struct slice value;
     uint64_t id = 0;
@@ -226,14 +236,6 @@ struct create_job {
     struct context *fork_of; /* pinned, or NULL */
     uint64_t id, tokens;
 };
-
-static int check_name(const char *name, struct error *err)
-{
-    size_t bytes = strlen(name);
-    if (bytes >= 1 && bytes <= LIMIT_NAME_BYTES) return 0;
-    return error_set(err, MEMD_EINVAL, "a context name has 1 to %u bytes, not %zu",
-                     LIMIT_NAME_BYTES, bytes);
-}
 
 /* Both arguments are of sizes that were checked. */
 static struct record *new_record(const struct catalog *catalog, const char *name)

@@ -117,9 +117,11 @@ static inline struct context *fixture_context(struct fixture *fx, const char *na
 
 static inline float fixture_value(uint32_t salt, uint32_t layer, uint64_t position, size_t element)
 {
-    uint64_t x = position * 0x9E3779B97F4A7C15u ^ ((uint64_t)layer << 40) ^ ((uint64_t)salt << 50) ^
-                 element;
-    x = (x ^ x >> 29) * 0xBF58476D1CE4E5B9u;
+    uint64_t x = position * 0x9E3779B97F4A7C15u + ((uint64_t)layer << 48) +
+                 ((uint64_t)salt << 56) + element * 0xD1342543DE82EF95u;
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9u; /* splitmix64 */
+    x = (x ^ x >> 27) * 0x94D049BB133111EBu;
+    x ^= x >> 31;
     return (float)((int)(x >> 57) - 64) / 64.0f;
 }
 
