@@ -24,15 +24,14 @@ def partial_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray,
     o, lse = np.empty((n, H, D), np.float32), np.empty((n, H), np.float32)
     for g in range(G):
         heads = slice(g * H // G, (g + 1) * H // G)
-        keys, values = np.float32(k[:, g]), np.float32(v[:, g])
-        scores = (q[:, heads].reshape(-1, D) * np.float32(D ** -0.5)) @ keys.T
+        scores = (q[:, heads].reshape(-1, D) * np.float32(D ** -0.5)) @ k[:, g].T
         scores = scores.reshape(n, H // G, -1)
         if visible is not None:
             scores += np.where(visible, np.float32(0), np.float32(-np.inf))[:, None]
         top = np.maximum(scores.max(axis=-1, keepdims=True), np.finfo(np.float32).min)
         weights = np.exp(np.subtract(scores, top, out=scores), out=scores)
         total = weights.sum(axis=-1, keepdims=True)
-        weighted = (weights.reshape(n * (H // G), -1) @ values).reshape(n, H // G, D)
+        weighted = (weights.reshape(n * (H // G), -1) @ v[:, g]).reshape(n, H // G, D)
         o[:, heads] = weighted / np.where(total == 0, 1, total)
         with np.errstate(divide="ignore"):
             lse[:, heads] = (top + np.log(total))[..., 0]

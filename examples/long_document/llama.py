@@ -21,8 +21,8 @@ from tokenizer import Tokenizer
 
 class Attention(Protocol):
     """What a layer asks: attention of n queries, at positions start … start + n - 1, over everything up
-    to and including themselves. k, v (n, G, D) float16 are the keys and values of the same tokens, to be
-    remembered. q (n, H, D) float32 -> (n, H, D)."""
+    to and including themselves. k, v (n, G, D) are the keys and values of the same tokens, to be
+    remembered. q (n, H, D) -> (n, H, D). All float32."""
 
     def attend(self, layer: int, start: int, q: np.ndarray, k: np.ndarray,
                v: np.ndarray) -> np.ndarray: ...
@@ -67,9 +67,7 @@ class Llama:
             q = (h @ self._weight(layer, "attn_q").T).reshape(n, self.H, self.D)
             k = (h @ self._weight(layer, "attn_k").T).reshape(n, self.G, self.D)
             v = (h @ self._weight(layer, "attn_v").T).reshape(n, self.G, self.D)
-            # The cache is float16, as in most engines: every attention sees the same rounded numbers.
-            q, k, v = self._rope(q, start), np.float16(self._rope(k, start)), np.float16(v)
-            o = attention.attend(layer, start, q, k, v)
+            o = attention.attend(layer, start, self._rope(q, start), self._rope(k, start), v)
             x += o.reshape(n, -1) @ self._weight(layer, "attn_output").T
 
             h = self._norm(x, self._weight(layer, "ffn_norm"))

@@ -21,6 +21,7 @@ from .model import Model
 _ACKS = {"committed": 0, "memory": 1, "synced": 2}
 _ATTEND_ITEMS_MAX = 1024
 _LIST_MAX = 1024
+_TOKENS_MAX = 1 << 32
 _APPEND_BYTES_MAX = 64 << 20  # of one request made by `append`, were everything float32
 
 
@@ -142,11 +143,12 @@ class Client:
         queries = list(queries)
         requests = []
         for query in queries:
-            q = np.asarray(query.q)
-            full = (not requests or len(requests[-1].message.items) >= _ATTEND_ITEMS_MAX
-                    or requests[-1].payload_bytes + q.nbytes > wire.PAYLOAD_BYTES_MAX // 2)
-            if full:
+            o_bytes = 4 * np.asarray(query.q).size  # the reply has to fit into a frame, too
+            if (not requests or len(requests[-1].message.items) >= _ATTEND_ITEMS_MAX
+                    or reply_bytes + o_bytes > wire.PAYLOAD_BYTES_MAX // 2):
                 requests.append(wire.Request("attend"))
+                reply_bytes = 0
+            reply_bytes += o_bytes
             _add_query(requests[-1], requests[-1].message.items.add(), query)
         answers: list = []
         for request, reply in zip(requests, self._connection.exchange(requests)):
@@ -296,7 +298,8 @@ class Context:
 
         q (n, H, D)      float16, bfloat16 or float32 (others are rounded to float32)
         positions (n)    of the queries: RoPE rotates them there when the model is not `rotated`
-        limits (n)       query i sees tokens at positions < limits[i]; None: everything stored
+        limits (n)       query i sees tokens at positions < limits[i]; None: limits = positions, what
+                         came before the query (whose own token the caller has at hand)
         Returns o (n, H, D) and lse (n, H), float32, ready for `memd.merge`, and the answer's quality.
         """
         return self.client.attend_many([Query(self, layer, q, positions, limits)])[0]
@@ -305,15 +308,17 @@ class Context:
                positions: Sequence[int] | None = None) -> Hits:
         """The k stored tokens with the greatest attention logits, per query and query head.
 
-        q (n, H, D); positions, limits (n) as in `attend` (positions: 0 where not given, which matters
-        only for models that are not `rotated`).
+        q (n, H, D); limits, positions (n) as in `attend`, but everything stored is searched when
+        neither is given. Models that are not `rotated` need positions.
         Returns ids (n, H, k) uint64, best first, and scores (n, H, k); unpacks as `ids, scores = …`.
         """
         request = wire.Request("search")
         request.message.context_id = self.id
         request.message.k = k
+        if positions is None and not self.model.rotated:
+            raise ValueError("keys of this context are rotated while reading: positions are needed")
         if positions is None:
-            positions = [0] * len(q)
+            positions = limits if limits is not None else [_TOKENS_MAX] * len(q)
         _add_query(request, request.message, Query(self, layer, q, positions, limits))
         reply = self.client._connection.call(request)
         scores = reply.tensor(reply.message.scores)

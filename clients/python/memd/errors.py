@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Errors of memd: one class per code of base/error.h, so that callers write `except memd.BusyError`.
 
-The numbers are part of the protocol and never change; tests/python/test_errors.py compares this list
+The numbers are part of the protocol and never change; tests/python/test_algebra.py compares this list
 with the C header. A code that this version does not know is a plain `Error`.
 """
 from __future__ import annotations

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The attentions of examples/long_document, with random tensors instead of a model: a window and memd
+together see exactly what full attention sees, over a kill of the daemon, too."""
+import os
+import sys
+import unittest
+
+from live import BINARY, HERE, needs_daemon
+
+sys.path.insert(0, os.path.join(HERE, "..", "..", "examples", "long_document"))
+
+import numpy as np
+
+import memd
+from attention import FullAttention, MemdAttention, WindowAttention
+from daemon import Daemon
+
+SEED = int(os.environ.get("MEMD_SEED", "11"))
+LAYERS, H, G, D, TOKENS = 2, 6, 2, 64, 700
+
+
+class LongDocument(unittest.TestCase):
+    def read(self, attention, chunk, between=lambda start: None):
+        """All tokens through all layers; o (LAYERS, TOKENS, H, D)."""
+        rng = np.random.default_rng(SEED)
+        q, k, v = (rng.standard_normal((LAYERS, TOKENS, heads, D)).astype(np.float32)
+                   for heads in (H, G, G))
+        out = np.empty_like(q)
+        for start in range(0, TOKENS, chunk):
+            between(start)
+            part = slice(start, start + chunk)
+            for layer in range(LAYERS):
+                out[layer, part] = attention.attend(layer, start, q[layer, part], k[layer, part],
+                                                    v[layer, part])
+        return out
+
+    def full(self, chunk=64):
+        return self.read(FullAttention(LAYERS, TOKENS, G, D), chunk)
+
+    def test_chunks_do_not_matter(self):
+        np.testing.assert_allclose(self.full(64), self.full(150), rtol=0, atol=2e-6)
+        window = [self.read(WindowAttention(LAYERS, 4, 100), chunk) for chunk in (64, 150)]
+        np.testing.assert_allclose(*window, rtol=0, atol=2e-6)
+
+    def test_window_of_everything_is_full_attention(self):
+        got = self.read(WindowAttention(LAYERS, 0, TOKENS), 64)
+        np.testing.assert_allclose(got, self.full(), rtol=0, atol=2e-6)
+        narrow = self.read(WindowAttention(LAYERS, 4, 100), 64)
+        self.assertGreater(np.abs(narrow - self.full())[:, 200:].max(), 0.1)
+
+    @needs_daemon
+    def test_window_and_memd_are_full_attention(self):
+        model = memd.Model(LAYERS, H, G, D, dtype="float32")
+        expected = self.full()
+        daemon = Daemon(BINARY)
+        self.addCleanup(daemon.stop)
+        with memd.connect(daemon.address, timeout=60) as client:
+            for sinks, window, chunk in ((4, 100, 64), (0, 1, 33), (4, 100, 150), (7, 650, 64)):
+                past = client.open(f"{sinks} {window} {chunk}", model, create=True)
+
+                def kill_once(start):
+                    if start == 5 * chunk and chunk == 64:
+                        daemon.kill()
+                        daemon.start()
+                got = self.read(MemdAttention(past, sinks, window), chunk, kill_once)
+                np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5,
+                                           err_msg=f"{past.name}, seed {SEED}")
+                self.assertEqual(past.stat().tokens, TOKENS - sinks)
+            self.assertEqual(client.reconnects, 2)
+            self.assertEqual(client.verify().findings, [])
+
+
+if __name__ == "__main__":
+    unittest.main()
