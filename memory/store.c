@@ -21,6 +21,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 
 #include "base/cleanup.h"
 #include "base/error.h"
@@ -164,6 +165,16 @@ void store_fail(struct store_txn *txn, int error_number)
     if (txn->rc == 0) txn->rc = error_number;
 }
 
+/* LMDB calls a short write EIO, but that is how a file system that fills up in the middle says it. */
+static int commit_reason(struct store *store, int rc)
+{
+    enum { FULL_BELOW_BYTES = 1 << 20 };
+    mdb_filehandle_t fd = -1;
+    struct statvfs space;
+    if (rc != EIO || mdb_env_get_fd(store->env, &fd) != 0 || fstatvfs(fd, &space) != 0) return rc;
+    return (uint64_t)space.f_bavail * space.f_frsize < FULL_BELOW_BYTES ? ENOSPC : rc;
+}
+
 int store_commit(struct store_txn *txn, struct error *err)
 {
     assert(txn->handle != NULL);
@@ -174,7 +185,7 @@ int store_commit(struct store_txn *txn, struct error *err)
     int rc = mdb_txn_commit(txn->handle); /* frees the handle, whatever happens */
     txn->handle = NULL;
     txn->rc = rc;
-    return rc == 0 ? 0 : fail(rc, "commit", err);
+    return rc == 0 ? 0 : fail(commit_reason(txn->store, rc), "commit", err);
 }
 
 bool store_get(struct store_txn *txn, enum store_table table, struct slice key,
