@@ -11,6 +11,7 @@
 #include <assert.h>
 #include <inttypes.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/error.h"
 #include "daemon/dispatch.h"
@@ -160,6 +161,8 @@ static int run(struct request *req, struct error *err)
     batch.payload = arena_alloc_aligned(&req->arena, (size_t)batch.payload_bytes,
                                         LIMIT_PAYLOAD_ALIGN);
     if (batch.payload == NULL) return wire_no_memory(err);
+    /* Padding and the places of failed items leave the process too: nobody else's bytes in them. */
+    memset(batch.payload, 0, (size_t)batch.payload_bytes);
     pool_for(req->server->pool, batch.count, compute_item, &batch);
     rc = request_stop(req);
     if (rc < 0) return error_set(err, rc, "attend: %s", error_text(rc));

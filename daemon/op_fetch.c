@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* op_fetch.c — rows by position, bit for bit as they were appended. */
 #include <inttypes.h>
+#include <string.h>
 
 #include "base/error.h"
 #include "daemon/dispatch.h"
@@ -43,6 +44,7 @@ static int run(struct request *req, struct error *err)
     reply.token_ids = arena_calloc(&req->arena, in->n_ids, sizeof *reply.token_ids);
     if (payload == NULL || reply.k == NULL || reply.v == NULL || reply.token_ids == NULL)
         return wire_no_memory(err);
+    memset(payload + k_offset + bytes, 0, v_offset - k_offset - bytes); /* padding leaves too */
 
     struct fetch_out out = { .k = payload + k_offset, .v = payload + v_offset,
                              .token_ids = reply.token_ids };

@@ -2,6 +2,7 @@
 /* op_search.c — the k best tokens of each query head, for clients that do the arithmetic
  * themselves. */
 #include <inttypes.h>
+#include <string.h>
 
 #include "base/error.h"
 #include "daemon/dispatch.h"
@@ -31,6 +32,8 @@ static int lay_out(struct request *req, const struct query *query, uint32_t k,
     answer.payload =
         arena_alloc_aligned(&req->arena, (size_t)answer.payload_bytes, LIMIT_PAYLOAD_ALIGN);
     if (answer.payload == NULL) return wire_no_memory(err);
+    uint64_t ids_end = answer.ids_offset + entries * sizeof(uint64_t);
+    memset(answer.payload + ids_end, 0, answer.scores_offset - ids_end); /* padding leaves too */
     *ret_answer = answer;
     return 0;
 }
