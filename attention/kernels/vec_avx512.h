@@ -50,10 +50,14 @@ static inline vec vec_load_row(const unsigned char *row, size_t d, uint32_t dtyp
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
 
-static inline __m256 vec_halves(vec a)
+static inline __m256 vec_low(vec a) { return _mm512_castps512_ps256(a); }
+
+static inline __m256 vec_high(vec a)
 {
-    return _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+    return _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(a), 1));
 }
+
+static inline __m256 vec_halves(vec a) { return _mm256_add_ps(vec_low(a), vec_high(a)); }
 
 /* The four sums over the elements of each of `sums`. */
 static inline void vec_store_sums(float *at, const vec sums[4])
@@ -64,7 +68,20 @@ static inline void vec_store_sums(float *at, const vec sums[4])
     _mm_storeu_ps(at, _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1)));
 }
 
-static inline float vec_largest(vec a) { return _mm512_reduce_max_ps(a); }
-static inline float vec_sum(vec a) { return _mm512_reduce_add_ps(a); }
+static inline float vec_largest(vec a)
+{
+    __m256 eight = _mm256_max_ps(vec_low(a), vec_high(a));
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
+}
+
+static inline float vec_sum(vec a)
+{
+    __m256 eight = vec_halves(a);
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+}
 
 #endif
