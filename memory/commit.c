@@ -71,61 +71,77 @@ static void put_segment(struct batch *batch, struct context *context, uint32_t l
     batch->sealed++;
 }
 
-static int put_tail(struct batch *batch, struct context *context, uint32_t layer, uint64_t from,
-                    uint64_t to, const struct slot *slot)
+/* Rows [from, to) of a layer, all in one slot. */
+struct part {
+    uint32_t layer;
+    size_t slot_idx;
+    uint64_t from, to;
+    struct slot slot; /* a copy; the appender may move the array meanwhile */
+    bool has_ids;     /* of the block */
+};
+
+static void read_slot(struct context *context, struct part *part)
 {
-    bool has_ids = slot->block->has_ids;
-    size_t bytes = block_tail_bytes(&context->shape, to - from, has_ids);
+    const struct layer *layer = &context->layers[part->layer];
+    pthread_mutex_lock(&context->lock);
+    assert(part->slot_idx < layer->slot_count);
+    part->slot = layer->slots[part->slot_idx];
+    part->has_ids = part->slot.block != NULL && part->slot.block->has_ids;
+    pthread_mutex_unlock(&context->lock);
+}
+
+static int put_tail(struct batch *batch, struct context *context, const struct part *part)
+{
+    size_t count = (size_t)(part->to - part->from);
+    size_t bytes = block_tail_bytes(&context->shape, count, part->has_ids);
     if (bytes > batch->scratch_bytes) {
         unsigned char *larger = realloc(batch->scratch, bytes);
         if (larger == NULL) return MEMD_ENOMEM;
         batch->scratch = larger;
         batch->scratch_bytes = bytes;
     }
-    block_tail_encode(slot->block, &context->shape, from, to - from, has_ids, batch->scratch);
+    block_tail_encode(part->slot.block, &context->shape, part->from, count, part->has_ids,
+                      batch->scratch);
     unsigned char key[FORMAT_KEY_BYTES_MAX];
-    size_t key_bytes = format_key_tail(context->id, layer, from, key);
+    size_t key_bytes = format_key_tail(context->id, part->layer, part->from, key);
     store_put(&batch->txn, STORE_TAILS, (struct slice){ key, key_bytes },
               (struct slice){ batch->scratch, bytes });
     batch->stored_delta += (int64_t)bytes;
     return 0;
 }
 
-/* A copy of the slot; the appender may move the array meanwhile. */
-static struct slot read_slot(struct context *context, const struct layer *layer, size_t idx)
+static void put_full(struct batch *batch, struct context *context, struct part *part)
 {
+    struct layer *layer = &context->layers[part->layer];
+    put_segment(batch, context, part->layer, part->slot_idx, &part->slot);
+    if (part->from % FORMAT_SEGMENT_TOKENS != 0) {
+        struct tail_key first = { context->id, part->layer, part->to - FORMAT_SEGMENT_TOKENS };
+        chain_cut_tails(&batch->txn, &first, part->to, &batch->stored_delta);
+    }
     pthread_mutex_lock(&context->lock);
-    assert(idx < layer->slot_count);
-    struct slot slot = layer->slots[idx];
+    layer->slots[part->slot_idx].writing = part->slot.writing;
     pthread_mutex_unlock(&context->lock);
-    return slot;
 }
 
 static int put_layer(struct batch *batch, struct context *context, uint32_t layer_idx)
 {
-    struct layer *layer = &context->layers[layer_idx];
+    const struct layer *layer = &context->layers[layer_idx];
     uint64_t from = layer->committed;
     while (from < layer->writing) {
-        size_t idx = from / FORMAT_SEGMENT_TOKENS;
-        uint64_t slot_end = ((uint64_t)idx + 1) * FORMAT_SEGMENT_TOKENS;
-        uint64_t to = layer->writing < slot_end ? layer->writing : slot_end;
-        struct slot slot = read_slot(context, layer, idx);
-        assert(slot.block != NULL && slot.segment == 0);
-        if (to < slot_end) {
-            int rc = put_tail(batch, context, layer_idx, from, to, &slot);
-            if (rc < 0) return rc;
+        struct part part = { .layer = layer_idx,
+                             .slot_idx = from / FORMAT_SEGMENT_TOKENS,
+                             .from = from };
+        uint64_t slot_end = ((uint64_t)part.slot_idx + 1) * FORMAT_SEGMENT_TOKENS;
+        part.to = layer->writing < slot_end ? layer->writing : slot_end;
+        read_slot(context, &part);
+        assert(part.slot.block != NULL && part.slot.segment == 0);
+        if (part.to == slot_end) {
+            put_full(batch, context, &part);
         } else {
-            put_segment(batch, context, layer_idx, idx, &slot);
-            if (from % FORMAT_SEGMENT_TOKENS != 0) {
-                struct tail_key first = { context->id, layer_idx,
-                                          slot_end - FORMAT_SEGMENT_TOKENS };
-                chain_cut_tails(&batch->txn, &first, slot_end, &batch->stored_delta);
-            }
-            pthread_mutex_lock(&context->lock);
-            layer->slots[idx].writing = slot.writing;
-            pthread_mutex_unlock(&context->lock);
+            int rc = put_tail(batch, context, &part);
+            if (rc < 0) return rc;
         }
-        from = to;
+        from = part.to;
     }
     return 0;
 }
@@ -140,10 +156,13 @@ static int put_context(struct batch *batch, struct context *context, struct erro
 }
 
 /* Replace the block of a committed slot by the addresses of its values. */
-static void publish_slot(struct context *context, struct layer *layer, size_t idx,
+static void publish_slot(struct context *context, uint32_t layer_idx, size_t idx,
                          struct store_txn *txn)
 {
-    struct slot slot = read_slot(context, layer, idx);
+    struct layer *layer = &context->layers[layer_idx];
+    struct part part = { .layer = layer_idx, .slot_idx = idx };
+    read_slot(context, &part);
+    struct slot slot = part.slot;
     struct segment_values values = { .segment = slot.writing,
                                      .position = (uint64_t)idx * FORMAT_SEGMENT_TOKENS,
                                      .values = slot.values };
@@ -169,7 +188,7 @@ static void publish_context(struct context *context, struct store_txn *txn)
         struct layer *layer = &context->layers[i];
         size_t end = layer->writing / FORMAT_SEGMENT_TOKENS;
         for (size_t idx = layer->committed / FORMAT_SEGMENT_TOKENS; idx < end; idx++) {
-            publish_slot(context, layer, idx, txn);
+            publish_slot(context, i, idx, txn);
         }
     }
     pthread_mutex_lock(&context->lock);
