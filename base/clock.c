@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* clock.c — clock_gettime and nothing between: both clocks exist on every Linux, so there is no error. */
+/* clock.c — clock_gettime and nothing between: both clocks exist on every Linux, so there is no
+ * error. */
 #include "base/clock.h"
 
 #include <time.h>

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* random.h — random numbers that a failure can be repeated with.
  *
- * A test asks for its seed once, which prints it: fixed unless MEMD_TEST_SEED says otherwise, so that CI
- * is the same every time and a long night of other seeds is one loop in the shell.
+ * A test asks for its seed once, which prints it: fixed unless MEMD_TEST_SEED says otherwise, so
+ * that CI is the same every time and a long night of other seeds is one loop in the shell.
  */
 #ifndef MEMD_TESTS_RANDOM_H
 #define MEMD_TESTS_RANDOM_H

@@ -187,7 +187,7 @@ def banned_calls(tree):
         for f in tree.functions(path):
             for name, line in calls(f.body):
                 allowed = name in ("exit", "_exit", "abort") and re.fullmatch(MAY_EXIT, path)
-                if name in BANNED and not allowed:
+                if name in BANNED and not allowed and not (name == "rand" and path.startswith("examples/")):
                     yield path, line, f"{name}() in {f.name}: use {BANNED[name]}"
 
 
@@ -464,12 +464,13 @@ def numbers(cells):
                     for e in re.findall(r"2([⁰¹²³⁴⁵⁶⁷⁸⁹]+)", cell))
 
 
-def compare_table(tree, header, document, prefix, must_all):
-    known = {n: v for n, v in constants(tree.text(header)).items() if n.startswith(prefix)}
+def compare_table(tree, header, document, strip):
+    """Each constant of the header stands in a table row of the document, with or without its prefix."""
+    known = {n: v for n, v in constants(tree.text(header)).items() if n.startswith(strip)}
     rows = list(table_rows(tree.text(document)))
     for name, value in known.items():
-        named = [row for row in rows if name in row]
-        if must_all and not named:
+        named = [row for row in rows if name in row or name.removeprefix(strip) in row]
+        if not named:
             yield document, 1, f"{name} = {value} ({header}) is in no table"
         if named and not any(value in numbers(row) for row in named):
             yield document, 1, f"{name} is {value} in {header}, the table says {named[0]}"
@@ -479,14 +480,14 @@ def compare_table(tree, header, document, prefix, must_all):
       {"proto/limits.h": "#define LIMIT_A (UINT32_C(4) << 20)\n", "docs/PROTOCOL.md": "| LIMIT_A | 4 KiB |\n"},
       {"proto/limits.h": "#define LIMIT_A 64u /* x */\n"})
 def limits_table(tree):
-    yield from compare_table(tree, "proto/limits.h", "docs/PROTOCOL.md", "LIMIT_", True)
+    yield from compare_table(tree, "proto/limits.h", "docs/PROTOCOL.md", "LIMIT_")
 
 
 @rule("the constants in docs/FORMAT.md are those of memory/format.h",
       {"memory/format.h": "#define FORMAT_VERSION 2\n", "docs/FORMAT.md": "| FORMAT_VERSION | 1 |\n"},
       {"memory/format.h": "enum { FORMAT_KIND_A = 3 };\n", "docs/FORMAT.md": ""})
 def format_table(tree):
-    yield from compare_table(tree, "memory/format.h", "docs/FORMAT.md", "", True)
+    yield from compare_table(tree, "memory/format.h", "docs/FORMAT.md", "FORMAT_")
 
 
 @rule("every configuration key is in memd.conf.5, with its default",

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* fuzz_config.c — a configuration file of any bytes is either refused with a reason or means what it
- * prints: printing every option and reading that back must give the same text again.
+/* fuzz_config.c — a configuration file of any bytes is either refused with a reason or means what
+ * it prints: printing every option and reading that back must give the same text again.
  */
 #include <assert.h>
 #include <stdint.h>

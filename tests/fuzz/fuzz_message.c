@@ -2,9 +2,9 @@
 /* fuzz_message.c — any bytes as any message: first byte the method's number, second byte 0 request,
  * 1 reply, 2 error; the rest is the message.
  *
- * What is unpacked must stay within its arena, pack again, and be the same message after that: packed
- * twice, the bytes are equal. Tensors of an append are resolved against a payload of the size that the
- * message has, so that their offsets are tried as well.
+ * What is unpacked must stay within its arena, pack again, and be the same message after that:
+ * packed twice, the bytes are equal. Tensors of an append are resolved against a payload of the
+ * size that the message has, so that their offsets are tried as well.
  */
 #include <assert.h>
 #include <stddef.h>

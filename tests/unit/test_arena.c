@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* test_arena.c — the limit, alignment, hooks on every path, and a random stretch against a shadow copy.
+/* test_arena.c — the limit, alignment, hooks on every path, and a random stretch against a shadow
+ * copy.
  *
  * Overlap cannot be seen from outside, so each allocation is filled with its own byte and all are
  * compared at the end; under a sanitizer the edges of the blocks are checked too.

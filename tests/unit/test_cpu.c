@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* test_cpu.c — MEMD_SIMD lowers the level, never raises it; each case in a process of its own.
  *
- * cpu_level decides once per process, so the program forks: the child sets the variable and answers with
- * its exit status.
+ * cpu_level decides once per process, so the program forks: the child sets the variable and answers
+ * with its exit status.
  */
 #include "base/cpu.h"
 

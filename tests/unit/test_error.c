@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* test_error.c — the wire values are pinned by hand here: a renumbered code fails, a new one is added. */
+/* test_error.c — the wire values are pinned by hand here: a renumbered code fails, a new one is
+ * added. */
 #include "base/error.h"
 
 #include <limits.h>

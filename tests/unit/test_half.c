@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* test_half.c — all 65,536 patterns of both types, against the definition by sign, exponent and fraction.
+/* test_half.c — all 65,536 patterns of both types, against the definition by sign, exponent and
+ * fraction.
  *
  * The definition is evaluated with ldexp in double, which shares nothing with the code under test.
  * Rounding is tested where it is decided: at, just below and just above the midpoint of each two
@@ -39,7 +40,8 @@ static double define(const struct type *type, unsigned bits)
     if (exponent == (1 << type->exponent_bits) - 1)
         return fraction == 0 ? sign * HUGE_VAL : (double)NAN;
     if (exponent == 0) return sign * ldexp(fraction, 1 - bias - type->fraction_bits);
-    return sign * ldexp(fraction + (1u << type->fraction_bits), exponent - bias - type->fraction_bits);
+    fraction += 1u << type->fraction_bits;
+    return sign * ldexp(fraction, exponent - bias - type->fraction_bits);
 }
 
 static void check_patterns(const struct type *type)

@@ -111,8 +111,10 @@ static void lines_of_threads_do_not_mix(void **state)
     static const char *const names[4] = { "aaaa", "bbbb", "cccc", "dddd" };
     pthread_t threads[4];
     capture();
-    for (int i = 0; i < 4; i++)
-        assert_int_equal(pthread_create(&threads[i], NULL, write_lines, (void *)(uintptr_t)names[i]), 0);
+    for (int i = 0; i < 4; i++) {
+        void *name = (void *)(uintptr_t)names[i];
+        assert_int_equal(pthread_create(&threads[i], NULL, write_lines, name), 0);
+    }
     for (int i = 0; i < 4; i++) pthread_join(threads[i], NULL);
     release(text, sizeof text);
     int lines = 0;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* test_map.c — a long random life beside a plain array that cannot be wrong.
  *
- * Keys come from a small range, so that insertion, replacement and removal meet often: backward-shift
- * deletion is wrong in corners that only long runs of neighbours have.
+ * Keys come from a small range, so that insertion, replacement and removal meet often:
+ * backward-shift deletion is wrong in corners that only long runs of neighbours have.
  */
 #include "base/map.h"
 

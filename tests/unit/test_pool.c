@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* test_pool.c — every index once, every job once, the queue's bound, and loops inside jobs.
  *
- * Where a test needs a worker to be busy, the job waits on a gate that the test opens: nothing depends on
- * time. Run under the thread sanitizer by ./check tsan.
+ * Where a test needs a worker to be busy, the job waits on a gate that the test opens: nothing
+ * depends on time. Run under the thread sanitizer by ./check tsan.
  */
 #include "base/pool.h"
 
