@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests/daemon"))
 from wire import Client, Daemon, Payload, model  # noqa: E402  (its folder is known only now)
 
-MEMCTL = sys.argv[1]
+MEMCTL = os.path.abspath(sys.argv[1])
 OK, ERROR, USAGE, CONNECT, UNHEALTHY = range(5)
 MANUAL = (ROOT / "man/memctl.1").read_text(encoding="utf-8")
 PATTERN = bytes(range(1, 60)) * 2  # what one can find again in the store's file
@@ -199,7 +199,7 @@ def completing(ctl):
 def shells(ctl):
     """The completion files under the shells themselves, where they are installed."""
     folder = str(ROOT / "completions")
-    path = os.path.dirname(os.path.abspath(MEMCTL)) + ":" + os.environ["PATH"]
+    path = os.path.dirname(MEMCTL) + ":" + os.environ["PATH"]
     env = {**os.environ, "MEMD_SOCKET": ctl.address, "PATH": path}
 
     def shell(*line):
