@@ -158,10 +158,14 @@ void fake_error(int fd, const struct fake_request *request, int code, const char
     send_frame(fd, request, code, &reply.base, NULL, 0);
 }
 
-void fake_hello(struct fake *fake, int fd)
+bool fake_hello(struct fake *fake, int fd)
 {
     struct fake_request request = { 0 };
-    fake_expect(fd, &request, METHOD_HELLO);
+    if (!fake_receive(fd, &request)) {
+        arena_fini(&request.arena);
+        return false;
+    }
+    assert(request.frame.method == METHOD_HELLO);
     Memd__HelloReply reply = MEMD__HELLO_REPLY__INIT;
     reply.version = FRAME_VERSION;
     reply.build = (char *)"memd fake";
@@ -172,6 +176,7 @@ void fake_hello(struct fake *fake, int fd)
     reply.frame_message_max = LIMIT_FRAME_MESSAGE_BYTES;
     fake_reply(fd, &request, &reply.base, NULL, 0);
     arena_fini(&request.arena);
+    return true;
 }
 
 struct memd_context fake_context(struct memd_client *client)

@@ -42,7 +42,7 @@ struct fake {
     pthread_t thread;
     fake_script *script;
     atomic_int connections;
-    sem_t closed;                  /* posted when a connection has been closed */
+    sem_t closed;         /* posted when a connection has been closed */
     void *arg;            /* of the script */
     uint64_t flight_max;  /* stated in Hello, 0 = 64 */
     uint64_t payload_max; /* stated in Hello, 0 = the protocol's */
@@ -63,8 +63,8 @@ void fake_send(int fd, const void *data, size_t bytes);
 void fake_reply(int fd, const struct fake_request *request, const ProtobufCMessage *reply,
                 const void *payload, size_t payload_bytes);
 void fake_error(int fd, const struct fake_request *request, int code, const char *text);
-/* Receive a Hello and answer it. */
-void fake_hello(struct fake *fake, int fd);
+/* Receive a Hello and answer it; false when the client hangs up instead. */
+bool fake_hello(struct fake *fake, int fd);
 
 /* A context as memd_open would have given it: id 7, L=2, H=4, G=2, D=8, fp32. */
 struct memd_context fake_context(struct memd_client *client);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* test_calls.c — every call: what it sends, what it makes of the reply, what it makes of a bad one.
  *
- * The fake daemon answers from what it was asked, so that one script serves all tests: echoes of the
- * request stand in the reply, and the context id says which wrong answer is wanted.
+ * The fake daemon answers from what it was asked, so that one script serves all tests: echoes of
+ * the request stand in the reply, and the context id says which wrong answer is wanted.
  */
 #include "tests/client/fake.h"
 
@@ -51,7 +51,8 @@ static Memd__Tensor *add_tensor(struct answer *answer, uint32_t dtype, uint32_t 
     return message_make_tensor(answer->arena, dtype, dims, shape, offset);
 }
 
-/* o = the item's position plus the element's number, lse = layer; both told apart from everything. */
+/* o = the item's position plus the element's number, lse = layer; both told apart from everything.
+ * */
 static Memd__AttendAnswer *answer_item(struct answer *answer, const Memd__AttendItem *item)
 {
     Memd__AttendAnswer *reply = arena_alloc(answer->arena, sizeof *reply);
@@ -234,7 +235,13 @@ static void append_sends_all_layers(void **state)
         }
     }
     struct memd_append layers[2] = {
-        { .layer = 0, .position = 0, .tokens = 5, .k = k[0], .v = v[0], .q = q, .q_dtype = MEMD_FP16 },
+        { .layer = 0,
+          .position = 0,
+          .tokens = 5,
+          .k = k[0],
+          .v = v[0],
+          .q = q,
+          .q_dtype = MEMD_FP16 },
         { .layer = 1, .position = 100, .tokens = 3, .k = k[1], .v = v[1], .token_ids = ids },
     };
     struct memd_progress progress;
@@ -275,8 +282,14 @@ static void attend_into_the_callers_arrays(void **state)
     float q[QUERIES * H * D] = { 0 }, o[QUERIES * H * D + 1], lse[QUERIES * H + 1];
     o[QUERIES * H * D] = lse[QUERIES * H] = 99.0f; /* must stay */
     uint64_t positions[QUERIES] = { 1000, 1001, 1002 }, limits[QUERIES] = { 10, 20, 30 };
-    struct memd_query query = { .context = &fixture->context, .layer = 1, .queries = QUERIES, .q = q,
-                                .positions = positions, .limits = limits, .o = o, .lse = lse };
+    struct memd_query query = { .context = &fixture->context,
+                                .layer = 1,
+                                .queries = QUERIES,
+                                .q = q,
+                                .positions = positions,
+                                .limits = limits,
+                                .o = o,
+                                .lse = lse };
     struct memd_error err = { 0 };
     assert_int_equal(memd_attend(&query, NULL, &err), 0);
     for (size_t i = 0; i < QUERIES * H * D; i++) assert_true(o[i] == (float)(1000 + i));
@@ -309,8 +322,13 @@ static void attend_a_batch_with_one_bad_item(void **state)
     struct memd_query queries[3] = {
         { .context = &fixture->context, .layer = 0, .queries = 2, .q = q, .positions = positions },
         { .context = &bad, .layer = 1, .queries = 1, .q = q, .positions = positions, .o = o },
-        { .context = &fixture->context, .layer = 1, .queries = 1, .q = q, .positions = positions + 1,
-          .o = o, .lse = lse },
+        { .context = &fixture->context,
+          .layer = 1,
+          .queries = 1,
+          .q = q,
+          .positions = positions + 1,
+          .o = o,
+          .lse = lse },
     };
     struct memd_ticket *ticket = NULL;
     struct memd_error err = { 0 };
@@ -340,8 +358,9 @@ static void wrong_answers_are_errors(void **state)
     float q[H * D] = { 0 }, o[H * D], lse[H];
     uint64_t position = 1;
     struct memd_context context = fixture->context;
-    struct memd_query query = { .context = &context, .queries = 1, .q = q, .positions = &position,
-                                .o = o, .lse = lse };
+    struct memd_query query = {
+        .context = &context, .queries = 1, .q = q, .positions = &position, .o = o, .lse = lse
+    };
     struct memd_error err = { 0 };
     static const enum wrong wrongs[] = { WRONG_SHAPE, WRONG_DTYPE,   WRONG_BOUNDS, WRONG_ORDER,
                                          WRONG_COUNT, WRONG_QUALITY, WRONG_MISSING };
@@ -366,8 +385,12 @@ static void queries_that_make_no_sense(void **state)
     struct fixture *fixture = *state;
     float q[H * D] = { 0 }, o[H * D], lse[H];
     uint64_t position = 1;
-    struct memd_query query = { .context = &fixture->context, .queries = 0, .q = q,
-                                .positions = &position, .o = o, .lse = lse };
+    struct memd_query query = { .context = &fixture->context,
+                                .queries = 0,
+                                .q = q,
+                                .positions = &position,
+                                .o = o,
+                                .lse = lse };
     assert_int_equal(memd_attend(&query, NULL, NULL), MEMD_EINVAL);
     query.queries = LIMIT_ATTEND_QUERIES + 1;
     assert_int_equal(memd_attend(&query, NULL, NULL), MEMD_ELIMIT);
@@ -376,7 +399,8 @@ static void queries_that_make_no_sense(void **state)
     assert_int_equal(memd_attend(&query, NULL, NULL), MEMD_EINVAL);
     struct memd_ticket *ticket = NULL;
     assert_int_equal(memd_submit_attend(&query, 0, &ticket, NULL), MEMD_EINVAL);
-    assert_int_equal(memd_submit_attend(&query, LIMIT_ATTEND_ITEMS + 1, &ticket, NULL), MEMD_ELIMIT);
+    assert_int_equal(memd_submit_attend(&query, LIMIT_ATTEND_ITEMS + 1, &ticket, NULL),
+                     MEMD_ELIMIT);
     const struct memd_hits *hits = NULL;
     query.positions = &position;
     assert_int_equal(memd_search(&query, 0, &hits, NULL), MEMD_EINVAL);
@@ -400,8 +424,9 @@ static void search_and_fetch(void **state)
     struct fixture *fixture = *state;
     float q[2 * H * D] = { 0 };
     uint64_t positions[2] = { 70, 71 };
-    struct memd_query query = { .context = &fixture->context, .queries = 2, .q = q,
-                                .positions = positions };
+    struct memd_query query = {
+        .context = &fixture->context, .queries = 2, .q = q, .positions = positions
+    };
     const struct memd_hits *hits = NULL;
     struct memd_error err = { 0 };
     assert_int_equal(memd_search(&query, 3, &hits, &err), 0);

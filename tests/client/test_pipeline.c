@@ -27,7 +27,8 @@ static void reply_position(int fd, const struct fake_request *request)
     fake_reply(fd, request, &reply.base, NULL, 0);
 }
 
-static int submit(const struct memd_context *context, uint64_t position, struct memd_ticket **ticket)
+static int submit(const struct memd_context *context, uint64_t position,
+                  struct memd_ticket **ticket)
 {
     static const float row[G * D];
     struct memd_append layer = { .position = position, .tokens = 1, .k = row, .v = row };
@@ -130,7 +131,9 @@ static void *call_often(void *arg)
     struct caller *caller = arg;
     static const float row[G * D];
     for (uint64_t i = 0; i < CALLS; i++) {
-        struct memd_append layer = { .position = caller->first + i, .tokens = 1, .k = row, .v = row };
+        struct memd_append layer = {
+            .position = caller->first + i, .tokens = 1, .k = row, .v = row
+        };
         struct memd_progress progress = { 0 };
         int rc = memd_append(caller->context, &layer, 1, MEMD_ACK_MEMORY, &progress, NULL);
         caller->right += rc == 0 && progress.tokens == caller->first + i;
@@ -166,8 +169,8 @@ static void threads_share_a_client(void **state)
     fake_close(&fake);
 }
 
-/* Reads nothing more before its large reply has been read: a client that sends without reading would
- * wait for it for ever. */
+/* Reads nothing more before its large reply has been read: a client that sends without reading
+ * would wait for it for ever. */
 static void stubborn_script(struct fake *fake, int fd, int number)
 {
     (void)number;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* test_reconnect.c — connections that break at every point, and what is sent again afterwards.
  *
- * The scripts count what they get over all connections: "not sent twice" and "sent again in order" are
- * statements about that list.
+ * The scripts count what they get over all connections: "not sent twice" and "sent again in order"
+ * are statements about that list.
  */
 #include "tests/client/fake.h"
 
@@ -58,7 +58,8 @@ static void answer(int fd, const struct fake_request *request)
     }
 }
 
-/* The first connections break after some requests, which are not answered. Later ones answer all. */
+/* The first connections break after some requests, which are not answered. Later ones answer all.
+ * */
 static void breaking_script(struct fake *fake, int fd, int number)
 {
     struct seen *seen = fake->arg;
@@ -146,7 +147,8 @@ static void idle_script(struct fake *fake, int fd, int number)
     arena_fini(&request.arena);
 }
 
-/* The daemon was restarted while the client slept: nothing was under way, so nothing can be lost. */
+/* The daemon was restarted while the client slept: nothing was under way, so nothing can be lost.
+ * */
 static void a_connection_that_ended_while_idle(void **state)
 {
     (void)state;
