@@ -3,60 +3,49 @@
  *
  *     minimal unix:/run/memd/memd.sock
  *
- * The rows are random: what comes back is the attention of one query over 1,000 remembered tokens, per
- * query head its log-sum-exp and the first numbers of its output.
+ * The rows are random: what comes back is the attention of one query over 1,000 remembered tokens,
+ * per query head its log-sum-exp and the first numbers of its output.
  */
 #include <memd.h>
 
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { LAYERS = 2, H = 4, G = 2, D = 64, TOKENS = 1000 };
+enum { H = 4, G = 2, D = 64, TOKENS = 1000 }; /* query heads, KV heads, head dimension, n */
 
-static float noise(void)
+static void fill(float *values, size_t count)
 {
-    return 2.0f * (float)rand() / (float)RAND_MAX - 1.0f;
+    for (size_t i = 0; i < count; i++) values[i] = 2.0f * (float)rand() / (float)RAND_MAX - 1.0f;
 }
 
 static int remember_and_ask(struct memd_client *client, struct memd_error *err)
 {
-    struct memd_model model = {
-        .layers = LAYERS, .query_heads = H, .kv_heads = G, .head_dim = D, .dtype = MEMD_FP32
-    };
+    struct memd_model model = { .layers = 2, .query_heads = H, .kv_heads = G, .head_dim = D,
+                                .dtype = MEMD_FP32 };
+    struct memd_open open = { .name = "minimal", .model = &model, .create = true };
     struct memd_context book;
-    int rc = memd_open(client,
-                       &(struct memd_open){ .name = "minimal", .model = &model, .create = true },
-                       &book, err);
+    int rc = memd_open(client, &open, &book, err);
     if (rc < 0) return rc;
 
     static float k[TOKENS * G * D], v[TOKENS * G * D]; /* (n, G, D) */
-    for (size_t i = 0; i < TOKENS * G * D; i++) {
-        k[i] = noise();
-        v[i] = noise();
-    }
-    struct memd_append rows = {
-        .layer = 0, .position = book.tokens, .tokens = TOKENS, .k = k, .v = v
-    };
+    fill(k, TOKENS * G * D);
+    fill(v, TOKENS * G * D);
+    struct memd_append rows = { .layer = 0, .position = book.tokens, .tokens = TOKENS,
+                                .k = k, .v = v };
     struct memd_progress progress;
     rc = memd_append(&book, &rows, 1, MEMD_ACK_SYNCED, &progress, err);
     if (rc < 0) return rc;
     printf("%llu tokens, %llu of them safe on the disk\n", (unsigned long long)progress.tokens,
            (unsigned long long)progress.synced_tokens);
 
-    float q[H * D], o[H * D], lse[H]; /* (1, H, D), (1, H) */
-    for (size_t i = 0; i < H * D; i++) q[i] = noise();
-    struct memd_query query = { .context = &book,
-                                .layer = 0,
-                                .queries = 1,
-                                .q = q,
-                                .positions = &progress.tokens,
-                                .o = o,
-                                .lse = lse };
+    float q[H * D], o[H * D], lse[H]; /* (1, H, D), (1, H, D), (1, H) */
+    fill(q, H * D);
+    struct memd_query query = { .context = &book, .layer = 0, .queries = 1, .q = q,
+                                .positions = &progress.tokens, .o = o, .lse = lse };
     rc = memd_attend(&query, NULL, err);
-    if (rc < 0) return rc;
-    for (size_t h = 0; h < H; h++)
+    for (size_t h = 0; rc == 0 && h < H; h++)
         printf("head %zu: lse %.4f, o %.4f %.4f …\n", h, lse[h], o[h * D], o[h * D + 1]);
-    return memd_drop(&book, NULL, err);
+    return rc < 0 ? rc : memd_drop(&book, NULL, err);
 }
 
 int main(int argc, char **argv)

@@ -127,7 +127,7 @@ static void bytes_that_are_no_message(void **state)
 
 static void unknown_fields_are_ignored(void **state)
 {
-    /* 100: 7 (number), 101: "\xFF" (bytes, not a string that we know), 102: fixed32, 103: fixed64 */
+    /* 100: 7 (number), 101: "\xFF" (no string that we know), 102: fixed32, 103: fixed64 */
     static const char data[] = "\x0A\x01"
                                "a"
                                "\xA0\x06\x07"
