@@ -426,7 +426,7 @@ MEMD_API int memd_submit_fetch(const struct memd_fetch *fetch, struct memd_ticke
 MEMD_API int memd_wait(struct memd_ticket *ticket, struct memd_error *err);
 
 /* 1 when the answer is there and memd_wait will not block, 0 when not. Sends and receives what can
- * be done without waiting. */
+ * be done without waiting; only a lost connection is waited for while it is made again. */
 MEMD_API int memd_poll(struct memd_ticket *ticket);
 
 /* Results of a ticket that memd_wait returned 0 for; valid until memd_ticket_free. Asking a ticket
