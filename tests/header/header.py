@@ -13,7 +13,7 @@ PUBLIC = pathlib.Path("clients/include/memd.h")
 C17 = ["-std=c17", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion"]
 C99 = ["-std=c99", "-pedantic-errors", "-Wall", "-Wextra"]
 # Kernels written once for all instruction sets stand on the vector type of one: it is included before them.
-TEMPLATES = ("exp.h", "tile.h", "partial_tile.h", "score_tile.h")
+TEMPLATES = ("exp.h", "tile.h", "*_tile.h")
 CXX = ["-x", "c++", "-std=c++11", "-pedantic-errors", "-Wall", "-Wextra"]
 
 
@@ -31,7 +31,7 @@ def main(root, build, c_compiler, cxx_compiler=""):
     includes = [root, pathlib.Path(build) / "proto", pathlib.Path(build) / "clients/include"]
     # NEON headers need an ARM compiler: ./check neon compiles them.
     headers = sorted(h for f in FOLDERS for h in (root / f).rglob("*.h") if "neon" not in h.stem)
-    templates = {root / "attention/kernels" / name for name in TEMPLATES}
+    templates = {h for name in TEMPLATES for h in (root / "attention/kernels").glob(name)}
     isa = {"avx2": ["-mavx2", "-mfma", "-mf16c"], "avx512": ["-mavx512f", "-mavx512bw"]}
     trials = []
     for header in headers:
