@@ -41,6 +41,7 @@ int connection_new(struct server *server, bool is_tcp, struct connection **ret_c
     *conn = (struct connection){ .magic = CONNECTION_MAGIC, .server = server, .is_tcp = is_tcp };
     list_init(&conn->requests);
     list_init(&conn->ordered);
+    list_init(&conn->held);
     int rc = is_tcp ? uv_tcp_init(&server->loop, &conn->uv.tcp)
                     : uv_pipe_init(&server->loop, &conn->uv.pipe, 0);
     if (rc < 0) {
@@ -75,6 +76,19 @@ static void on_closed(uv_handle_t *handle)
     free_when_done(conn);
 }
 
+/* Take the request out of everything and free it. */
+static void forget(struct request *req)
+{
+    struct connection *conn = req->connection;
+    struct server *server = conn->server;
+    if (req->active) server->requests_active--;
+    list_remove(&req->connection_link);
+    list_remove(&req->queue_link);
+    assert(conn->requests_count > 0);
+    conn->requests_count--;
+    server_request_free(server, req);
+}
+
 void connection_close(struct connection *conn, const char *reason)
 {
     if (conn->closing) return;
@@ -89,8 +103,8 @@ void connection_close(struct connection *conn, const char *reason)
         struct request *req = LIST_ENTRY(link, struct request, connection_link);
         switch (req->state) {
         case REQUEST_READING:
-        case REQUEST_ORDERED:
-        case REQUEST_PARKED: connection_release(req); break;
+        case REQUEST_WAITING:
+        case REQUEST_PARKED: forget(req); break;
         case REQUEST_RUNNING: atomic_store(&req->stop_code, MEMD_ECANCELLED); break;
         case REQUEST_ANSWERING: break; /* its write callback is called with an error */
         }
@@ -101,19 +115,13 @@ void connection_close(struct connection *conn, const char *reason)
 void connection_release(struct request *req)
 {
     struct connection *conn = req->connection;
-    struct server *server = conn->server;
-    if (req->active) server->requests_active--;
-    list_remove(&req->connection_link);
-    list_remove(&req->queue_link);
-    assert(conn->requests_count > 0);
-    conn->requests_count--;
+    forget(req);
     conn->active_ns = clock_monotonic_ns();
-    server_request_free(server, req);
     if (conn->closing)
         free_when_done(conn);
     else if (conn->last && conn->requests_count == 0)
         connection_close(conn, "protocol error");
-    else if (!conn->reading && !conn->consuming)
+    else if (!conn->consuming && (!conn->reading || !list_empty(&conn->held)))
         connection_resume(conn);
 }
 
@@ -369,12 +377,13 @@ void connection_start(struct connection *conn, enum role role, bool greeted)
 
 void connection_resume(struct connection *conn)
 {
-    if (conn->closing || conn->last || conn->reading) return;
+    if (conn->closing || conn->last) return;
     if (!list_linked(&conn->resume_link)) server_schedule_resume(conn->server, conn);
 }
 
 void connection_continue(struct connection *conn)
 {
+    if (!conn->closing) dispatch_held(conn);
     if (conn->closing || conn->last || conn->reading) return;
     uint64_t now_ns = clock_monotonic_ns();
     if (conn->frame_begun_ns != 0)
@@ -419,7 +428,7 @@ void connection_check_time(struct connection *conn, uint64_t now_ns)
         connection_close(conn, "frame arrives too slowly");
     else if (write_is_stuck(conn, now_ns))
         connection_close(conn, "replies are not read");
-    else if (idle_ms != 0 && conn->requests_count == 0 &&
+    else if (idle_ms != 0 && conn->requests_count == 0 && conn->frame_begun_ns == 0 &&
              now_ns - conn->active_ns > idle_ms * NS_PER_MS)
         connection_close(conn, "idle");
 }

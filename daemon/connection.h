@@ -52,8 +52,10 @@ struct connection {
 
     struct list_link requests;     /* all, in any state */
     size_t requests_count;
-    struct list_link ordered;      /* REQUEST_ORDERED */
+    struct list_link ordered;      /* REQUEST_WAITING: changes, after ordered_running */
     struct request *ordered_running;
+    struct list_link held;         /* REQUEST_WAITING: others, for a share of the pool */
+    size_t pooled_count;           /* of its requests in the pool */
     size_t unsent_bytes;
 
     uint64_t active_ns;            /* something was read or written */

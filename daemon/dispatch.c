@@ -16,6 +16,9 @@
 #include "daemon/server.h"
 #include "daemon/worker.h"
 
+/* Work is refused when this many times memory_in_flight is charged. */
+enum { MEMORY_REFUSE_FACTOR = 2 };
+
 struct entry {
     const struct operation *operation;
     enum role role;
@@ -56,32 +59,121 @@ static int check(struct request *req, const struct entry *entry, struct error *e
     return 0;
 }
 
+static int submit(struct request *req)
+{
+    struct server *server = req->server;
+    const struct config *config = &server->config;
+    req->state = REQUEST_RUNNING;
+    req->on_loop = false;
+    /* Connections that are held back keep it near the limit; many new ones may still pass it. */
+    if (server->memory_bytes > MEMORY_REFUSE_FACTOR * config->memory_in_flight)
+        return error_set(&req->err, MEMD_EBUSY, "%llu bytes of requests and replies are in flight",
+                         (unsigned long long)server->memory_bytes);
+    int rc = worker_submit(req);
+    if (rc < 0)
+        return error_set(&req->err, rc, "%llu requests wait for a worker already",
+                         (unsigned long long)config->queue_limit);
+    req->pooled = true;
+    req->connection->pooled_count++;
+    return 0;
+}
+
+/* A request whose time is over is answered although its append goes on: it cannot be taken back. */
+static int poll_parked(struct request *req)
+{
+    int status = req->operation->poll(req, &req->err);
+    int stop = status == OPERATION_WAIT ? request_stop(req) : 0;
+    if (stop == 0) return status;
+    return error_set(&req->err, stop, "appended, but not yet as safe as was asked: %s",
+                     error_text(stop));
+}
+
+/* Answer, park, or drop when nobody is there any more. */
+static void finish(struct request *req, int status)
+{
+    if (req->connection->closing) {
+        connection_release(req);
+        return;
+    }
+    /* A commit may have come between the end of run and now: ask before waiting for the next. */
+    if (status == OPERATION_WAIT) status = poll_parked(req);
+    if (status == OPERATION_WAIT) {
+        req->state = REQUEST_PARKED;
+        list_append(&req->server->parked, &req->queue_link);
+        server_watch_parked(req->server);
+    } else {
+        req->status = status;
+        reply_send(req);
+    }
+}
+
+/* Submit the first request of a list. A refused one is answered at once; true when it was taken. */
+static bool submit_first(struct list_link *list)
+{
+    struct request *req = LIST_ENTRY(list_take_first(list), struct request, queue_link);
+    int rc = submit(req);
+    if (rc < 0) finish(req, rc);
+    return rc == 0;
+}
+
+/* Start ordered requests until one is under way. */
+static void run_next_ordered(struct connection *conn)
+{
+    while (!conn->closing && conn->ordered_running == NULL && !list_empty(&conn->ordered)) {
+        struct request *first = LIST_ENTRY(conn->ordered.next, struct request, queue_link);
+        if (submit_first(&conn->ordered)) conn->ordered_running = first;
+    }
+}
+
+/* Who reads its replies may go on whatever the others do; who does not is bounded twice. */
+static bool has_share(const struct connection *conn)
+{
+    const struct server *server = conn->server;
+    if (conn->pooled_count > pool_threads(server->pool)) return false;
+    if (conn->unsent_bytes == 0) return true;
+    return conn->unsent_bytes <= server->config.output_buffer_max &&
+           server->memory_bytes <= server->config.memory_in_flight;
+}
+
+void dispatch_held(struct connection *conn)
+{
+    while (!conn->closing && !list_empty(&conn->held) && has_share(conn)) submit_first(&conn->held);
+}
+
+static void enqueue(struct request *req)
+{
+    struct connection *conn = req->connection;
+    bool ordered = req->operation->ordered;
+    req->state = REQUEST_WAITING;
+    list_append(ordered ? &conn->ordered : &conn->held, &req->queue_link);
+    if (ordered)
+        run_next_ordered(conn);
+    else
+        dispatch_held(conn);
+}
+
+void dispatch_done(struct request *req, int status)
+{
+    struct connection *conn = req->connection;
+    if (req->pooled) conn->pooled_count--;
+    req->pooled = false;
+    if (conn->ordered_running == req) conn->ordered_running = NULL;
+    bool was_closing = conn->closing;
+    finish(req, status); /* a closing connection may be gone now */
+    if (was_closing || conn->closing) return;
+    run_next_ordered(conn);
+    dispatch_held(conn);
+}
+
 static void run_here(struct request *req)
 {
     req->state = REQUEST_RUNNING;
-    dispatch_done(req, request_run(req));
-}
-
-static int run_on_worker(struct request *req)
-{
-    req->state = REQUEST_RUNNING;
-    if (worker_submit(req) == 0) return 0;
-    return error_set(&req->err, MEMD_EBUSY, "%llu requests wait for a worker already",
-                     (unsigned long long)req->server->config.queue_limit);
-}
-
-/* Start ordered requests until one is under way. A refused one is answered at once. */
-static void run_next_ordered(struct connection *conn)
-{
-    while (conn->ordered_running == NULL && !list_empty(&conn->ordered)) {
-        struct request *req =
-            LIST_ENTRY(list_take_first(&conn->ordered), struct request, queue_link);
-        int rc = run_on_worker(req);
-        if (rc < 0)
-            dispatch_done(req, rc);
-        else
-            conn->ordered_running = req;
-    }
+    req->on_loop = true;
+    int status = request_run(req);
+    if (status == OPERATION_ELSEWHERE)
+        enqueue(req);
+    else
+        dispatch_done(req, status);
 }
 
 void dispatch_request(struct request *req)
@@ -98,49 +190,10 @@ void dispatch_request(struct request *req)
         return;
     }
     req->operation = entry.operation;
-    if (req->operation->is_tiny != NULL && req->operation->is_tiny(req)) {
+    if (req->operation->is_tiny != NULL && req->operation->is_tiny(req))
         run_here(req);
-    } else if (req->operation->ordered) {
-        req->state = REQUEST_ORDERED;
-        list_append(&conn->ordered, &req->queue_link);
-        run_next_ordered(conn);
-    } else {
-        rc = run_on_worker(req);
-        if (rc < 0) dispatch_done(req, rc);
-    }
-}
-
-/* A request whose time is over is answered although its append goes on: it cannot be taken back. */
-static int poll_parked(struct request *req)
-{
-    int status = req->operation->poll(req, &req->err);
-    int stop = status == OPERATION_WAIT ? request_stop(req) : 0;
-    if (stop == 0) return status;
-    return error_set(&req->err, stop, "appended, but not yet as safe as was asked: %s",
-                     error_text(stop));
-}
-
-void dispatch_done(struct request *req, int status)
-{
-    struct connection *conn = req->connection;
-    bool was_ordered = conn->ordered_running == req;
-    if (was_ordered) conn->ordered_running = NULL;
-    if (conn->closing) {
-        connection_release(req);
-        return;
-    }
-    /* A commit may have come between the end of run and this moment: ask before waiting for the
-     * next. */
-    if (status == OPERATION_WAIT) status = poll_parked(req);
-    if (status == OPERATION_WAIT) {
-        req->state = REQUEST_PARKED;
-        list_append(&req->server->parked, &req->queue_link);
-        server_watch_parked(req->server);
-    } else {
-        req->status = status;
-        reply_send(req);
-    }
-    if (was_ordered && !conn->closing) run_next_ordered(conn);
+    else
+        enqueue(req);
 }
 
 void dispatch_poll_parked(struct server *server)

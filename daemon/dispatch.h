@@ -6,8 +6,12 @@
  * worker, or on the loop when `is_tiny` says so (docs/decisions/0020).
  *
  * Order    operations marked `ordered` (those that change something) of one connection run one at a
- * time, in the order of arrival, so that appends can be pipelined. Others may overtake them: a read
- * that must see an append is sent after the append's reply. Threads  loop, except `run` itself
+ *          time, in the order of arrival, so that appends can be pipelined. Others may overtake
+ *          them: a read that must see an append is sent after the append's reply.
+ * Shares   a connection has at most one request more in the pool than there are workers, and none
+ *          new while too many bytes of its replies are unread. The rest waits, so that a flood or
+ *          a deaf client costs its own connection.
+ * Threads  loop, except `run` itself
  */
 #ifndef MEMD_DAEMON_DISPATCH_H
 #define MEMD_DAEMON_DISPATCH_H
@@ -16,15 +20,18 @@
 
 #include "proto/method.h"
 
+struct connection;
 struct error;
 struct request;
 struct server;
 
-/* `run` and `poll` return this when the answer has to wait for the writer thread. */
-enum { OPERATION_WAIT = 1 };
+enum {
+    OPERATION_WAIT = 1,      /* `run`, `poll`: the answer has to wait for the writer thread */
+    OPERATION_ELSEWHERE = 2, /* `run` on the loop: it would have to wait; run it on a worker */
+};
 
 struct operation {
-    /* 0 after request_reply, an error code with err filled, or OPERATION_WAIT. */
+    /* 0 after request_reply, an error code with err filled, or one of the above. */
     int (*run)(struct request *req, struct error *err);
     /* Loop: is the cost so small that a worker would cost more? NULL: never. */
     bool (*is_tiny)(struct request *req);
@@ -44,6 +51,9 @@ void dispatch_request(struct request *req);
 /* `run` returned `status`: answer, park, or drop when the connection is gone. Starts the next
  * ordered one. */
 void dispatch_done(struct request *req, int status);
+
+/* Submit what the connection's share of the pool has room for now. */
+void dispatch_held(struct connection *conn);
 
 /* Ask parked requests again: after commits, and in time for their deadlines. */
 void dispatch_poll_parked(struct server *server);

@@ -22,6 +22,7 @@
 #include "memory/context.h"
 
 enum {
+    INLINE_TOKENS = 512,            /* fewer than a segment: nothing of it is on the disk */
     INLINE_BYTES = 32 << 10,        /* of K and V times queries: some microseconds */
     INLINE_MESSAGE_BYTES = 4 << 10, /* unpacked on the loop to decide */
     INLINE_PAYLOAD_BYTES = 64 << 10,
@@ -68,6 +69,7 @@ static void prepare_item(struct batch *batch, size_t idx)
     if (item->status == 0)
         item->status = query_decode(req, &message, item->context, &item->query, &item->err);
     if (item->status < 0) return;
+    item->query.no_wait = req->on_loop;
     const struct tensor *q = &item->query.q;
     item->part.rows = q->shape[0] * q->shape[1];
     item->part.head_dim = q->shape[2];
@@ -108,6 +110,14 @@ static void compute_item(void *arg, size_t idx)
     item->part.lse = (float *)(void *)(batch->payload + item->lse_offset);
     item->status = context_attend(item->context, &item->query, item->arena, &item->part,
                                   &item->quality, &item->err);
+}
+
+/* On the loop, an item whose context was locked: the whole request goes to a worker. */
+static bool must_wait(const struct batch *batch)
+{
+    bool busy = false;
+    for (size_t i = 0; i < batch->count; i++) busy |= batch->items[i].status == MEMD_EBUSY;
+    return busy && batch->req->on_loop;
 }
 
 static Memd__AttendAnswer *encode_item(struct item *item, struct arena *arena)
@@ -163,7 +173,12 @@ static int run(struct request *req, struct error *err)
     if (batch.payload == NULL) return wire_no_memory(err);
     /* Padding and the places of failed items leave the process too: nobody else's bytes in them. */
     memset(batch.payload, 0, (size_t)batch.payload_bytes);
-    pool_for(req->server->pool, batch.count, compute_item, &batch);
+    /* The loop waits for nobody: tiny items are computed right here, one after another. */
+    pool_for(req->on_loop ? NULL : req->server->pool, batch.count, compute_item, &batch);
+    if (must_wait(&batch)) {
+        arena_release(&req->arena);
+        return OPERATION_ELSEWHERE;
+    }
     rc = request_stop(req);
     if (rc < 0) return error_set(err, rc, "attend: %s", error_text(rc));
     return answer(&batch, err);
@@ -176,6 +191,7 @@ static uint64_t cost(struct request *req, const Memd__AttendItem *in)
     if (!catalog_pin_resident(req->server->catalog, in->context_id, &req->arena, &context))
         return UINT64_MAX;
     if (in->layer >= context_model(context)->layers) return 0; /* an error, and that is cheap */
+    if (context_layer_tokens(context, in->layer) > INLINE_TOKENS) return UINT64_MAX;
     uint64_t bytes = context_attend_bytes(context, in->layer);
     return bytes > INLINE_BYTES ? UINT64_MAX : bytes * in->n_positions;
 }

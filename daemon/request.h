@@ -6,10 +6,10 @@
  * contexts hang there as hooks and are released as soon as the answer is packed, not when it has
  * been sent.
  *
- *     READING → (ORDERED →) RUNNING → (PARKED →) ANSWERING → back to the free list
+ *     READING → (WAITING →) RUNNING → (PARKED →) ANSWERING → back to the free list
  *
- * Memory   requests are recycled by the server (server_request_new); the arena keeps its first
- * block Threads  see above
+ * Memory   recycled by the server (server_request_new); the arena keeps its first block
+ * Threads  see above
  */
 #ifndef MEMD_DAEMON_REQUEST_H
 #define MEMD_DAEMON_REQUEST_H
@@ -37,7 +37,7 @@ struct server;
 
 enum request_state {
     REQUEST_READING,   /* its frame is arriving */
-    REQUEST_ORDERED,   /* waits for an earlier change on the same connection */
+    REQUEST_WAITING,   /* for its turn: in conn->ordered or conn->held */
     REQUEST_RUNNING,   /* in the pool's queue, on a worker, or inline on the loop */
     REQUEST_PARKED,    /* run is over, the answer waits for the writer thread */
     REQUEST_ANSWERING, /* reply packed, perhaps not written yet */
@@ -58,13 +58,15 @@ struct request {
     struct connection *connection;     /* loop */
     struct list_link connection_link;  /* loop: connection->requests */
     struct list_link
-        queue_link; /* loop: ordered, parked or free list; lock of worker.h: finished */
+        queue_link; /* loop: waiting, parked or free list; lock of worker.h: finished */
     struct pool_job job;
 
     struct frame frame;
     const struct operation *operation; /* NULL until dispatched */
     enum role role;                    /* of the connection when dispatched */
     bool active;                       /* loop: counted in server->requests_active */
+    bool pooled;                       /* loop: counted in connection->pooled_count */
+    bool on_loop;                      /* run was called there: it must not wait for a lock */
     uint64_t begun_ns;                 /* header complete */
     uint64_t complete_ns;              /* frame complete: latency counts from here */
     uint64_t deadline_ns;              /* 0 = none */

@@ -7,9 +7,10 @@
  * Life     SIGTERM, SIGINT and Drain stop the listeners and refuse new work; running requests get
  *          drain_timeout, are then cancelled, and when the last has been answered the loop ends and
  *          server_close commits and syncs. SIGHUP reads the configuration again; a bad file changes
- * nothing. Threads  the loop's, but for `catalog`, `pool` and `started_ns`, which are immutable
- * after open and may be used by operations on workers Errors   of server_open: MEMD_EIO listeners,
- * MEMD_EINVAL, MEMD_ENOMEM, and everything of catalog_open
+ *          nothing.
+ * Threads  the loop's, but for `catalog`, `pool` and `started_ns`, which are immutable after open
+ *          and may be used by operations on workers
+ * Errors   of server_open: MEMD_EIO listeners, MEMD_EINVAL, MEMD_ENOMEM, and all of catalog_open
  */
 #ifndef MEMD_DAEMON_SERVER_H
 #define MEMD_DAEMON_SERVER_H

@@ -4,8 +4,7 @@
  * One uv_async wakes the loop for both finished requests and the writer thread's progress. It is
  * sent only when the list was empty before, so that a burst costs one wake-up.
  *
- * Threads  worker_submit loop; worker_progress the writer thread; the queue itself is locked by
- * `lock`
+ * Threads  worker_submit the loop; worker_progress the writer; the queue is locked by `lock`
  */
 #ifndef MEMD_DAEMON_WORKER_H
 #define MEMD_DAEMON_WORKER_H

@@ -73,6 +73,7 @@ struct query {
     const uint64_t *limits;    /* (n), or NULL: limit = everything stored */
     int (*stop)(void *arg);    /* see attend.h */
     void *stop_arg;
+    bool no_wait; /* loop: MEMD_EBUSY rather than waiting for a truncate; uses no other thread */
 };
 
 struct quality {

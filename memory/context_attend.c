@@ -81,7 +81,7 @@ static struct attend_args arguments(const struct context *context, const struct 
         .views = reading->plan.views,
         .kv_heads = context->shape.heads,
         .view_count = reading->plan.view_count,
-        .pool = context->catalog->pool,
+        .pool = query->no_wait ? NULL : context->catalog->pool,
         .stop = query->stop,
         .stop_arg = query->stop_arg,
     };
@@ -108,15 +108,25 @@ static void touch(struct context *context)
     atomic_store_explicit(&context->used_unix_ms, catalog_now_ms(), memory_order_relaxed);
 }
 
+static int begin_use(struct context *context, const struct query *query, struct error *err)
+{
+    if (!query->no_wait) {
+        pthread_rwlock_rdlock(&context->use);
+        return 0;
+    }
+    if (pthread_rwlock_tryrdlock(&context->use) == 0) return 0;
+    return error_set(err, MEMD_EBUSY, "the context is being truncated");
+}
+
 int context_attend(struct context *context, const struct query *query, struct arena *arena,
                    const struct partial *ret_partial, struct quality *ret_quality,
                    struct error *err)
 {
     int rc = check_query(context, query, err);
+    if (rc == 0) rc = begin_use(context, query, err);
     if (rc < 0) return rc;
     touch(context);
     struct reading reading;
-    pthread_rwlock_rdlock(&context->use);
     rc = begin_reading(context, query, arena, &reading, err);
     if (rc == 0) {
         struct attend_args args = arguments(context, query, &reading);
@@ -136,10 +146,10 @@ int context_search(struct context *context, const struct query *query, struct ar
                    struct error *err)
 {
     int rc = check_query(context, query, err);
+    if (rc == 0) rc = begin_use(context, query, err);
     if (rc < 0) return rc;
     touch(context);
     struct reading reading;
-    pthread_rwlock_rdlock(&context->use);
     rc = begin_reading(context, query, arena, &reading, err);
     if (rc == 0) {
         struct attend_args args = arguments(context, query, &reading);

@@ -95,7 +95,7 @@ def deadlines(past):
     past.client.fails("EDEADLINE", "attend", fields, payload, deadline_ms=20)
     took = time.monotonic() - begin
     print(f"a deadline of 20 ms was kept after {took * 1e3:.0f} ms")
-    assert took < 2, took
+    assert took < 10, took  # generous: sanitizers are slow
 
 
 def vanish(daemon, past):
@@ -151,18 +151,45 @@ def too_many_connections():
         daemon.stop()
 
 
-def full_queue():
-    """One worker, a queue of two: a flood gets EBUSY at once, and small requests are still answered."""
-    with Daemon("--workers", "1", "--queue-limit", "2") as daemon:
+def floods():
+    """One worker, a queue of three. A flood of one connection waits for its share; when there are too many
+    connections, some get EBUSY; small requests are answered all the while."""
+    with Daemon("--workers", "1", "--queue-limit", "3") as daemon:
         past = Past(daemon.client(), "book")
         past.append(0, 1500)
-        fields, payload = heavy_request(past, 8, 512)
-        client = past.client
+        fields, payload = heavy_request(past, 2, 512)
         for _ in range(20):
-            client.send("attend", fields, payload)
+            past.client.send("attend", fields, payload)
         assert daemon.client(timeout=5).ask("health")["ready"]
-        states = [client.receive().status for _ in range(20)]
+        assert daemon.client(timeout=30).ask("stat", {"context_id": past.id}), "no turn for others"
+        states = [past.client.receive().status for _ in range(20)]
+        assert states == [0] * 20, states
+        others = [daemon.client() for _ in range(12)]
+        for client in others:
+            client.send("attend", fields, payload)
+        states = [client.receive().status for client in others]
         assert -13 in states and 0 in states, states
+        daemon.stop()
+
+
+def deaf_clients_cost_little():
+    """Clients that ask for much and read nothing hold a bounded amount of memory."""
+    with Daemon("--memory-in-flight", "64MiB", "--output-buffer-max", "4MiB") as daemon:
+        past = Past(daemon.client(), "book", head_dim=128)
+        past.append(0, 4000)
+        request = frame("fetch", encode("FetchRequest", {"context_id": past.id,
+                                                         "ids": list(range(4000))}))
+        deaf = [daemon.client() for _ in range(6)]
+        for client in deaf:
+            client.socket.sendall(request * 50)  # 50 replies of 4 MB each
+        most, end = 0, time.monotonic() + 1.5
+        while time.monotonic() < end:
+            most = max(most, counters(past.client)["memory_in_flight_bytes"])
+            past.check(100)
+        print(f"six deaf clients hold {most / 1e6:.0f} MB")
+        assert 4e6 < most < 130e6, most
+        reply = deaf[0].receive()
+        assert reply.status == 0, reply.status
         daemon.stop()
 
 
@@ -206,7 +233,8 @@ def main():
         past.check(1200)
         daemon.stop()
     too_many_connections()
-    full_queue()
+    floods()
+    deaf_clients_cost_little()
     large_frames_wait_their_turn()
 
 

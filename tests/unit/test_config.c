@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/* test_config.c — values survive printing, bad ones name file, line and reason. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/* test_identity.c — who is let in, and above all who is not. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
