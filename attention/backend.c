@@ -9,12 +9,12 @@
 #include <stddef.h>
 
 static const struct backend tables[CPU_LEVELS] = {
-    [CPU_REF] = { "ref", partial_ref, score_ref },
+    [CPU_REF] = { "ref", partial_ref, score_ref, rotate_ref },
 #if defined(__x86_64__)
-    [CPU_AVX2] = { "avx2", partial_avx2, score_avx2 },
-    [CPU_AVX512] = { "avx512", partial_avx512, score_avx512 },
+    [CPU_AVX2] = { "avx2", partial_avx2, score_avx2, rotate_avx2 },
+    [CPU_AVX512] = { "avx512", partial_avx512, score_avx512, rotate_avx512 },
 #elif defined(__aarch64__)
-    [CPU_NEON] = { "neon", partial_neon, score_neon },
+    [CPU_NEON] = { "neon", partial_neon, score_neon, rotate_neon },
 #endif
 };
 

@@ -8,6 +8,7 @@
 #define MEMD_ATTENTION_BACKEND_H
 
 #include "attention/kernels/partial.h"
+#include "attention/kernels/rotate.h"
 #include "attention/kernels/score.h"
 #include "base/cpu.h"
 
@@ -15,6 +16,7 @@ struct backend {
     const char *name;
     partial_fn *partial; /* online-softmax attention of a few queries over a run of rows */
     score_fn *score;     /* scale * q · k of a few queries over a run of rows */
+    rotate_fn *rotate;   /* keys stored unrotated, to fp32 at their positions */
 };
 
 /* The table in force (cpu_level()). Never NULL, immutable. */

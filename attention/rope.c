@@ -1,15 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* rope.c — frequencies once, angles in double, rotations in fp32.
- *
- * A run of consecutive positions needs sin and cos only for its first row: the next row's angles
- * follow by one complex multiplication per pair, in double. After RUN_ROWS rows the pair has
- * drifted by about 1e-14, far below fp32, and starts afresh from sin and cos. That is ten times
- * cheaper than sin and cos per row and needs no table over positions (at 128K tokens and 64 pairs:
- * 64 MiB).
+/* rope.c — frequencies once, angles in double, rotations in fp32. Runs of rows: kernels/rotate.h.
  *
  * The scalings follow Hugging Face's modeling_rope_utils, whose results models are trained with;
- * the paper and that code differ for yarn in rounding the ramp's ends (they do round: truncate=True
- * is the default).
+ * for yarn that code rounds the ends of the ramp (truncate=True is its default), the paper does
+ * not.
  */
 #include "attention/rope.h"
 
@@ -19,8 +13,6 @@
 
 #include "base/error.h"
 #include "proto/limits.h"
-
-enum { RUN_ROWS = 64 };
 
 static const double two_pi = 6.283185307179586476925;
 
@@ -122,6 +114,10 @@ int rope_init(const struct rope_config *config, size_t head_dim, struct rope *re
         rope.inv_freq[i] = inv_freq;
     }
     if (config->scaling == ROPE_SCALE_YARN) rc = yarn(config, &rope, err);
+    for (size_t i = 0; i < rope.rotary_dims / 2; i++) {
+        rope.step_cos[i] = cos(rope.inv_freq[i]);
+        rope.step_sin[i] = sin(rope.inv_freq[i]);
+    }
     if (rc == 0) *ret_rope = rope;
     return rc;
 }
@@ -161,45 +157,5 @@ void rope_apply(const struct rope *rope, const float *cos, const float *sin, flo
     for (size_t row = 0; row < rows; row++, x += rope->head_dim) {
         if (rope->pairing == ROPE_PAIR_HALF) rotate_half(cos, sin, x, pairs);
         else rotate_interleaved(cos, sin, x, pairs);
-    }
-}
-
-/* One position's angles, kept in double so that they can be carried to the next position. */
-struct angles {
-    double cos[ROPE_PAIRS_MAX], sin[ROPE_PAIRS_MAX]; /* without magnitude */
-};
-
-static void angles_at(const struct rope *rope, double position, struct angles *ret_angles)
-{
-    for (size_t i = 0; i < rope->rotary_dims / 2; i++) {
-        double angle = position * rope->inv_freq[i];
-        ret_angles->cos[i] = cos(angle);
-        ret_angles->sin[i] = sin(angle);
-    }
-}
-
-static void angles_advance(struct angles *angles, const struct angles *step, size_t pairs)
-{
-    for (size_t i = 0; i < pairs; i++) {
-        double c = angles->cos[i], s = angles->sin[i];
-        angles->cos[i] = c * step->cos[i] - s * step->sin[i];
-        angles->sin[i] = s * step->cos[i] + c * step->sin[i];
-    }
-}
-
-void rope_apply_run(const struct rope *rope, uint64_t position, float *x, size_t rows)
-{
-    size_t pairs = rope->rotary_dims / 2;
-    struct angles now, step;
-    float cos_now[ROPE_PAIRS_MAX], sin_now[ROPE_PAIRS_MAX];
-    angles_at(rope, 1.0, &step);
-    for (size_t row = 0; row < rows; row++) {
-        if (row % RUN_ROWS == 0) angles_at(rope, (double)(position + row), &now);
-        else angles_advance(&now, &step, pairs);
-        for (size_t i = 0; i < pairs; i++) {
-            cos_now[i] = (float)(now.cos[i] * rope->magnitude);
-            sin_now[i] = (float)(now.sin[i] * rope->magnitude);
-        }
-        rope_apply(rope, cos_now, sin_now, x + row * rope->head_dim, 1);
     }
 }

@@ -53,6 +53,7 @@ struct rope {
     size_t head_dim, rotary_dims;
     double magnitude; /* 1 but for yarn */
     double inv_freq[ROPE_PAIRS_MAX];
+    double step_cos[ROPE_PAIRS_MAX], step_sin[ROPE_PAIRS_MAX]; /* from one position to the next */
 };
 
 int rope_init(const struct rope_config *config, size_t head_dim, struct rope *ret_rope,
@@ -63,8 +64,5 @@ void rope_angles(const struct rope *rope, uint64_t position, float *ret_cos, flo
 
 /* Rotate `rows` vectors in place, x (rows, D) fp32, all with the angles of one position. */
 void rope_apply(const struct rope *rope, const float *cos, const float *sin, float *x, size_t rows);
-
-/* Rotate `rows` vectors in place, x (rows, D) fp32, row i with the angles of position + i. */
-void rope_apply_run(const struct rope *rope, uint64_t position, float *x, size_t rows);
 
 #endif

@@ -10,6 +10,7 @@
 
 #include <assert.h>
 
+#include "attention/backend.h"
 #include "attention/rope.h"
 #include "base/error.h"
 #include "base/half.h"
@@ -101,15 +102,13 @@ static bool asked_to_stop(struct scan *scan)
 /* Replace the keys of the run by rotated ones in the cursor's tile. */
 static void rotate(struct scan_cursor *cursor, struct scan_run *run)
 {
-    size_t head_dim = cursor->scan->head_dim;
-    const unsigned char *from = run->k;
-    for (size_t row = 0; row < run->rows; row++)
-        half_load(from + row * run->k_stride_bytes, run->k_dtype, head_dim,
-                  cursor->tile + row * head_dim);
-    rope_apply_run(cursor->scan->args->rope, run->position, cursor->tile, run->rows);
+    backend_get()->rotate(&(struct rotate_args){
+        .rope = cursor->scan->args->rope, .rows = run->k, .stride_bytes = run->k_stride_bytes,
+        .dtype = run->k_dtype, .count = run->rows, .position = run->position,
+        .out = cursor->tile });
     run->k = cursor->tile;
     run->k_dtype = DTYPE_FP32;
-    run->k_stride_bytes = head_dim * sizeof *cursor->tile;
+    run->k_stride_bytes = cursor->scan->head_dim * sizeof *cursor->tile;
 }
 
 bool scan_next(struct scan_cursor *cursor, struct scan_run *ret_run)

@@ -8,7 +8,7 @@
  * out in *runs*. Each row is read once per block. When the keys are stored unrotated, a run is a
  * tile of rotated fp32 keys instead of a pointer into the view.
  *
- * Memory   nothing is allocated: the caller brings `q`, a cursor has its tile inside (32 KiB of
+ * Memory   nothing is allocated: the caller brings `q`, a cursor has its tile inside (64 KiB of
  *          stack)
  * Threads  a scan is shared by many workers after scan_init; a cursor belongs to one
  * Errors   whatever `stop` returned, from scan_stopped
@@ -44,7 +44,7 @@ void scan_init(struct scan *scan, const struct attend_args *args, size_t first, 
 
 enum {
     SCAN_RUN_ROWS = 1024,    /* of one run at most: how often `stop` is asked */
-    SCAN_TILE_FLOATS = 8192, /* of rotated keys: 32 KiB, an L1 cache */
+    SCAN_TILE_FLOATS = 16384, /* of rotated keys: 64 KiB, in an L2 cache */
 };
 
 /* Consecutive rows of one view. */

@@ -130,7 +130,7 @@ INLINE void dot_queries(const struct tile *tile, uint32_t dtype)
 }
 
 /* Fill tile->scores. */
-static void tile_scores(const struct tile *tile)
+static inline void tile_scores(const struct tile *tile)
 {
     switch (tile->k.dtype) {
     case DTYPE_FP32: dot_queries(tile, DTYPE_FP32); break;
@@ -140,7 +140,7 @@ static void tile_scores(const struct tile *tile)
 }
 
 /* Copy `count` rows to fp32, contiguous, and let `rows` point to the copy. to (count, D) */
-static void tile_widen(struct rows *rows, size_t count, size_t head_dim, float *to)
+static inline void tile_widen(struct rows *rows, size_t count, size_t head_dim, float *to)
 {
     for (size_t row = 0; row < count; row++) {
         const unsigned char *from = rows->at + row * rows->stride_bytes;
@@ -148,9 +148,12 @@ static void tile_widen(struct rows *rows, size_t count, size_t head_dim, float *
         if (rows->dtype == DTYPE_FP16) {
             for (size_t d = 0; d < head_dim; d += VEC_FLOATS)
                 vec_store(wide + d, vec_load_row(from, d, DTYPE_FP16));
-        } else {
+        } else if (rows->dtype == DTYPE_BF16) {
             for (size_t d = 0; d < head_dim; d += VEC_FLOATS)
                 vec_store(wide + d, vec_load_row(from, d, DTYPE_BF16));
+        } else {
+            for (size_t d = 0; d < head_dim; d += VEC_FLOATS)
+                vec_store(wide + d, vec_load_row(from, d, DTYPE_FP32));
         }
     }
     *rows = (struct rows){ (const unsigned char *)to, head_dim * sizeof *to, DTYPE_FP32 };

@@ -44,4 +44,5 @@ static inline simde__m512 emulate_cvtph_ps(simde__m256i a)
 #define _mm512_cvtph_ps emulate_cvtph_ps
 
 #include "attention/kernels/partial_avx512.c"
+#include "attention/kernels/rotate_avx512.c"
 #include "attention/kernels/score_avx512.c"

@@ -12,9 +12,11 @@ done
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 base="base/cpu.c base/error.c base/half.c"
-attention="attention/backend.c attention/softmax.c attention/kernels/partial.c
-    attention/kernels/score.c attention/kernels/partial_neon.c attention/kernels/score_neon.c"
-for test in partial score; do
+attention="attention/backend.c attention/rope.c attention/softmax.c
+    attention/kernels/partial.c attention/kernels/partial_neon.c
+    attention/kernels/rotate.c attention/kernels/rotate_neon.c
+    attention/kernels/score.c attention/kernels/score_neon.c"
+for test in partial score rotate; do
     # shellcheck disable=SC2086
     "$cc" -std=c17 -D_GNU_SOURCE -O2 -Wall -Wextra -Wconversion -Werror -I. -static \
         $base $attention "tests/kernels/test_$test.c" -lm -o "$out/test_$test"

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* test_rope.c — rotations: lengths, relative positions, runs, untouched dimensions, refused
+/* test_rope.c — rotations: lengths, relative positions, untouched dimensions, refused
  * parameters. The frequencies of every scaling are compared with NumPy in tests/golden/attention.
  */
 #include "attention/rope.h"
@@ -17,7 +17,7 @@
 #include "base/error.h"
 #include "tests/random.h"
 
-enum { D = 16, RUN = 200 };
+enum { D = 16 };
 
 static struct rope make(enum rope_pairing pairing, uint32_t rotary_dims)
 {
@@ -95,22 +95,6 @@ static void test_only_distance_counts(void **state)
     }
 }
 
-static void test_run_is_each_row(void **state)
-{
-    (void)state;
-    uint64_t random = random_seed();
-    static const uint64_t starts[] = { 0, 7, 131000, UINT64_C(4000000000) };
-    for (size_t i = 0; i < sizeof starts / sizeof starts[0]; i++) {
-        enum rope_pairing pairing = i % 2 == 0 ? ROPE_PAIR_HALF : ROPE_PAIR_INTERLEAVED;
-        struct rope rope = make(pairing, i == 3 ? 8 : 0);
-        float run[RUN * D], rows[RUN * D];
-        for (size_t j = 0; j < RUN * D; j++) run[j] = rows[j] = random_float(&random);
-        rope_apply_run(&rope, starts[i], run, RUN);
-        for (size_t row = 0; row < RUN; row++) rotate(&rope, starts[i] + row, rows + row * D);
-        for (size_t j = 0; j < RUN * D; j++) assert_close((double)run[j], (double)rows[j], 5e-7);
-    }
-}
-
 static void test_refusals(void **state)
 {
     (void)state;
@@ -158,7 +142,6 @@ int main(void)
         cmocka_unit_test(test_pairs),
         cmocka_unit_test(test_partial_rotation),
         cmocka_unit_test(test_only_distance_counts),
-        cmocka_unit_test(test_run_is_each_row),
         cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

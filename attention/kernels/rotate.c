@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* rotate.c — reference and oracle of the twins rotate_<isa>.c: every row by its own sin and cos. */
+#include "attention/kernels/rotate.h"
+
+#include "attention/rope.h"
+#include "base/half.h"
+
+void rotate_ref(const struct rotate_args *args)
+{
+    const struct rope *rope = args->rope;
+    float cos[ROPE_PAIRS_MAX], sin[ROPE_PAIRS_MAX];
+    for (size_t row = 0; row < args->count; row++) {
+        const unsigned char *from = (const unsigned char *)args->rows + row * args->stride_bytes;
+        float *out = args->out + row * rope->head_dim; /* (D) */
+        half_load(from, args->dtype, rope->head_dim, out);
+        rope_angles(rope, args->position + row, cos, sin);
+        rope_apply(rope, cos, sin, out, 1);
+    }
+}
