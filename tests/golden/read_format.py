@@ -1,0 +1,236 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""A second reader of the data directory, written from docs/FORMAT.md alone; proves it and returns its rows.
+
+    read_format.py DIR              prove every invariant and checksum of a directory that no daemon uses
+    read_format.py --dump DIR NAME  and print the SHA-256 of K and V of each layer of a context
+
+As a module: `Store(path).prove()` gives a list of findings, `Store(path).rows(name, layer)` gives K and V
+(T, G, D) as NumPy arrays (bfloat16 as uint16) and the token ids or None. Needs PyPI lmdb, xxhash, numpy.
+"""
+import hashlib
+import struct
+import sys
+
+import lmdb
+import numpy
+import xxhash
+
+VERSION, MAGIC, ORDER = 1, 0x564D454D, 0x0102030405060708
+HEADER, SEGMENT = 48, 1024
+K, V, IDS, TAIL, CONTEXT = 1, 2, 3, 4, 5
+FLAG_IDS = 1
+DTYPES = {1: "<f4", 2: "<f2", 3: "<u2", 5: "<u4"}
+TABLES = ("meta", "names", "contexts", "chains", "segments", "refs", "tails")
+
+
+class Broken(Exception):
+    pass
+
+
+class Header:
+    """The 48 bytes before a payload, checked against it."""
+
+    def __init__(self, value):
+        if len(value) < HEADER:
+            raise Broken(f"value of {len(value)} bytes has no header")
+        (magic, version, self.kind, self.dtype, self.flags, self.tokens, self.head_dim, self.heads,
+         payload, self.position, self.model, checksum) = struct.unpack("<IBBBBIHHQQQQ", value[:HEADER])
+        if magic != MAGIC or version != VERSION:
+            raise Broken(f"magic {magic:08x} version {version}")
+        if payload != len(value) - HEADER:
+            raise Broken(f"payload of {payload} bytes in a value of {len(value)}")
+        if xxhash.xxh3_64_intdigest(value[:40] + bytes(8) + value[HEADER:]) != checksum:
+            raise Broken("checksum differs")
+        self.payload = value[HEADER:]
+
+
+class Cursor:
+    """Fields of a payload, one behind the other."""
+
+    def __init__(self, data):
+        self.data, self.at = data, 0
+
+    def take(self, layout):
+        fields = struct.unpack_from("<" + layout, self.data, self.at)
+        self.at += struct.calcsize("<" + layout)
+        return fields if len(fields) > 1 else fields[0]
+
+    def text(self):
+        size = self.take("H")
+        self.at += size
+        return self.data[self.at - size:self.at].decode()
+
+
+class Record:
+    """A context record."""
+
+    def __init__(self, value):
+        header = Header(value)
+        if header.kind != CONTEXT:
+            raise Broken(f"kind {header.kind} where a context belongs")
+        cursor = Cursor(header.payload)
+        self.name = cursor.text()
+        self.parent, self.made, self.used, self.retained, self.generation = cursor.take("QQQQQ")
+        self.dropping = bool(cursor.take("B") & 1)
+        start = cursor.at
+        self.layers, self.query_heads, self.kv_heads, self.head_dim, self.dtype = cursor.take("IIIII")
+        self.has_rope, self.rotated, _ = cursor.take("BBH")
+        self.scale = cursor.take("d")
+        self.theta, self.pairing, self.scaling = cursor.take("dII")
+        self.factor, self.low, self.high, self.original = cursor.take("dddQ")
+        self.fast, self.slow, self.attention_factor, self.rotary_dims = cursor.take("dddI")
+        self.fingerprint = cursor.text()
+        self.model = xxhash.xxh3_64_intdigest(header.payload[start:cursor.at])
+        self.method = cursor.text()
+        self.parameters = [(cursor.text(), cursor.text()) for _ in range(cursor.take("H"))]
+        if cursor.at != len(header.payload) or self.model != header.model:
+            raise Broken("record and header disagree")
+
+
+class Store:
+    def __init__(self, path):
+        self.env = lmdb.open(path, readonly=True, lock=False, max_dbs=len(TABLES))
+        self.tables = {name: self.env.open_db(name.encode(), create=False) for name in TABLES}
+        self.findings = []
+        with self.env.begin() as txn:
+            self.data = {name: list(txn.cursor(db)) for name, db in self.tables.items() if name != "segments"}
+        self.numbers = {k.decode(): struct.unpack("<Q", v)[0] for k, v in self.data["meta"]}
+        self.refs = {struct.unpack(">Q", k)[0]: struct.unpack("<IIQ", v) for k, v in self.data["refs"]}
+        self.chains, self.tails, self.records = {}, {}, {}
+        for key, value in self.data["chains"]:
+            context, layer, sequence = struct.unpack(">QHI", key)
+            self.chains.setdefault((context, layer), []).append((sequence, struct.unpack("<Q", value)[0]))
+        for key, value in self.data["tails"]:
+            context, layer, position = struct.unpack(">QHQ", key)
+            self.tails.setdefault((context, layer), []).append((position, value))
+        for key, value in self.data["contexts"]:
+            self.attempt(f"context {key.hex()}", lambda k=key, v=value: self.records.update(
+                {struct.unpack(">Q", k)[0]: Record(v)}))
+        self.names = {k.decode(): struct.unpack("<Q", v)[0] for k, v in self.data["names"]}
+
+    def close(self):
+        self.env.close()
+
+    def attempt(self, what, action):
+        try:
+            action()
+        except (Broken, struct.error, UnicodeDecodeError) as problem:
+            self.findings.append(f"{what}: {problem}")
+
+    def check(self, truth, text):
+        if not truth:
+            self.findings.append(text)
+
+    def segment(self, txn, segment, head, kind):
+        return txn.get(struct.pack(">QHB", segment, head, kind), db=self.tables["segments"])
+
+    def prove(self):
+        self.prove_meta()
+        for name, context in self.names.items():
+            self.check(context in self.records and self.records[context].name == name, f"name {name!r} leads astray")
+        holders = {}
+        for (context, layer), entries in self.chains.items():
+            self.check(context in self.records, f"chain of context {context}, which does not exist")
+            self.check([s for s, _ in entries] == list(range(len(entries))), f"chain {context}/{layer} has a hole")
+            for _, segment in entries:
+                holders[segment] = holders.get(segment, 0) + 1
+        self.check(holders == {s: r[0] for s, r in self.refs.items()}, "refs do not count the chain entries")
+        self.prove_segments()
+        for (context, layer), records in self.tails.items():
+            self.attempt(f"tail {context}/{layer}", lambda c=context, n=layer, r=records: self.prove_tail(c, n, r))
+        return self.findings
+
+    def prove_meta(self):
+        self.check(self.numbers.get("format_version") == VERSION, "format_version")
+        self.check(self.numbers.get("byte_order") == ORDER, "byte_order")
+        self.check(all(s < self.numbers["next_segment"] for s in self.refs), "next_segment is too small")
+        self.check(all(c < self.numbers["next_context"] for c in self.records), "next_context is too small")
+        stored = sum(r[2] for r in self.refs.values()) + sum(len(v) for _, v in self.data["tails"])
+        self.check(self.numbers.get("stored_bytes") == stored, f"stored_bytes is not {stored}")
+
+    def prove_segments(self):
+        sizes = {}
+        with self.env.begin() as txn:
+            for key, value in txn.cursor(self.tables["segments"]):
+                segment, head, kind = struct.unpack(">QHB", key)
+                self.attempt(f"segment {segment} head {head} kind {kind}", lambda v=value, k=kind: self.check(
+                    Header(v).kind == k, f"segment {segment}: kind differs"))
+                sizes[segment] = sizes.get(segment, 0) + len(value)
+            for (context, layer), entries in self.chains.items():
+                for sequence, segment in entries:
+                    self.attempt(f"chain {context}/{layer}/{sequence}", lambda c=context, q=sequence, s=segment:
+                                 self.prove_members(txn, c, q, s))
+        self.check(sizes == {s: r[2] for s, r in self.refs.items()}, "refs do not sum the values")
+
+    def prove_members(self, txn, context, sequence, segment):
+        record = self.records[context]
+        for head in range(record.kv_heads):
+            for kind in (K, V):
+                value = self.segment(txn, segment, head, kind)
+                if value is None:
+                    raise Broken(f"head {head} kind {kind} is missing")
+                header = Header(value)
+                if (header.position != sequence * SEGMENT or header.model != record.model or header.heads != 1
+                        or header.tokens != SEGMENT or header.head_dim != record.head_dim
+                        or header.dtype != record.dtype):
+                    raise Broken(f"head {head} kind {kind} belongs elsewhere")
+
+    def prove_tail(self, context, layer, records):
+        end = len(self.chains.get((context, layer), ())) * SEGMENT
+        for position, value in records:
+            header = Header(value)
+            if header.kind != TAIL or position != end or header.position != position:
+                raise Broken(f"record at {position}, {end} tokens before it")
+            if position // SEGMENT != (position + header.tokens - 1) // SEGMENT:
+                raise Broken(f"record at {position} crosses a segment")
+            end += header.tokens
+
+    def rows(self, name, layer):
+        context = self.names[name]
+        record, dtype = self.records[context], DTYPES[self.records[context].dtype]
+        shape = (-1, record.kv_heads, record.head_dim)
+        parts = {K: [], V: []}
+        ids = []
+        with self.env.begin() as txn:
+            for _, segment in self.chains.get((context, layer), ()):
+                for kind in (K, V):
+                    heads = [numpy.frombuffer(Header(self.segment(txn, segment, head, kind)).payload, dtype)
+                             .reshape(SEGMENT, record.head_dim) for head in range(record.kv_heads)]
+                    parts[kind].append(numpy.stack(heads, axis=1))
+                value = self.segment(txn, segment, 0, IDS)
+                ids.append(None if value is None else numpy.frombuffer(Header(value).payload, "<u4"))
+        for _, value in self.tails.get((context, layer), ()):
+            header = Header(value)
+            half = header.tokens * record.kv_heads * record.head_dim * numpy.dtype(dtype).itemsize
+            parts[K].append(numpy.frombuffer(header.payload[:half], dtype).reshape(shape))
+            parts[V].append(numpy.frombuffer(header.payload[half:2 * half], dtype).reshape(shape))
+            ids.append(numpy.frombuffer(header.payload[2 * half:], "<u4") if header.flags & FLAG_IDS else None)
+        empty = numpy.empty((0,) + shape[1:], dtype)
+        known = all(part is not None for part in ids) and ids
+        return (numpy.concatenate([empty] + parts[K]), numpy.concatenate([empty] + parts[V]),
+                numpy.concatenate(ids) if known else None)
+
+
+def main(arguments):
+    if len(arguments) == 3 and arguments[0] == "--dump":
+        store = Store(arguments[1])
+        record = store.records[store.names[arguments[2]]]
+        for layer in range(record.layers):
+            k, v, ids = store.rows(arguments[2], layer)
+            print(layer, len(k), hashlib.sha256(k.tobytes()).hexdigest(), hashlib.sha256(v.tobytes()).hexdigest(),
+                  "-" if ids is None else hashlib.sha256(ids.tobytes()).hexdigest())
+        return 0
+    if len(arguments) != 1:
+        print(__doc__)
+        return 2
+    store = Store(arguments[0])
+    findings = store.prove()
+    for finding in findings:
+        print(finding)
+    print(f"{len(store.records)} contexts, {len(store.refs)} segments, {len(findings)} findings")
+    return 1 if findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,65 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""What write_format (C) wrote, read_format (Python) proves and reads back bit for bit; and it sees damage.
+
+    test_format.py WRITE_FORMAT
+"""
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import numpy
+
+from read_format import Store
+
+HEADS, DIM = 2, 16
+
+
+def values(salt, layer, positions, offset):
+    """The rule of tests/unit/store_fixture.h: splitmix64 of where an element stands, as k/64."""
+    with numpy.errstate(over="ignore"):
+        element = numpy.arange(HEADS * DIM, dtype=numpy.uint64) + numpy.uint64(offset)
+        x = (positions.astype(numpy.uint64)[:, None] * numpy.uint64(0x9E3779B97F4A7C15)
+             + numpy.uint64(layer << 48) + numpy.uint64(salt << 56)
+             + element[None, :] * numpy.uint64(0xD1342543DE82EF95))
+        x = (x ^ x >> numpy.uint64(30)) * numpy.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ x >> numpy.uint64(27)) * numpy.uint64(0x94D049BB133111EB)
+        x ^= x >> numpy.uint64(31)
+    rows = ((x >> numpy.uint64(57)).astype(numpy.int64) - 64) / 64
+    return rows.astype("<f2").reshape(-1, HEADS, DIM)
+
+
+def compare(store, name, pieces):
+    for layer in range(2):
+        k, v, ids = store.rows(name, layer)
+        at = 0
+        for salt, end in pieces:
+            positions = numpy.arange(at, end)
+            assert k[at:end].tobytes() == values(salt, layer, positions, 0).tobytes(), (name, layer, at)
+            assert v[at:end].tobytes() == values(salt, layer, positions, 100000).tobytes(), (name, layer, at)
+            assert (ids[at:end] == positions * 3 + salt).all(), (name, layer, at)
+            at = end
+        assert len(k) == len(v) == at, (name, layer, len(k))
+
+
+def main(program):
+    with tempfile.TemporaryDirectory() as directory:
+        subprocess.run([program, directory], check=True)
+        store = Store(directory)
+        findings = store.prove()
+        assert not findings, findings
+        assert sorted(store.names) == ["book", "fork"]
+        assert store.records[store.names["fork"]].parent == store.names["book"]
+        compare(store, "book", [(1, 2500)])
+        compare(store, "fork", [(1, 1500), (5, 2100)])
+        store.close()
+        path = pathlib.Path(directory, "data.mdb")
+        data = bytearray(path.read_bytes())
+        data[data.index(b"MEMV\x01\x01") + 5000] ^= 1
+        path.write_bytes(data)
+        assert any("checksum" in f for f in Store(directory).prove())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
