@@ -10,7 +10,7 @@ import sys
 
 FOLDERS = ["base", "proto", "attention", "index", "memory", "daemon", "clients", "tests"]
 PUBLIC = pathlib.Path("clients/include/memd.h")
-C17 = ["-std=c17", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion"]
+C17 = ["-O1", "-std=c17", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion"]
 C99 = ["-std=c99", "-pedantic-errors", "-Wall", "-Wextra"]
 # Kernels written once for all instruction sets stand on the vector type of one: it is included before them.
 TEMPLATES = ("exp.h", "tile.h", "*_tile.h")
