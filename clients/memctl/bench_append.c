@@ -94,7 +94,8 @@ static int time_append(struct bench *bench, const unsigned char *rows, enum memd
 {
     struct stream stream = { .bench = bench, .k = rows, .v = rows + STEP_BYTES };
     uint64_t steps = bench->append_bytes / (2 * STEP_BYTES);
-    stream.tokens = (steps == 0 ? 1 : steps) * STEP_TOKENS;
+    if (steps == 0) steps = 1;
+    stream.tokens = steps * STEP_TOKENS;
     int rc = bench_open(bench, "append", &stream.context);
     if (rc != CTL_OK) return rc;
     uint64_t begun_ns = clock_monotonic_ns();
@@ -106,7 +107,7 @@ static int time_append(struct bench *bench, const unsigned char *rows, enum memd
     int code = rc < 0 ? ctl_failed(bench->ctl, rc, "append") : CTL_OK;
     bench_drop(bench, &stream.context);
     if (code != CTL_OK) return code;
-    double bytes = 2.0 * STEP_BYTES * (double)(stream.tokens / STEP_TOKENS);
+    double bytes = 2.0 * STEP_BYTES * (double)steps;
     *ret_rate = bytes / seconds / 1e9;
     *busy += stream.busy;
     return CTL_OK;

@@ -25,6 +25,7 @@ FILES = {
     "{man}/man1/memctl.1", "{man}/man3/libmemd.3", "{man}/man5/memd.conf.5", "{man}/man8/memd.8",
     "{data}/bash-completion/completions/memctl", "{data}/fish/vendor_completions.d/memctl.fish",
     "{data}/zsh/vendor-completions/_memctl", "{data}/doc/memd/memd.conf.example",
+    "{etc}/memd/memd.conf",
 }
 UNITS = {"lib/systemd/system/memd.service", "lib/systemd/system/memd.socket"}
 EXPOSURE_MAX = 20  # of systemd-analyze security, in tenths
@@ -54,7 +55,7 @@ class Stage:
         self.systemd = options["systemd"] != "disabled"
         self.names = {"sbin": options["sbindir"], "bin": options["bindir"], "include": options["includedir"],
                       "lib": options["libdir"], "man": options["mandir"], "data": options["datadir"],
-                      "v": self.version}
+                      "etc": options["sysconfdir"], "v": self.version}
         self.prefix = pathlib.Path(f"{destination}{options['prefix']}")
         run("meson", "install", "-C", build, "--no-rebuild", "--destdir", destination)
 
@@ -71,6 +72,14 @@ def complete(stage):
         assert os.access(stage.path(name), os.X_OK), name
         assert stage.version in run(stage.path(name), "--version"), name
     print(f"{len(found)} files")
+
+
+def configuration_stays(stage, build):
+    """Installing again does not overwrite what an operator wrote."""
+    path = stage.path("{etc}/memd/memd.conf")
+    path.write_text("workers = 3\n", encoding="utf-8")
+    run("meson", "install", "-C", build, "--no-rebuild", "--destdir", stage.destination)
+    assert path.read_text(encoding="utf-8") == "workers = 3\n"
 
 
 def library(stage):
@@ -149,7 +158,8 @@ def units(stage):
         return
     names = [str(stage.path(unit)) for unit in sorted(UNITS)]
     service = pathlib.Path(names[0]).read_text(encoding="utf-8")
-    program = re.search(r"^ExecStart=(\S+)", service, re.M)[1]
+    program, config = re.search(r"^ExecStart=(\S+) --config (\S+)$", service, re.M).groups()
+    assert pathlib.Path(stage.destination + config) == stage.path("{etc}/memd/memd.conf"), config
     assert pathlib.Path(stage.destination + program) == stage.path("{sbin}/memd"), program
     # The units name the final places, where nothing is yet: verify copies that name the staged ones.
     copies = pathlib.Path(stage.destination, "units")
@@ -172,6 +182,7 @@ def main(build, compiler="cc"):
         complete(stage)
         library(stage)
         configuration(stage)
+        configuration_stays(stage, build)
         manuals(stage)
         units(stage)
         usable(stage, compiled_program(stage, compiler))

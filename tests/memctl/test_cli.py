@@ -12,8 +12,10 @@ import pty
 import re
 import select
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests/daemon"))
@@ -254,6 +256,37 @@ def bench(ctl, daemon):
     assert len(ctl.json("contexts")["contexts"]) == 2, "bench left contexts behind"
 
 
+def interrupted(ctl):
+    """Control-C in the middle of a benchmark: it ends at once and leaves nothing behind."""
+    line = [MEMCTL, "-s", ctl.address, "bench", "connections", "--seconds", "3600", "--idle", "1",
+            "--busy", "1"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not ctl.json("contexts", "bench-")["contexts"]:
+            assert process.poll() is None, process.stderr.read()
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == ERROR and "interrupted" in said, (process.returncode, said)
+    assert ctl.json("contexts", "bench-")["contexts"] == []
+
+
+def over_tcp():
+    """The token comes from a file; without it nothing is answered."""
+    with tempfile.TemporaryDirectory() as folder:
+        token = pathlib.Path(folder, "token")
+        token.write_text("reader-token-0123456789 read\n", encoding="utf-8")
+        token.chmod(0o600)
+        with Daemon("--listen", "127.0.0.1:0", "--token-file", str(token)) as daemon:
+            port = re.search(r"listening on=\S*?127\.0\.0\.1:(\d+)", daemon.log())[1]
+            ctl = Memctl(f"tcp:127.0.0.1:{port}")
+            assert ctl.json("--token-file", str(token), "status")["address"] == ctl.address
+            assert "EPERM" in ctl.fails(ERROR, "--token-file", str(token), "drain")
+            assert "EPERM" in ctl.fails(ERROR, "status")
+            empty = pathlib.Path(folder, "empty")
+            empty.write_text("\n", encoding="utf-8")
+            assert "no token" in ctl.fails(ERROR, "--token-file", str(empty), "status")
+            daemon.stop()
+
+
 def damage(ctl, daemon):
     """Flip one bit of a stored row: verify must find it and say so by its exit code."""
     daemon.stop()
@@ -284,7 +317,7 @@ def main():
         client.close()
         steps = [(wrong_usage, ctl), (help_and_manual, ctl), (looking, ctl, daemon), (changing, ctl),
                  (operating, ctl, daemon), (completing, ctl), (shells, ctl), (top, ctl),
-                 (bench, ctl, daemon), (damage, ctl, daemon), (drain, ctl, daemon)]
+                 (bench, ctl, daemon), (interrupted, ctl), (over_tcp,), (damage, ctl, daemon), (drain, ctl, daemon)]
         for step, *arguments in steps:
             step(*arguments)
             print(f"{step.__name__}: good", flush=True)
