@@ -284,7 +284,7 @@ static void test_attention(void **state)
         struct shape shape = read_shape(&golden->in);
         size_t rows = (size_t)shape.queries * shape.kv_heads * shape.group;
         size_t count = rows + (rows * shape.head_dim + STRIDE - 1) / STRIDE;
-        float *truth = malloc(count * sizeof *truth);
+        float *truth = malloc((count + 1) * sizeof *truth);
         assert_non_null(truth);
         for (size_t i = 0; i < count; i++) truth[i] = get_f32(&golden->in);
         assert_false(golden->in.bad);
