@@ -172,14 +172,16 @@ static void state_machine(struct bench *bench, const struct memd_status *status)
         json_uint(json, "cores", machine->cores);
         json_text(json, "simd", status->simd);
         json_uint(json, "memory_bytes", machine->memory_bytes);
+        json_real(json, "load", machine->load);
         json_uint(json, "workers", status->workers);
         json_text(json, "sync", status->sync);
         json_uint(json, "rounds", bench->rounds);
     } else {
         fprintf(bench->ctl->out,
-                "%s on %s, %u cores, %s kernels, %u workers, sync %s; medians of %ju rounds\n\n",
-                status->build, machine->cpu, machine->cores, status->simd, status->workers,
-                status->sync, (uintmax_t)bench->rounds);
+                "%s on %s, %u cores (load %.1f), %s kernels, %u workers, sync %s; "
+                "medians of %ju rounds\n\n",
+                status->build, machine->cpu, machine->cores, machine->load, status->simd,
+                status->workers, status->sync, (uintmax_t)bench->rounds);
         fflush(bench->ctl->out);
     }
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* probe.c — the stream sums 64-bit words of four places of the buffer at a time: with one place, the
- * prefetchers of one core get two thirds of what memory gives them, and a yardstick that is too
- * short flatters. No intrinsics: loads are not what limits it. The disk probe writes what a
+/* probe.c — the stream sums 64-bit words of four places of the buffer at a time: with one place,
+ * the prefetchers of one core get two thirds of what memory gives them, and a yardstick that is
+ * too short flatters. No intrinsics: loads are not what limits it. The disk probe writes what a
  * database would: large buffers, through the page cache, one fdatasync at the end.
  */
 #include "clients/memctl/probe.h"
@@ -49,6 +49,7 @@ struct probe_machine probe_machine(void)
         .simd = cpu_level_name(cpu_level()),
         .memory_bytes = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE),
     };
+    if (getloadavg(&machine.load, 1) != 1) machine.load = -1.0;
     read_model(machine.cpu, sizeof machine.cpu);
     return machine;
 }

@@ -15,6 +15,7 @@ struct probe_machine {
     unsigned cores;
     const char *simd;    /* "avx2": what memd's kernels use here */
     uint64_t memory_bytes;
+    double load; /* threads that wanted to run in the last minute; above `cores`, figures are low */
 };
 
 struct probe_machine probe_machine(void);

@@ -63,6 +63,7 @@ static void test_machine(void **state)
     struct probe_machine machine = probe_machine();
     assert_true(machine.cores > 0);
     assert_true(machine.memory_bytes > 0);
+    assert_true(machine.load >= 0);
     assert_non_null(machine.simd);
     assert_int_not_equal(machine.cpu[0], '\0');
 }
