@@ -22,6 +22,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "memory/catalog_state.h"
+#include "memory/store_synced.h"
 
 uint64_t catalog_now_ms(void)
 {
@@ -149,6 +150,42 @@ static int open_meta(struct catalog *catalog, struct error *err)
     return rc < 0 ? rc : store_sync(catalog->store, err);
 }
 
+enum store_mode catalog_store_mode(enum sync_mode sync)
+{
+    switch (sync) {
+    case SYNC_ALWAYS: return STORE_DURABLE;
+    case SYNC_INTERVAL: return STORE_PROTECTED;
+    default: return STORE_LAZY;
+    }
+}
+
+/* A kernel that does not say has always just been started: that may cost commits, never
+ * consistency. */
+static void read_boot_id(char *ret_id, size_t size)
+{
+    snprintf(ret_id, size, "unknown-%" PRIu64, clock_real_ns());
+    FILE *file = fopen("/proc/sys/kernel/random/boot_id", "re");
+    if (file == NULL) return;
+    char line[SYNCED_BOOT_BYTES];
+    if (fgets(line, sizeof line, file) != NULL)
+        snprintf(ret_id, size, "%.*s", (int)strcspn(line, "\n"), line);
+    fclose(file);
+}
+
+static int open_store(struct catalog *catalog, const struct catalog_config *config,
+                      struct error *err)
+{
+    char boot_id[SYNCED_BOOT_BYTES];
+    read_boot_id(boot_id, sizeof boot_id);
+    struct store_config store = {
+        .path = config->path,
+        .map_bytes = config->map_bytes,
+        .mode = catalog_store_mode(config->sync),
+        .boot_id = boot_id,
+    };
+    return store_open(&store, &catalog->store, err);
+}
+
 static int finish_drops(struct catalog *catalog, struct error *err)
 {
     for (;;) {
@@ -198,7 +235,7 @@ int catalog_open(const struct catalog_config *config, struct catalog **ret_catal
     catalog->path = strdup(config->path);
     if (catalog->path == NULL) return error_set(err, MEMD_ENOMEM, "no memory for the catalog");
     int rc = lock_directory(catalog, config->path, err);
-    if (rc == 0) rc = store_open(config->path, config->map_bytes, &catalog->store, err);
+    if (rc == 0) rc = open_store(catalog, config, err);
     if (rc == 0) rc = open_meta(catalog, err);
     if (rc == 0) rc = finish_drops(catalog, err);
     if (rc == 0) rc = writer_open(catalog, config, &catalog->writer, err);

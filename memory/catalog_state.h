@@ -60,6 +60,8 @@ struct catalog {
 
 uint64_t catalog_now_ms(void);
 
+enum store_mode catalog_store_mode(enum sync_mode sync);
+
 /* The record of a context, on the heap. MEMD_ENOCONTEXT when absent or being dropped. */
 int catalog_read_record(struct catalog *catalog, struct store_txn *txn, uint64_t id,
                         struct record **ret_record, struct error *err);

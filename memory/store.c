@@ -22,15 +22,20 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <unistd.h>
 
 #include "base/cleanup.h"
 #include "base/error.h"
 #include "memory/format.h"
+#include "memory/store_synced.h"
 
 enum { READERS_MAX = 512, RESERVE_BYTES = 16 << 20 };
 
 struct store {
     MDB_env *env;
+    char *path, *boot_id;
+    enum store_mode mode;
+    MDB_txn *pin; /* STORE_PROTECTED: holds the last synced state */
     MDB_dbi tables[STORE_TABLES];
     uint64_t map_bytes;
     size_t page_bytes;
@@ -91,52 +96,108 @@ static int open_tables(struct store *store)
     return rc;
 }
 
-static int open_env(struct store *store, const char *path)
+static void close_store(struct store **store)
+{
+    store_close(*store);
+}
+
+static int open_env(struct store *store)
 {
     int rc = mdb_env_create(&store->env);
     if (rc != 0) return rc;
     rc = mdb_env_set_maxdbs(store->env, STORE_TABLES);
     if (rc == 0) rc = mdb_env_set_maxreaders(store->env, READERS_MAX);
     if (rc == 0) rc = mdb_env_set_mapsize(store->env, store->map_bytes + RESERVE_BYTES);
-    if (rc == 0) rc = mdb_env_open(store->env, path, MDB_NOTLS | MDB_NORDAHEAD | MDB_NOSYNC, 0600);
+    unsigned flags = MDB_NOTLS | MDB_NORDAHEAD | MDB_NOSYNC;
+    if (rc == 0) rc = mdb_env_open(store->env, store->path, flags, 0600);
     if (rc != 0) return rc;
     MDB_stat stat;
     rc = mdb_env_stat(store->env, &stat);
     store->page_bytes = rc == 0 ? stat.ms_psize : 0;
-    return rc == 0 ? open_tables(store) : rc;
+    return rc;
 }
 
-int store_open(const char *path, uint64_t map_bytes, struct store **ret_store, struct error *err)
+int store_open(const struct store_config *config, struct store **ret_store, struct error *err)
 {
-    struct store *store = calloc(1, sizeof *store);
+    CLEANUP(close_store) struct store *store = calloc(1, sizeof *store);
     if (store == NULL) return error_set(err, MEMD_ENOMEM, "no memory for the store");
-    store->map_bytes = map_bytes;
-    int rc = open_env(store, path);
-    if (rc != 0) {
-        store_close(store);
-        return fail(rc, path, err);
-    }
-    *ret_store = store;
+    store->map_bytes = config->map_bytes;
+    store->path = strdup(config->path);
+    store->boot_id = strdup(config->boot_id);
+    if (store->path == NULL || store->boot_id == NULL)
+        return error_set(err, MEMD_ENOMEM, "no memory for the store");
+    int rc = synced_restore(store->path, store->boot_id, err);
+    if (rc < 0) return rc;
+    rc = open_env(store);
+    if (rc != 0) return fail(rc, config->path, err);
+    /* Before the first commit: it is the first that needs protection. */
+    rc = store_set_mode(store, config->mode, err);
+    if (rc < 0) return rc;
+    rc = open_tables(store);
+    if (rc != 0) return fail(rc, config->path, err);
+    *ret_store = TAKE(store);
     return 0;
 }
 
 void store_close(struct store *store)
 {
     if (store == NULL) return;
+    if (store->pin != NULL) mdb_txn_abort(store->pin);
     if (store->env != NULL) mdb_env_close(store->env);
+    free(store->path);
+    free(store->boot_id);
     free(store);
 }
 
-void store_set_durable(struct store *store, bool durable)
+/* Everything committed is on the disk: from now on this is the state to fall back to. The old
+ * one is held until the new one is written down. No commit runs meanwhile, this is the writer. */
+static int protect(struct store *store, struct error *err)
 {
-    int rc = mdb_env_set_flags(store->env, MDB_NOSYNC, !durable);
-    assert(rc == 0);
+    unsigned char page[SYNCED_PAGE_BYTES_MAX];
+    assert(store->page_bytes <= sizeof page);
+    MDB_envinfo info;
+    mdb_filehandle_t fd = -1;
+    int rc = mdb_env_info(store->env, &info);
+    if (rc == 0) rc = mdb_env_get_fd(store->env, &fd);
+    if (rc != 0) return fail(rc, "meta page", err);
+    off_t at = (off_t)((info.me_last_txnid & 1) * store->page_bytes); /* LMDB writes them in turn */
+    if (pread(fd, page, store->page_bytes, at) != (ssize_t)store->page_bytes)
+        return fail(errno, "meta page", err);
+    struct synced_page saved = { page, store->page_bytes };
+    int saved_rc = synced_write(store->path, store->boot_id, saved, err);
+    if (saved_rc < 0) return saved_rc;
+    MDB_txn *pin = NULL;
+    rc = mdb_txn_begin(store->env, NULL, MDB_RDONLY, &pin);
+    if (rc != 0) return fail(rc, "pin of the synced state", err);
+    assert(mdb_txn_id(pin) == info.me_last_txnid);
+    if (store->pin != NULL) mdb_txn_abort(store->pin);
+    store->pin = pin;
+    return 0;
 }
 
 int store_sync(struct store *store, struct error *err)
 {
+    if (store->mode == STORE_DURABLE) return 0;
     int rc = mdb_env_sync(store->env, 1);
-    return rc == 0 ? 0 : fail(rc, "sync of the store", err);
+    if (rc != 0) return fail(rc, "sync of the store", err);
+    return store->mode == STORE_PROTECTED ? protect(store, err) : 0;
+}
+
+int store_set_mode(struct store *store, enum store_mode mode, struct error *err)
+{
+    int rc = mdb_env_sync(store->env, 1);
+    if (rc != 0) return fail(rc, "sync of the store", err);
+    /* The way back must be gone before a commit is promised that it would undo. */
+    int mode_rc = mode == STORE_PROTECTED ? protect(store, err) : synced_remove(store->path, err);
+    if (mode_rc < 0) return mode_rc;
+    if (mode != STORE_PROTECTED && store->pin != NULL) {
+        mdb_txn_abort(store->pin);
+        store->pin = NULL;
+    }
+    rc = mdb_env_set_flags(store->env, MDB_NOSYNC, mode != STORE_DURABLE);
+    assert(rc == 0);
+    store->mode = mode;
+    return 0;
 }
 
 int store_begin(struct store *store, bool write, struct store_txn *ret_txn, struct error *err)
@@ -165,7 +226,8 @@ void store_fail(struct store_txn *txn, int error_number)
     if (txn->rc == 0) txn->rc = error_number;
 }
 
-/* LMDB calls a short write EIO, but that is how a file system that fills up in the middle says it. */
+/* LMDB calls a short write EIO, but that is how a file system that fills up in the middle says
+ * it. */
 static int commit_reason(struct store *store, int rc)
 {
     enum { FULL_BELOW_BYTES = 1 << 20 };

@@ -43,12 +43,25 @@ enum store_table {
 
 const char *store_table_name(enum store_table table);
 
-/* Open or make the environment in the existing directory `path`. */
-int store_open(const char *path, uint64_t map_bytes, struct store **ret_store, struct error *err);
+/* How a commit meets the disk. */
+enum store_mode {
+    STORE_DURABLE,   /* it is on the disk when it returns */
+    STORE_PROTECTED, /* not before store_sync; a power cut leads back to the last one */
+    STORE_LAZY,      /* not before store_sync; a power cut may cost everything */
+};
+
+struct store_config {
+    const char *path; /* an existing directory */
+    uint64_t map_bytes;
+    enum store_mode mode;
+    const char *boot_id; /* differs after the machine went down */
+};
+
+int store_open(const struct store_config *config, struct store **ret_store, struct error *err);
 void store_close(struct store *store);
 
-/* Every commit is on the disk when it returns (true), or only after store_sync (false). */
-void store_set_durable(struct store *store, bool durable);
+/* Writer. Syncs what was committed under the old mode. */
+int store_set_mode(struct store *store, enum store_mode mode, struct error *err);
 int store_sync(struct store *store, struct error *err);
 
 struct slice {

@@ -38,6 +38,7 @@ struct writer {
     uint64_t sync_interval_ns;
     bool stopping, sync_wished;
     /* writer */
+    enum sync_mode applied;     /* what the store runs in */
     uint64_t unsynced_since_ns; /* 0: nothing is unsynced */
     void (*on_progress)(void *arg);
     void *on_progress_arg;
@@ -158,6 +159,22 @@ static void run_job(struct writer *writer, struct writer_job *job)
     pthread_mutex_unlock(&writer->lock);
 }
 
+/* A mode that was changed takes effect before the next commit; if it cannot, it is tried again
+ * then. */
+static void apply_mode(struct writer *writer)
+{
+    pthread_mutex_lock(&writer->lock);
+    enum sync_mode wanted = writer->sync;
+    pthread_mutex_unlock(&writer->lock);
+    if (wanted == writer->applied) return;
+    if (store_set_mode(writer->catalog->store, catalog_store_mode(wanted), NULL) < 0) {
+        CATALOG_COUNT(writer->catalog, commit_failures_total, 1);
+        return;
+    }
+    writer->applied = wanted;
+    mark_synced(writer);
+}
+
 static void *writer_main(void *arg)
 {
     struct writer *writer = arg;
@@ -172,6 +189,7 @@ static void *writer_main(void *arg)
         for (struct list_link *link; (link = list_take_first(&writer->jobs)) != NULL;)
             list_append(&jobs, link);
         pthread_mutex_unlock(&writer->lock);
+        apply_mode(writer);
         commit_batch(writer, &batch);
         for (struct list_link *link; (link = list_take_first(&jobs)) != NULL;) {
             run_job(writer, LIST_ENTRY(link, struct writer_job, link));
@@ -227,6 +245,7 @@ int writer_open(struct catalog *catalog, const struct catalog_config *config,
     writer->catalog = catalog;
     writer->on_progress = config->on_progress;
     writer->on_progress_arg = config->on_progress_arg;
+    writer->applied = config->sync;
     writer_reconfigure(writer, config);
     int rc = start_thread(writer);
     if (rc != 0) {
@@ -256,7 +275,6 @@ void writer_reconfigure(struct writer *writer, const struct catalog_config *conf
     writer->sync = config->sync;
     writer->sync_interval_ns = config->sync_interval_ms * MS_NS;
     writer->pending_bytes_max = config->tail_bytes_max;
-    store_set_durable(writer->catalog->store, config->sync == SYNC_ALWAYS);
     pthread_cond_signal(&writer->work);
     pthread_mutex_unlock(&writer->lock);
 }

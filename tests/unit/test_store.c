@@ -1,0 +1,283 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* test_store.c — transactions with a sticky error, cursors, a full map; and power cuts, played
+ * by mixing pages of the file as it was at the last sync with pages of the file as it would have
+ * become.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "memory/store.h"
+#include "tests/random.h"
+
+enum { KEYS = 200, PAGE = 4096, ROUNDS = 30 };
+
+struct place {
+    char path[64];
+};
+
+static void make_place(struct place *place)
+{
+    snprintf(place->path, sizeof place->path, "/tmp/memd-test-XXXXXX");
+    assert_non_null(mkdtemp(place->path));
+}
+
+static void remove_place(const struct place *place)
+{
+    static const char *const files[] = { "data.mdb", "lock.mdb", "synced" };
+    char name[128];
+    for (size_t i = 0; i < 3; i++) {
+        snprintf(name, sizeof name, "%s/%s", place->path, files[i]);
+        unlink(name);
+    }
+    assert_int_equal(rmdir(place->path), 0);
+}
+
+static struct store *open_store(const struct place *place, enum store_mode mode,
+                                const char *boot_id)
+{
+    struct store_config config = { place->path, 64 << 20, mode, boot_id };
+    struct store *store = NULL;
+    struct error err = { 0 };
+    if (store_open(&config, &store, &err) < 0) fail_msg("%s", err.text);
+    return store;
+}
+
+static struct slice text(const char *string)
+{
+    return (struct slice){ string, strlen(string) };
+}
+
+static void test_transactions(void **state)
+{
+    (void)state;
+    struct place place;
+    make_place(&place);
+    struct store *store = open_store(&place, STORE_LAZY, "a");
+    struct store_txn txn;
+    struct slice value;
+    struct error err = { 0 };
+    assert_int_equal(store_begin(store, true, &txn, &err), 0);
+    store_put(&txn, STORE_NAMES, text("b"), text("2"));
+    store_put(&txn, STORE_NAMES, text("d"), text("4"));
+    assert_int_equal(store_commit(&txn, &err), 0);
+    assert_int_equal(store_begin(store, true, &txn, &err), 0);
+    store_put(&txn, STORE_NAMES, text("c"), text("3"));
+    store_put(&txn, STORE_NAMES, text(""), text("no key")); /* fails, and sticks */
+    store_put(&txn, STORE_NAMES, text("e"), text("5"));
+    assert_false(store_get(&txn, STORE_NAMES, text("b"), &value));
+    assert_true(store_failed(&txn, &err) < 0);
+    assert_true(store_commit(&txn, &err) < 0);
+    store_abort(&txn); /* harmless */
+    assert_int_equal(store_begin(store, false, &txn, &err), 0);
+    assert_true(store_get(&txn, STORE_NAMES, text("b"), &value));
+    assert_memory_equal(value.data, "2", 1);
+    assert_false(store_get(&txn, STORE_NAMES, text("c"), &value));
+    assert_int_equal(store_failed(&txn, &err), 0); /* absent is no failure */
+    assert_int_equal(store_count(&txn, STORE_NAMES), 2);
+    struct store_cursor cursor;
+    assert_true(store_seek(&txn, STORE_NAMES, text("c"), &cursor));
+    assert_memory_equal(cursor.key.data, "d", 1);
+    assert_false(store_next(&cursor));
+    store_cursor_close(&cursor);
+    assert_true(store_seek_before(&txn, STORE_NAMES, text("d"), &cursor));
+    assert_memory_equal(cursor.key.data, "b", 1);
+    store_cursor_close(&cursor);
+    assert_true(store_seek_before(&txn, STORE_NAMES, text("z"), &cursor));
+    assert_memory_equal(cursor.key.data, "d", 1);
+    store_cursor_close(&cursor);
+    assert_false(store_seek_before(&txn, STORE_NAMES, text("a"), &cursor));
+    store_cursor_close(&cursor);
+    store_abort(&txn);
+    store_close(store);
+    remove_place(&place);
+}
+
+static void test_full_map(void **state)
+{
+    (void)state;
+    struct place place;
+    make_place(&place);
+    struct store *store = open_store(&place, STORE_LAZY, "a");
+    struct error err = { 0 };
+    size_t bytes = 1 << 20;
+    char *large = calloc(1, bytes);
+    int rc = 0;
+    for (uint32_t i = 0; rc == 0 && i < 200; i++) {
+        struct store_txn txn;
+        assert_int_equal(store_begin(store, true, &txn, &err), 0);
+        store_put(&txn, STORE_SEGMENTS, (struct slice){ &i, sizeof i },
+                  (struct slice){ large, bytes });
+        rc = store_commit(&txn, &err);
+    }
+    assert_int_equal(rc, MEMD_EFULL);
+    struct store_txn txn;
+    assert_int_equal(store_begin(store, true, &txn, &err), 0);
+    uint32_t first = 0;
+    assert_true(store_delete(&txn, STORE_SEGMENTS, (struct slice){ &first, sizeof first }));
+    assert_int_equal(store_commit(&txn, &err), 0);
+    assert_true(store_free_bytes(store) >= bytes);
+    free(large);
+    store_close(store);
+    remove_place(&place);
+}
+
+/* ---- power cuts ---- */
+
+struct file {
+    unsigned char *data;
+    size_t bytes;
+};
+
+static struct file read_file(const struct place *place, const char *file_name)
+{
+    char name[128];
+    snprintf(name, sizeof name, "%s/%s", place->path, file_name);
+    FILE *in = fopen(name, "rb");
+    assert_non_null(in);
+    assert_int_equal(fseek(in, 0, SEEK_END), 0);
+    struct file file = { .bytes = (size_t)ftell(in) };
+    rewind(in);
+    file.data = malloc(file.bytes + 1);
+    assert_int_equal(fread(file.data, 1, file.bytes, in), file.bytes);
+    fclose(in);
+    return file;
+}
+
+static void write_file(const struct place *place, const char *file_name, const struct file *file)
+{
+    char name[128];
+    snprintf(name, sizeof name, "%s/%s", place->path, file_name);
+    FILE *out = fopen(name, "wb");
+    assert_non_null(out);
+    assert_int_equal(fwrite(file->data, 1, file->bytes, out), file->bytes);
+    assert_int_equal(fclose(out), 0);
+}
+
+/* Every key: its value of this generation, long or short so that pages of both kinds come and
+ * go. */
+static void put_generation(struct store *store, uint32_t generation, uint64_t *random)
+{
+    struct error err = { 0 };
+    struct store_txn txn;
+    assert_int_equal(store_begin(store, true, &txn, &err), 0);
+    for (uint32_t key = 0; key < KEYS; key++) {
+        uint32_t value[3000];
+        size_t words = 1 + random_below(random, key % 4 == 0 ? 3000 : 40);
+        for (size_t i = 0; i < words; i++) value[i] = generation;
+        store_put(&txn, STORE_TAILS, (struct slice){ &key, sizeof key },
+                  (struct slice){ value, words * sizeof value[0] });
+    }
+    if (store_commit(&txn, &err) < 0) fail_msg("%s", err.text);
+}
+
+static void expect_generation(const struct place *place, enum store_mode mode, const char *boot_id,
+                              uint32_t generation)
+{
+    struct store *store = open_store(place, mode, boot_id);
+    struct error err = { 0 };
+    struct store_txn txn;
+    assert_int_equal(store_begin(store, false, &txn, &err), 0);
+    assert_int_equal(store_count(&txn, STORE_TAILS), KEYS);
+    for (uint32_t key = 0; key < KEYS; key++) {
+        struct slice value;
+        if (!store_get(&txn, STORE_TAILS, (struct slice){ &key, sizeof key }, &value)) {
+            store_failed(&txn, &err);
+            fail_msg("key %u is lost: %s", key, err.text);
+        }
+        for (size_t at = 0; at < value.bytes; at += sizeof(uint32_t)) {
+            uint32_t word;
+            memcpy(&word, (const char *)value.data + at, sizeof word);
+            if (word != generation) fail_msg("key %u is of %u, not %u", key, word, generation);
+        }
+    }
+    store_abort(&txn);
+    uint64_t random = 1;
+    for (uint32_t i = 1; i <= 3; i++)
+        put_generation(store, generation + i, &random); /* it goes on */
+    store_close(store);
+}
+
+static void test_power_cut(void **state)
+{
+    (void)state;
+    uint64_t random = random_seed();
+    struct place place, crashed;
+    make_place(&place);
+    make_place(&crashed);
+    struct error err = { 0 };
+    struct store *store = open_store(&place, STORE_PROTECTED, "boot one");
+    uint32_t generation = 1;
+    for (int round = 0; round < ROUNDS; round++) {
+        for (uint64_t i = random_below(&random, 4) + 1; i > 0; i--)
+            put_generation(store, generation++, &random);
+        uint32_t synced = generation - 1;
+        if (store_sync(store, &err) < 0) fail_msg("%s", err.text);
+        struct file old = read_file(&place, "data.mdb"), way_back = read_file(&place, "synced");
+        for (uint64_t i = random_below(&random, 6) + 1; i > 0; i--)
+            put_generation(store, generation++, &random);
+        struct file new = read_file(&place, "data.mdb");
+        for (size_t at = 0; at + PAGE <= new.bytes; at += PAGE) { /* which pages had arrived? */
+            if (random_below(&random, 2) == 0) continue;
+            if (at + PAGE <= old.bytes)
+                memcpy(new.data + at, old.data + at, PAGE);
+            else
+                memset(new.data + at, 0, PAGE);
+        }
+        write_file(&crashed, "data.mdb", &new);
+        write_file(&crashed, "synced", &way_back);
+        expect_generation(&crashed, STORE_PROTECTED, "boot two", synced);
+        free(old.data);
+        free(new.data);
+        free(way_back.data);
+    }
+    store_close(store);
+    expect_generation(&place, STORE_PROTECTED, "boot one",
+                      generation - 1); /* no cut: nothing is taken back */
+    remove_place(&place);
+    remove_place(&crashed);
+}
+
+/* A mode without a way back leaves none that could undo later commits. */
+static void test_modes_change(void **state)
+{
+    (void)state;
+    struct place place;
+    make_place(&place);
+    struct error err = { 0 };
+    uint64_t random = 5;
+    char name[128];
+    snprintf(name, sizeof name, "%s/synced", place.path);
+    struct store *store = open_store(&place, STORE_PROTECTED, "boot one");
+    put_generation(store, 1, &random);
+    assert_int_equal(access(name, F_OK), 0);
+    assert_int_equal(store_set_mode(store, STORE_DURABLE, &err), 0);
+    put_generation(store, 2, &random);
+    assert_int_equal(access(name, F_OK), -1);
+    store_close(store);
+    expect_generation(&place, STORE_LAZY, "boot two", 2);
+    expect_generation(&place, STORE_PROTECTED, "boot three", 5);
+    expect_generation(&place, STORE_DURABLE, "boot three", 8);
+    remove_place(&place);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_transactions),
+        cmocka_unit_test(test_full_map),
+        cmocka_unit_test(test_power_cut),
+        cmocka_unit_test(test_modes_change),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
