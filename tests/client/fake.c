@@ -2,9 +2,10 @@
 /* fake.c — blocking reads and writes, since a script says what happens next. */
 #include "tests/client/fake.h"
 
+#include <arpa/inet.h>
 #include <assert.h>
 #include <errno.h>
-#include <poll.h>
+#include <netinet/in.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,11 +28,8 @@ static void *serve(void *arg)
     return NULL;
 }
 
-void fake_open(struct fake *fake, fake_script *script, void *arg)
+static void listen_unix(struct fake *fake)
 {
-    fake->script = script;
-    fake->arg = arg;
-    sem_init(&fake->closed, 0, 0);
     char folder[] = "/tmp/memd-fake-XXXXXX";
     if (mkdtemp(folder) == NULL) perror(folder);
     snprintf(fake->path, sizeof fake->path, "%s/socket", folder);
@@ -41,7 +39,30 @@ void fake_open(struct fake *fake, fake_script *script, void *arg)
     fake->listen_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     int rc = bind(fake->listen_fd, (struct sockaddr *)&address, sizeof address);
     assert(rc == 0);
-    rc = listen(fake->listen_fd, 8);
+}
+
+static void listen_tcp(struct fake *fake)
+{
+    struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr = { htonl(INADDR_LOOPBACK) } };
+    socklen_t bytes = sizeof address;
+    fake->listen_fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    int rc = bind(fake->listen_fd, (struct sockaddr *)&address, sizeof address);
+    assert(rc == 0);
+    rc = getsockname(fake->listen_fd, (struct sockaddr *)&address, &bytes);
+    assert(rc == 0);
+    snprintf(fake->address, sizeof fake->address, "tcp:127.0.0.1:%u", ntohs(address.sin_port));
+}
+
+void fake_open(struct fake *fake, fake_script *script, void *arg)
+{
+    fake->script = script;
+    fake->arg = arg;
+    sem_init(&fake->closed, 0, 0);
+    if (fake->tcp)
+        listen_tcp(fake);
+    else
+        listen_unix(fake);
+    int rc = listen(fake->listen_fd, 8);
     assert(rc == 0);
     rc = pthread_create(&fake->thread, NULL, serve, fake);
     assert(rc == 0);
@@ -54,6 +75,7 @@ void fake_close(struct fake *fake)
     pthread_join(fake->thread, NULL);
     close(fake->listen_fd);
     sem_destroy(&fake->closed);
+    if (fake->tcp) return;
     unlink(fake->path);
     *strrchr(fake->path, '/') = '\0';
     rmdir(fake->path);

@@ -38,6 +38,7 @@ typedef void fake_script(struct fake *fake, int fd, int number);
 struct fake {
     char path[FAKE_PATH_BYTES];
     char address[FAKE_PATH_BYTES + 8];
+    bool tcp; /* listen on a port of 127.0.0.1 instead of a path */
     int listen_fd;
     pthread_t thread;
     fake_script *script;

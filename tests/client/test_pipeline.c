@@ -5,6 +5,7 @@
 #include "tests/client/fake.h"
 
 #include <assert.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -15,6 +16,8 @@
 #include <unistd.h>
 
 #include <cmocka.h>
+
+#include "clients/libmemd/client.h"
 
 enum { H = 4, G = 2, D = 8, TICKETS = 20, THREADS = 8, CALLS = 300 };
 
@@ -325,6 +328,114 @@ static void a_reply_that_nobody_wants_any_more(void **state)
     fake_close(&fake);
 }
 
+/* ---- the threads that wait take turns at leading ---- */
+
+struct baton {
+    sem_t go; /* the script may answer one more */
+};
+
+/* Answers in order, each when told to. */
+static void told_script(struct fake *fake, int fd, int number)
+{
+    (void)number;
+    struct baton *baton = fake->arg;
+    fake_hello(fake, fd);
+    struct fake_request first = { 0 }, second = { 0 };
+    fake_expect(fd, &first, METHOD_APPEND);
+    fake_expect(fd, &second, METHOD_APPEND);
+    sem_wait(&baton->go);
+    reply_position(fd, &first);
+    sem_wait(&baton->go);
+    reply_position(fd, &second);
+    arena_fini(&first.arena);
+    arena_fini(&second.arena);
+}
+
+struct waiter {
+    pthread_t thread;
+    struct memd_ticket *ticket;
+    int rc;
+};
+
+static void *wait_for_it(void *arg)
+{
+    struct waiter *waiter = arg;
+    waiter->rc = memd_wait(waiter->ticket, NULL);
+    return NULL;
+}
+
+/* Until so many threads are in exchange_wait: the leader polls, the others sleep. */
+static void until_waiters(struct memd_client *client, size_t count)
+{
+    size_t waiters = 0;
+    while (waiters != count) {
+        pthread_mutex_lock(&client->lock);
+        waiters = client->led || count == 0 ? client->waiters : 0;
+        pthread_mutex_unlock(&client->lock);
+        sched_yield();
+    }
+}
+
+static void who_leaves_hands_over(void **state)
+{
+    (void)state;
+    struct baton baton;
+    sem_init(&baton.go, 0, 0);
+    struct fake fake = { 0 };
+    fake_open(&fake, told_script, &baton);
+    struct memd_client *client = fake_client(&fake, 5000);
+    struct memd_context context = fake_context(client);
+    struct waiter waiters[2] = { 0 };
+    for (uint64_t i = 0; i < 2; i++) {
+        submit(&context, i, &waiters[i].ticket);
+        pthread_create(&waiters[i].thread, NULL, wait_for_it, &waiters[i]);
+        until_waiters(client, i + 1); /* the first leads, the second sleeps */
+    }
+    sem_post(&baton.go);
+    pthread_join(waiters[0].thread, NULL);
+    until_waiters(client, 1);
+    sem_post(&baton.go);
+    pthread_join(waiters[1].thread, NULL);
+    for (size_t i = 0; i < 2; i++) {
+        assert_int_equal(waiters[i].rc, 0);
+        memd_ticket_free(waiters[i].ticket);
+    }
+    memd_close(client);
+    fake_close(&fake);
+    sem_destroy(&baton.go);
+}
+
+/* The leader waits for an answer that comes only after another thread's large request: it must be
+ * woken to send the rest of that. */
+static void the_leader_sends_for_others(void **state)
+{
+    (void)state;
+    struct baton baton;
+    sem_init(&baton.go, 0, 2);
+    struct fake fake = { 0 };
+    fake_open(&fake, told_script, &baton);
+    struct memd_client *client = fake_client(&fake, 5000);
+    struct memd_context context = fake_context(client);
+    enum { ROWS = 200000 };
+    float *rows = calloc(ROWS, G * D * 4);
+    struct waiter small = { 0 };
+    submit(&context, 1, &small.ticket);
+    pthread_create(&small.thread, NULL, wait_for_it, &small);
+    until_waiters(client, 1);
+    struct memd_append layer = { .position = 2, .tokens = ROWS, .k = rows, .v = rows };
+    struct memd_error err = { 0 };
+    int rc = memd_append(&context, &layer, 1, 0, NULL, &err);
+    if (rc < 0) print_error("%s\n", err.text);
+    assert_int_equal(rc, 0);
+    pthread_join(small.thread, NULL);
+    assert_int_equal(small.rc, 0);
+    memd_ticket_free(small.ticket);
+    free(rows);
+    memd_close(client);
+    fake_close(&fake);
+    sem_destroy(&baton.go);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -334,6 +445,8 @@ int main(void)
         cmocka_unit_test(large_both_ways_at_once),
         cmocka_unit_test(a_deadline_passes),
         cmocka_unit_test(a_reply_that_nobody_wants_any_more),
+        cmocka_unit_test(who_leaves_hands_over),
+        cmocka_unit_test(the_leader_sends_for_others),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -149,11 +149,10 @@ static void idle_script(struct fake *fake, int fd, int number)
 
 /* The daemon was restarted while the client slept: nothing was under way, so nothing can be lost.
  * */
-static void a_connection_that_ended_while_idle(void **state)
+static void drop_after_idling(bool tcp)
 {
-    (void)state;
     struct seen seen = { 0 };
-    struct fake fake = { 0 };
+    struct fake fake = { .tcp = tcp };
     fake_open(&fake, idle_script, &seen);
     struct memd_client *client = fake_client(&fake, 10000);
     struct memd_context context = fake_context(client);
@@ -165,6 +164,13 @@ static void a_connection_that_ended_while_idle(void **state)
     memd_close(client);
     fake_close(&fake);
     assert_int_equal(seen.count, 1);
+}
+
+static void a_connection_that_ended_while_idle(void **state)
+{
+    (void)state;
+    drop_after_idling(false);
+    drop_after_idling(true); /* here sending would succeed, and the request be lost */
 }
 
 /* Reads half of a large request, then hangs up; later connections answer. */
@@ -293,6 +299,102 @@ static void last_words_are_the_error(void **state)
     fake_close(&fake);
 }
 
+/* Says why it does not even read the request, which the client is still sending. */
+static void too_large_script(struct fake *fake, int fd, int number)
+{
+    (void)number;
+    fake_hello(fake, fd);
+    unsigned char header[FRAME_HEADER_BYTES];
+    ssize_t count = recv(fd, header, sizeof header, MSG_WAITALL);
+    if (count != (ssize_t)sizeof header) return; /* the client is through */
+    struct fake_request nobody = { 0 };
+    fake_error(fd, &nobody, MEMD_ELIMIT, "frame of 6 MB, limit 5");
+}
+
+static void last_words_in_the_middle_of_a_request(void **state)
+{
+    (void)state;
+    struct fake fake = { 0 };
+    fake_open(&fake, too_large_script, NULL);
+    struct memd_client *client = fake_client(&fake, 10000);
+    struct memd_context context = fake_context(client);
+    enum { ROWS = 100000 };
+    float *rows = calloc(ROWS, G * D * 4);
+    struct memd_append layer = { .tokens = ROWS, .k = rows, .v = rows };
+    struct memd_error err = { 0 };
+    assert_int_equal(memd_append(&context, &layer, 1, 0, NULL, &err), MEMD_ELIMIT);
+    assert_non_null(strstr(err.text, "frame of 6 MB, limit 5"));
+    free(rows);
+    memd_close(client);
+    fake_close(&fake);
+}
+
+/* Answers with a method that was not asked, then to a request that was not sent, then properly. */
+static void lying_script(struct fake *fake, int fd, int number)
+{
+    fake_hello(fake, fd);
+    struct fake_request request = { 0 };
+    while (fake_receive(fd, &request)) {
+        if (number == 0) request.frame.method = METHOD_FETCH;
+        if (number == 1) request.frame.request_id += 1000;
+        Memd__AppendReply reply = MEMD__APPEND_REPLY__INIT;
+        fake_reply(fd, &request, &reply.base, NULL, 0);
+    }
+    arena_fini(&request.arena);
+}
+
+static void replies_to_what_was_not_asked(void **state)
+{
+    (void)state;
+    struct fake fake = { 0 };
+    fake_open(&fake, lying_script, NULL);
+    struct memd_client *client = fake_client(&fake, 10000);
+    struct memd_context context = fake_context(client);
+    struct memd_append layer = row_at(1);
+    assert_int_equal(memd_append(&context, &layer, 1, 0, NULL, NULL), MEMD_EPROTO);
+    assert_int_equal(memd_append(&context, &layer, 1, 0, NULL, NULL), MEMD_EPROTO);
+    assert_int_equal(memd_append(&context, &layer, 1, 0, NULL, NULL), 0);
+    memd_close(client);
+    fake_close(&fake);
+}
+
+/* Answers one request and hangs up; later connections answer all. */
+static void one_script(struct fake *fake, int fd, int number)
+{
+    struct seen *seen = fake->arg;
+    fake_hello(fake, fd);
+    struct fake_request request = { 0 };
+    for (int i = 0; (number > 0 || i < 1) && fake_receive(fd, &request); i++) {
+        note(seen, value_of(&request));
+        answer(fd, &request);
+    }
+    arena_fini(&request.arena);
+}
+
+/* The end is noticed by the next send, before the reply has been read: it must not be lost. */
+static void a_reply_that_came_before_the_end(void **state)
+{
+    (void)state;
+    struct seen seen = { 0 };
+    struct fake fake = { 0 };
+    fake_open(&fake, one_script, &seen);
+    struct memd_client *client = fake_client(&fake, 10000);
+    struct memd_context context = fake_context(client);
+    struct memd_ticket *tickets[2] = { NULL };
+    for (uint64_t i = 0; i < 2; i++) {
+        struct memd_append layer = row_at(5 + i);
+        assert_int_equal(memd_submit_append(&context, &layer, 1, 0, &tickets[i], NULL), 0);
+        if (i == 0) sem_wait(&fake.closed);
+    }
+    for (size_t i = 0; i < 2; i++) {
+        assert_int_equal(memd_wait(tickets[i], NULL), 0);
+        memd_ticket_free(tickets[i]);
+    }
+    memd_close(client);
+    fake_close(&fake);
+    assert_int_equal(seen.count, 2); /* the first was not sent again */
+}
+
 /* Refuses every connection after the first. */
 static void locked_out_script(struct fake *fake, int fd, int number)
 {
@@ -349,6 +451,9 @@ int main(void)
         cmocka_unit_test(a_connection_that_breaks_in_a_payload),
         cmocka_unit_test(a_connection_that_breaks_in_a_reply),
         cmocka_unit_test(last_words_are_the_error),
+        cmocka_unit_test(last_words_in_the_middle_of_a_request),
+        cmocka_unit_test(replies_to_what_was_not_asked),
+        cmocka_unit_test(a_reply_that_came_before_the_end),
         cmocka_unit_test(a_daemon_that_lets_us_in_no_more),
         cmocka_unit_test(a_daemon_that_never_comes_back),
     };
