@@ -36,16 +36,32 @@ bool drop_pending(struct store_txn *txn, uint64_t *ret_id)
     return found;
 }
 
-/* A record that cannot be read has no name that could be found here; verify reports it, the rest
- * goes. */
-static void free_name(struct catalog *catalog, struct store_txn *txn, uint64_t id)
+/* The name of a record that cannot be read any more. */
+static void free_name_by_id(struct store_txn *txn, uint64_t id)
 {
-    struct record *record = NULL;
-    if (catalog_read_record(catalog, txn, id, &record, NULL) < 0) return;
+    struct store_cursor cursor;
+    uint64_t at = 0;
+    bool found = store_seek(txn, STORE_NAMES, (struct slice){ NULL, 0 }, &cursor);
+    while (found && !(format_read_u64(cursor.value.data, cursor.value.bytes, &at) && at == id)) {
+        found = store_next(&cursor);
+    }
+    if (found) store_cursor_delete(&cursor);
+    store_cursor_close(&cursor);
+}
+
+static int free_name(struct catalog *catalog, struct store_txn *txn, uint64_t id, struct error *err)
+{
+    CLEANUP(free_ptr) struct record *record = NULL;
+    int rc = catalog_read_record(catalog, txn, id, &record, err);
+    if (rc == MEMD_ECORRUPT) {
+        free_name_by_id(txn, id);
+        return 0;
+    }
+    if (rc < 0) return rc;
     store_delete(txn, STORE_NAMES, (struct slice){ record->name, strlen(record->name) });
     record->dropping = true;
     catalog_put_record(txn, id, record);
-    free(record);
+    return 0;
 }
 
 int drop_begin(struct catalog *catalog, uint64_t id, struct error *err)
@@ -53,16 +69,12 @@ int drop_begin(struct catalog *catalog, uint64_t id, struct error *err)
     CLEANUP(store_abort) struct store_txn txn = { 0 };
     int rc = store_begin(catalog->store, true, &txn, err);
     if (rc < 0) return rc;
-    unsigned char key[FORMAT_KEY_BYTES_MAX], value[8];
-    struct slice there;
-    if (!store_get(&txn, STORE_CONTEXTS, (struct slice){ key, format_key_id(id, key) }, &there)) {
-        rc = store_failed(&txn, err);
-        return rc < 0 ? rc : error_set(err, MEMD_ENOCONTEXT, "there is no context %" PRIu64, id);
-    }
+    rc = free_name(catalog, &txn, id, err);
+    if (rc < 0) return rc;
+    unsigned char value[8];
     char name[MARKER_BYTES];
     format_put_u64(id, value);
     store_put(&txn, STORE_META, marker(id, name), (struct slice){ value, sizeof value });
-    free_name(catalog, &txn, id);
     return catalog_commit(catalog, &txn, 0, err);
 }
 

@@ -1,0 +1,187 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* test_alloc.c — the n-th allocation fails, for n = 1, 2, 3 … until a whole life of a context
+ * (open, append, attend, fetch, fork, truncate, list, verify, drop, close) needs fewer than n.
+ *
+ * Every failure must come out as MEMD_ENOMEM, leave no leak (run it with the address sanitizer)
+ * and a store that verifies. The linker's --wrap puts the functions below in front of the
+ * allocator for all of memd; LMDB and libc keep their own.
+ */
+#include "tests/unit/store_fixture.h"
+
+#include <stdatomic.h>
+
+void *__real_malloc(size_t bytes);
+void *__real_calloc(size_t count, size_t bytes);
+void *__real_realloc(void *old, size_t bytes);
+int __real_posix_memalign(void **ret, size_t align, size_t bytes);
+void *__wrap_malloc(size_t bytes);
+void *__wrap_calloc(size_t count, size_t bytes);
+void *__wrap_realloc(void *old, size_t bytes);
+int __wrap_posix_memalign(void **ret, size_t align, size_t bytes);
+
+static atomic_long left = -1; /* allocations until one fails; negative: none does */
+static atomic_bool failed;
+
+static bool fails(void)
+{
+    if (atomic_load(&left) < 0 || atomic_fetch_sub(&left, 1) != 0) return false;
+    atomic_store(&failed, true);
+    return true;
+}
+
+void *__wrap_malloc(size_t bytes)
+{
+    return fails() ? NULL : __real_malloc(bytes);
+}
+
+void *__wrap_calloc(size_t count, size_t bytes)
+{
+    return fails() ? NULL : __real_calloc(count, bytes);
+}
+
+void *__wrap_realloc(void *old, size_t bytes)
+{
+    return fails() ? NULL : __real_realloc(old, bytes);
+}
+
+int __wrap_posix_memalign(void **ret, size_t align, size_t bytes)
+{
+    return fails() ? ENOMEM : __real_posix_memalign(ret, align, bytes);
+}
+
+enum { TOKENS = 1100 };
+
+struct life {
+    struct fixture *fx;
+    struct tensor k, v;
+    uint32_t ids[TOKENS];
+};
+
+static int open_one(struct life *life, struct context **ret_context, struct error *err)
+{
+    struct open_args args = {
+        .name = "book", .model = &life->fx->model, .method = "", .create = true
+    };
+    bool created = false;
+    return catalog_open_context(life->fx->catalog, &args, &life->fx->arena, ret_context, &created,
+                                err);
+}
+
+static int append_all(struct life *life, struct context *context, struct error *err)
+{
+    struct append_layer parts[2];
+    for (uint32_t i = 0; i < 2; i++) {
+        parts[i] = (struct append_layer){ .layer = i,
+                                          .position = context_layer_tokens(context, i),
+                                          .k = life->k,
+                                          .v = life->v,
+                                          .token_ids = life->ids };
+    }
+    struct progress progress = { 0 };
+    int rc = context_append(context, parts, 2, &progress, err);
+    if (rc == 0) rc = catalog_sync(life->fx->catalog, err);
+    if (rc == 0) rc = context_reached(context, progress.sequence, DURABLE_SYNCED, &progress, err);
+    return rc < 0 ? rc : 0;
+}
+
+static int read_all(struct life *life, struct context *context, struct error *err)
+{
+    struct answer answer;
+    uint64_t ids[] = { 0, 1099 };
+    uint16_t k[2 * 32], v[2 * 32];
+    uint32_t token_ids[2];
+    struct fetch_out out = { .k = k, .v = v, .token_ids = token_ids };
+    int rc = fixture_attend(life->fx, context, 1, UINT64_MAX, &answer, err);
+    return rc < 0 ? rc : context_fetch(context, 0, ids, 2, &out, err);
+}
+
+static int look_around(struct life *life, struct error *err)
+{
+    struct list_args list = { .prefix = "", .after = "" };
+    struct list_page page;
+    struct walk_args walk = { .context_id = 0 };
+    struct verify_step step;
+    struct dump_step dump;
+    struct arena *arena = &life->fx->arena;
+    int rc = catalog_list(life->fx->catalog, &list, arena, &page, err);
+    if (rc == 0) rc = catalog_verify(life->fx->catalog, &walk, arena, &step, err);
+    if (rc == 0) rc = catalog_dump(life->fx->catalog, &walk, arena, &dump, err);
+    return rc;
+}
+
+static int live(struct life *life, struct error *err)
+{
+    struct fixture *fx = life->fx;
+    struct context *context = NULL;
+    uint64_t fork_id = 0, tokens = 0, bytes = 0;
+    int rc = catalog_open(&fx->config, &fx->catalog, err);
+    if (rc == 0) rc = open_one(life, &context, err);
+    if (rc == 0) rc = append_all(life, context, err);
+    if (rc == 0) rc = read_all(life, context, err);
+    if (rc == 0) rc = catalog_fork(fx->catalog, context, "fork", &fork_id, &tokens, err);
+    if (rc == 0) rc = context_truncate(context, 1000, err);
+    if (rc == 0) rc = append_all(life, context, err);
+    if (rc == 0) rc = look_around(life, err);
+    if (rc == 0) rc = catalog_drop(fx->catalog, fork_id, &bytes, err);
+    arena_fini(&fx->arena);
+    catalog_close(fx->catalog);
+    fx->catalog = NULL;
+    return rc;
+}
+
+/* Once more with all the memory there is: clean, and loaded from the disk. */
+static int live_again(struct life *life, struct error *err)
+{
+    struct fixture *fx = life->fx;
+    struct context *context = NULL;
+    struct walk_args walk = { .context_id = 0 };
+    struct verify_step step = { 0 };
+    int rc = catalog_open(&fx->config, &fx->catalog, err);
+    if (rc == 0) rc = catalog_verify(fx->catalog, &walk, &fx->arena, &step, err);
+    if (rc == 0 && step.finding_count > 0) fail_msg("verify: %s", step.findings[0]);
+    if (rc == 0) rc = open_one(life, &context, err);
+    if (rc == 0 && context_tokens(context) > 0) rc = read_all(life, context, err);
+    arena_fini(&fx->arena);
+    catalog_close(fx->catalog);
+    fx->catalog = NULL;
+    return rc == MEMD_ENOROW ? 0 : rc; /* the append never came */
+}
+
+static void test_every_allocation(void **state)
+{
+    (void)state;
+    struct fixture fx;
+    fixture_begin(&fx);
+    arena_fini(&fx.arena);
+    catalog_close(fx.catalog);
+    fx.catalog = NULL;
+    void *k = fixture_rows(&fx, 0, 0, TOKENS, 0), *v = fixture_rows(&fx, 0, 0, TOKENS, 1);
+    struct life life = { .fx = &fx,
+                         .k = fixture_tensor(&fx, k, TOKENS),
+                         .v = fixture_tensor(&fx, v, TOKENS) };
+    long n = 0;
+    do {
+        fixture_remove(fx.path);
+        assert_int_equal(mkdir(fx.path, 0700), 0);
+        struct error err = { 0 };
+        atomic_store(&failed, false);
+        atomic_store(&left, n);
+        int rc = live(&life, &err);
+        atomic_store(&left, -1);
+        if (rc != 0 && (rc != MEMD_ENOMEM || !atomic_load(&failed)))
+            fail_msg("allocation %ld: %s (%s)", n, error_name(rc), err.text);
+        if (atomic_load(&failed)) ASSERT_OK(live_again(&life, &err), err);
+        n++;
+    } while (atomic_load(&failed));
+    print_message("%ld allocations failed, one at a time\n", n - 1);
+    assert_true(n > 30);
+    free(k);
+    free(v);
+    fixture_remove(fx.path);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = { cmocka_unit_test(test_every_allocation) };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
