@@ -213,7 +213,7 @@ int bench_main(struct ctl *ctl)
     rc = memd_status(ctl->client, &status, &ctl->err);
     if (rc < 0) return ctl_failed(ctl, rc, "status");
     bench.machine = probe_machine();
-    bench.workers = status->workers;
+    bench.workers = status->workers > 0 ? status->workers : 1;
     bench.disk = options_value(&ctl->options, "disk");
     if (bench.disk == NULL && access(status->data, W_OK) == 0) bench.disk = status->data;
     const sigset_t stop = stop_signals();

@@ -25,9 +25,12 @@ struct probe_machine probe_machine(void);
 void *probe_buffer(size_t bytes);
 void probe_buffer_free(void *buffer, size_t bytes);
 
-/* Bytes per second of reading the buffer once, split over `threads`; the best that plain loads
- * get. */
-double probe_stream(const void *buffer, size_t bytes, unsigned threads);
+/* In order is what reading something once means; at four places at a time is the most that a core
+ * gets out of its memory. */
+enum probe_order { PROBE_IN_ORDER, PROBE_AT_PLACES };
+
+/* Bytes per second of reading the buffer once with plain loads, split over `threads`. */
+double probe_stream(const void *buffer, size_t bytes, unsigned threads, enum probe_order order);
 
 /* Bytes per second of writing `bytes` to a new file in `directory`, in order, fdatasync included;
  * the file is gone afterwards. Negative: -errno. */

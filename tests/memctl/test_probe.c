@@ -33,7 +33,9 @@ static void test_stream(void **state)
     void *buffer = probe_buffer(BYTES);
     assert_non_null(buffer);
     for (unsigned threads = 1; threads <= 3; threads++) {
-        double rate = probe_stream(buffer, BYTES, threads);
+        double rate = probe_stream(buffer, BYTES, threads, PROBE_IN_ORDER);
+        if (!(rate > 1e7 && rate < 1e13)) fail_msg("%u threads: %g bytes/s", threads, rate);
+        rate = probe_stream(buffer, BYTES, threads, PROBE_AT_PLACES);
         if (!(rate > 1e7 && rate < 1e13)) fail_msg("%u threads: %g bytes/s", threads, rate);
     }
     probe_buffer_free(buffer, BYTES);
