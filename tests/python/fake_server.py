@@ -107,10 +107,11 @@ class FakeServer:
 
     @staticmethod
     def _exactly(sock, size):
-        data = b""
-        while len(data) < size:
-            part = sock.recv(min(size - len(data), 1 << 16))
-            if not part:
+        data = bytearray(size)
+        done = 0
+        while done < size:
+            count = sock.recv_into(memoryview(data)[done:])
+            if count == 0:
                 return None
-            data += part
-        return data
+            done += count
+        return bytes(data)

@@ -141,7 +141,8 @@ class Client:
         its error is raised after all have been answered or, with `return_errors`, stands in its place.
         """
         queries = list(queries)
-        requests = []
+        requests: list[wire.Request] = []
+        reply_bytes = 0
         for query in queries:
             o_bytes = 4 * np.asarray(query.q).size  # the reply has to fit into a frame, too
             if (not requests or len(requests[-1].message.items) >= _ATTEND_ITEMS_MAX

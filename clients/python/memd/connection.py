@@ -17,6 +17,7 @@ import socket
 import threading
 import time
 from collections import deque
+from typing import Any
 
 from . import wire
 from .errors import ClosedError, DeadlineError, ProtocolError, error_from_code
@@ -31,6 +32,7 @@ class Address:
     def __init__(self, text: str):
         kind, _, rest = text.partition(":")
         host, _, port = rest.rpartition(":")
+        self.target: Any
         if kind == "unix" and rest:
             self.family, self.target = socket.AF_UNIX, rest
         elif kind == "tcp" and host and port.isdigit():
@@ -81,12 +83,12 @@ class Connection:
         self.bytes_sent = 0      # over all sockets of this connection, headers included
         self.bytes_received = 0
         self.reconnects = -1
-        self.hello = None        # HelloReply of the newest socket
+        self.hello: Any = None   # HelloReply of the newest socket
         self._address = Address(address)
         self._token = token or ""
         self._client = client
         self._lock = threading.RLock()
-        self._socket: socket.socket | None = None
+        self._socket: Any = None  # a socket.socket, or None while there is none
         self._next_id = 1
         with self._lock:
             try:

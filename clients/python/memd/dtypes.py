@@ -10,8 +10,8 @@ import numpy as np
 
 # Wire numbers of base/tensor.h.
 WIRE = {"float32": 1, "float16": 2, "bfloat16": 3, "uint64": 4, "uint32": 5}
-NUMPY = {1: np.dtype("<f4"), 2: np.dtype("<f2"), 3: np.dtype("<u2"), 4: np.dtype("<u8"),
-         5: np.dtype("<u4")}
+NUMPY: dict[int, np.dtype] = {1: np.dtype("<f4"), 2: np.dtype("<f2"), 3: np.dtype("<u2"),
+                              4: np.dtype("<u8"), 5: np.dtype("<u4")}
 FLOATS = ("float32", "float16", "bfloat16")
 
 

@@ -7,7 +7,7 @@ caller's arrays, with padding between them so that each starts at a multiple of 
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -84,7 +84,7 @@ class ReplyHeader(NamedTuple):
     payload_bytes: int
 
 
-def decode_reply_header(header: bytes) -> ReplyHeader:
+def decode_reply_header(header: bytes | bytearray) -> ReplyHeader:
     """Check the 40 bytes in front of a reply; afterwards its lengths may be allocated."""
     (magic, version, kind, _, request_id, status, _, message_bytes, reserved,
      payload_bytes) = HEADER.unpack(header)
@@ -100,7 +100,7 @@ def decode_reply_header(header: bytes) -> ReplyHeader:
 class Reply(NamedTuple):
     """What came back: the message and the payload its tensors lie in (uint8, 64-byte aligned)."""
 
-    message: object
+    message: Any
     payload: np.ndarray
 
     def tensor(self, wire) -> np.ndarray:
