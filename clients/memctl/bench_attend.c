@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* bench_attend.c — exact attention over one layer of real shape, one query of all heads, beside
  * reading as many bytes from memory with plain loads, by as many threads as the daemon has workers.
- * With one worker both run on one core. Two yardsticks (probe.h): in order, and the most that can be
- * got.
+ * With one worker both run on one core. Two yardsticks (probe.h): in order, and the most that can
+ * be got.
  */
 #include <stdlib.h>
 

@@ -7,13 +7,21 @@
 #include <math.h>
 #include <string.h>
 
+/* Did `now` grow out of `before`? A daemon that was restarted counts from zero again. */
+static bool continues(const struct memd_histogram *now, const struct memd_histogram *before)
+{
+    if (before == NULL || before->bound_count != now->bound_count) return false;
+    for (size_t i = 0; i <= now->bound_count; i++) {
+        if (before->counts[i] > now->counts[i]) return false;
+    }
+    return true;
+}
+
+/* Samples of bucket `i`, without those of `before` unless that is NULL. */
 static uint64_t bucket(const struct memd_histogram *now, const struct memd_histogram *before,
                        size_t i)
 {
-    bool same = before != NULL && before->bound_count == now->bound_count;
-    /* A daemon that restarted between the two counts from zero again. */
-    return same && before->counts[i] <= now->counts[i] ? now->counts[i] - before->counts[i]
-                                                       : now->counts[i];
+    return now->counts[i] - (before == NULL ? 0 : before->counts[i]);
 }
 
 uint64_t histogram_count(const struct memd_histogram *histogram)
@@ -27,6 +35,7 @@ double histogram_quantile(const struct memd_histogram *now, const struct memd_hi
                           double share)
 {
     assert(share >= 0.0 && share <= 1.0);
+    if (!continues(now, before)) before = NULL;
     uint64_t total = 0;
     for (size_t i = 0; i <= now->bound_count; i++) total += bucket(now, before, i);
     if (total == 0 || now->bound_count == 0) return (double)NAN;

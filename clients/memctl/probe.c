@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* probe.c — the stream sums 64-bit words, in order, or at four places of the buffer at a time: with one
- * place, the prefetchers of one core get two thirds of what memory can give them. Both are told, since
- * the first is what people mean by "reading it once" and the second is what nobody can beat. No
- * intrinsics: loads are not what limits either. The disk probe writes what a database would: large
- * buffers, through the page cache, one fdatasync at the end.
+/* probe.c — the stream sums 64-bit words, in order, or at four places of the buffer at a time: with
+ * one place, the prefetchers of one core get two thirds of what memory can give them. Both are
+ * told, since the first is what people mean by "reading it once" and the second is what nobody can
+ * beat. No intrinsics: loads are not what limits either. The disk probe writes what a database
+ * would: large buffers, through the page cache, one fdatasync at the end.
  */
 #include "clients/memctl/probe.h"
 

@@ -54,8 +54,8 @@ static void test_difference(void **state)
     const struct memd_histogram now = make((const uint64_t[]){ 100, 4, 0, 0 });
     expect(histogram_quantile(&now, &before, 0.5), 1.5);
     /* Counts that fell: the daemon was restarted, all of them are new. */
-    const struct memd_histogram restarted = make((const uint64_t[]){ 2, 0, 0, 0 });
-    expect(histogram_quantile(&restarted, &before, 0.5), 0.5);
+    const struct memd_histogram restarted = make((const uint64_t[]){ 2, 8, 0, 0 });
+    expect(histogram_quantile(&restarted, &before, 0.6), 1.5);
 }
 
 static void test_find(void **state)
