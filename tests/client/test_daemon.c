@@ -11,6 +11,7 @@
  */
 #include "clients/include/memd.h"
 
+#include <dirent.h>
 #include <pthread.h>
 #include <semaphore.h>
 #include <setjmp.h>
@@ -87,7 +88,7 @@ static int set_up(void **state)
 {
     static struct daemon daemon;
     if (getenv("MEMD") == NULL) return -1;
-    snprintf(daemon.folder, sizeof daemon.folder, "/tmp/memd-test-XXXXXX");
+    snprintf(daemon.folder, sizeof daemon.folder, "/tmp/memd-client-XXXXXX");
     if (mkdtemp(daemon.folder) == NULL) return -1;
     snprintf(daemon.socket, sizeof daemon.socket, "%s/socket", daemon.folder);
     snprintf(daemon.data, sizeof daemon.data, "%s/data", daemon.folder);
@@ -97,23 +98,24 @@ static int set_up(void **state)
     return 0;
 }
 
-static void remove_file(const char *folder, const char *name)
+/* The files in it, whatever the store is made of, and the folder. */
+static int remove_folder(const char *path)
 {
-    char path[2 * PATH_BYTES];
-    int bytes = snprintf(path, sizeof path, "%s/%s", folder, name);
-    assert_true(bytes > 0 && bytes < (int)sizeof path);
-    unlink(path);
+    DIR *folder = opendir(path);
+    if (folder == NULL) return -1;
+    for (struct dirent *entry; (entry = readdir(folder)) != NULL;)
+        if (entry->d_name[0] != '.') unlinkat(dirfd(folder), entry->d_name, 0);
+    closedir(folder);
+    return rmdir(path);
 }
 
 static int tear_down(void **state)
 {
     struct daemon *daemon = *state;
     stop(daemon, SIGTERM);
-    static const char *const names[] = { "data.mdb", "lock.mdb", "lock" };
-    for (size_t i = 0; i < 3; i++) remove_file(daemon->data, names[i]);
-    rmdir(daemon->data);
+    int rc = remove_folder(daemon->data);
     unlink(daemon->socket);
-    return rmdir(daemon->folder);
+    return rc < 0 ? rc : rmdir(daemon->folder);
 }
 
 static struct memd_context open_context(struct memd_client *client, const char *name)
@@ -354,10 +356,7 @@ static void what_an_operator_asks(void **state)
     assert_int_equal(memd_compact(client, "relative", &before, &after, &err), MEMD_EINVAL);
     if (memd_compact(client, path, &before, &after, &err) < 0) fail_msg("compact: %s", err.text);
     assert_true(after > 0 && after <= before);
-    remove_file(path, "data.mdb");
-    remove_file(path, "lock");
-    remove_file(path, "lock.mdb");
-    assert_int_equal(rmdir(path), 0);
+    assert_int_equal(remove_folder(path), 0);
 
     uint64_t left = 99;
     assert_int_equal(memd_drain(client, 1000, &left, &err), 0);
