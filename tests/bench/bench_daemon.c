@@ -230,10 +230,11 @@ static int compare(const void *a, const void *b)
 static void report(const char *name, uint64_t *ns, size_t count, bool last)
 {
     qsort(ns, count, sizeof *ns, compare);
+    size_t p99 = count * 99 / 100, p999 = count * 999 / 1000, p50 = count / 2;
     printf("  {\"name\": \"%s\", \"requests\": %zu, \"p50_us\": %.1f, \"p99_us\": %.1f, "
            "\"p999_us\": %.1f}%s\n",
-           name, count, (double)ns[count / 2] / 1e3, (double)ns[count * 99 / 100] / 1e3,
-           (double)ns[count * 999 / 1000] / 1e3, last ? "" : ",");
+           name, count, (double)ns[p50] / 1e3, (double)ns[p99] / 1e3, (double)ns[p999] / 1e3,
+           last ? "" : ",");
     fflush(stdout);
 }
 

@@ -1,0 +1,274 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* fake_memory.c — memory/'s functions as far as the daemon calls them; one context, number 1. */
+#include "tests/flow/fake_memory.h"
+
+#include <math.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/arena.h"
+#include "base/error.h"
+#include "memory/catalog.h"
+#include "memory/context.h"
+
+struct fake fake;
+
+struct context {
+    struct model model;
+};
+
+struct catalog {
+    struct catalog_config config;
+    struct context context;
+};
+
+static struct catalog *open_catalog;
+
+void fake_progress(void)
+{
+    open_catalog->config.on_progress(open_catalog->config.on_progress_arg);
+}
+
+int catalog_open(const struct catalog_config *config, struct catalog **ret_catalog,
+                 struct error *err)
+{
+    open_catalog = calloc(1, sizeof *open_catalog);
+    if (open_catalog == NULL) return error_set(err, MEMD_ENOMEM, "no memory");
+    open_catalog->config = *config;
+    open_catalog->context.model = (struct model){
+        .layers = 2, .query_heads = 2, .kv_heads = 1, .head_dim = 8, .dtype = DTYPE_FP32
+    };
+    *ret_catalog = open_catalog;
+    return 0;
+}
+
+void catalog_close(struct catalog *catalog)
+{
+    if (catalog == open_catalog) open_catalog = NULL;
+    free(catalog);
+}
+
+void catalog_reconfigure(struct catalog *catalog, const struct catalog_config *config)
+{
+    catalog->config = *config;
+}
+
+static void unpin(void *object)
+{
+    (void)object;
+    atomic_fetch_sub(&fake.pins, 1);
+}
+
+int catalog_pin(struct catalog *catalog, uint64_t context_id, struct arena *arena,
+                struct context **ret_context, struct error *err)
+{
+    if (context_id != 1) return error_set(err, MEMD_ENOCONTEXT, "no such context");
+    atomic_fetch_add(&fake.pins, 1);
+    if (arena_on_reset(arena, unpin, catalog) < 0) return error_set(err, MEMD_ENOMEM, "no memory");
+    *ret_context = &catalog->context;
+    return 0;
+}
+
+bool catalog_pin_resident(struct catalog *catalog, uint64_t context_id, struct arena *arena,
+                          struct context **ret_context)
+{
+    return catalog_pin(catalog, context_id, arena, ret_context, NULL) == 0;
+}
+
+int catalog_open_context(struct catalog *catalog, const struct open_args *args, struct arena *arena,
+                         struct context **ret_context, bool *ret_created, struct error *err)
+{
+    (void)args;
+    *ret_created = false;
+    return catalog_pin(catalog, 1, arena, ret_context, err);
+}
+
+static int not_here(struct error *err)
+{
+    return error_set(err, MEMD_EUNSUPPORTED, "not in the fake");
+}
+
+int catalog_find(struct catalog *catalog, const char *name, uint64_t *ret_context_id,
+                 struct error *err)
+{
+    (void)catalog, (void)name, (void)ret_context_id;
+    return not_here(err);
+}
+
+int catalog_fork(struct catalog *catalog, struct context *context, const char *name,
+                 uint64_t *ret_context_id, uint64_t *ret_tokens, struct error *err)
+{
+    (void)catalog, (void)context, (void)name, (void)ret_context_id, (void)ret_tokens;
+    return not_here(err);
+}
+
+int catalog_drop(struct catalog *catalog, uint64_t context_id, uint64_t *ret_bytes,
+                 struct error *err)
+{
+    (void)catalog, (void)context_id, (void)ret_bytes;
+    return not_here(err);
+}
+
+int catalog_retain(struct catalog *catalog, uint64_t context_id, uint64_t seconds,
+                   uint64_t *ret_until_unix_ms, struct error *err)
+{
+    (void)catalog, (void)context_id, (void)seconds, (void)ret_until_unix_ms;
+    return not_here(err);
+}
+
+int catalog_stat(struct catalog *catalog, uint64_t context_id, struct arena *arena,
+                 struct context_info *ret_info, struct error *err)
+{
+    (void)arena, (void)err;
+    *ret_info = (struct context_info){ .id = context_id, .model = catalog->context.model };
+    ret_info->tokens = atomic_load(&fake.tokens);
+    return 0;
+}
+
+int catalog_list(struct catalog *catalog, const struct list_args *args, struct arena *arena,
+                 struct list_page *ret_page, struct error *err)
+{
+    (void)catalog, (void)args, (void)arena, (void)ret_page;
+    return not_here(err);
+}
+
+int catalog_verify(struct catalog *catalog, const struct walk_args *args, struct arena *arena,
+                   struct verify_step *ret_step, struct error *err)
+{
+    (void)catalog, (void)args, (void)arena, (void)ret_step;
+    return not_here(err);
+}
+
+int catalog_dump(struct catalog *catalog, const struct walk_args *args, struct arena *arena,
+                 struct dump_step *ret_step, struct error *err)
+{
+    (void)catalog, (void)args, (void)arena, (void)ret_step;
+    return not_here(err);
+}
+
+int catalog_compact(struct catalog *catalog, const char *path, uint64_t *ret_before,
+                    uint64_t *ret_after, struct error *err)
+{
+    (void)catalog, (void)path, (void)ret_before, (void)ret_after;
+    return not_here(err);
+}
+
+void catalog_get_stats(struct catalog *catalog, struct catalog_stats *ret_stats)
+{
+    (void)catalog;
+    *ret_stats = (struct catalog_stats){ .contexts = 1 };
+}
+
+const char *const *catalog_methods(void)
+{
+    static const char *const names[] = { "full", NULL };
+    return names;
+}
+
+const struct model *context_model(const struct context *context)
+{
+    return &context->model;
+}
+
+uint64_t context_id(const struct context *context)
+{
+    (void)context;
+    return 1;
+}
+
+uint64_t context_tokens(struct context *context)
+{
+    (void)context;
+    return atomic_load(&fake.tokens);
+}
+
+uint64_t context_layer_tokens(struct context *context, uint32_t layer)
+{
+    return layer == 1 ? FAKE_LAYER_TOKENS_LARGE : context_tokens(context);
+}
+
+uint64_t context_attend_bytes(struct context *context, uint32_t layer)
+{
+    return context_layer_tokens(context, layer) * 64;
+}
+
+int context_append(struct context *context, const struct append_layer *layers, size_t count,
+                   struct progress *ret_progress, struct error *err)
+{
+    (void)context, (void)count;
+    uint64_t tokens = atomic_load(&fake.tokens);
+    if (layers[0].position != tokens)
+        return error_set(err, MEMD_EPOSITION, "at %llu, holds %llu",
+                         (unsigned long long)layers[0].position, (unsigned long long)tokens);
+    tokens += layers[0].k.shape[0];
+    atomic_store(&fake.tokens, tokens);
+    *ret_progress = (struct progress){ .tokens = tokens, .sequence = tokens };
+    return 0;
+}
+
+int context_reached(struct context *context, uint64_t sequence, enum durability level,
+                    struct progress *ret_progress, struct error *err)
+{
+    (void)context, (void)level;
+    int failure = atomic_load(&fake.commit_failure);
+    if (failure != 0) return error_set(err, failure, "the commit failed");
+    if (atomic_load(&fake.hold_commits)) return 0;
+    *ret_progress = (struct progress){ .tokens = sequence, .committed_tokens = sequence };
+    return 1;
+}
+
+/* Wait until the test lets go or the request is to stop. */
+static int wait_held(const struct query *query, struct error *err)
+{
+    while (atomic_load(&fake.hold_attends)) {
+        int rc = query->stop(query->stop_arg);
+        if (rc < 0) return error_set(err, rc, "stopped while attending");
+        sched_yield();
+    }
+    return 0;
+}
+
+int context_attend(struct context *context, const struct query *query, struct arena *arena,
+                   const struct partial *ret_partial, struct quality *ret_quality,
+                   struct error *err)
+{
+    (void)context, (void)arena;
+    if (query->no_wait && atomic_load(&fake.locked)) return error_set(err, MEMD_EBUSY, "locked");
+    atomic_fetch_add(query->no_wait ? &fake.attended_on_loop : &fake.attended_on_worker, 1);
+    atomic_fetch_add(&fake.attending, 1);
+    int rc = query->no_wait ? 0 : wait_held(query, err);
+    if (rc < 0) return rc;
+    memset(ret_partial->o, 0, ret_partial->rows * ret_partial->head_dim * sizeof(float));
+    for (size_t i = 0; i < ret_partial->rows; i++) ret_partial->lse[i] = -INFINITY;
+    *ret_quality = (struct quality){ .method = "full", .exact = true };
+    return 0;
+}
+
+int context_search(struct context *context, const struct query *query, struct arena *arena,
+                   const struct index_hits *ret_hits, struct quality *ret_quality,
+                   struct error *err)
+{
+    (void)context, (void)query, (void)arena, (void)ret_hits, (void)ret_quality;
+    return not_here(err);
+}
+
+int context_fetch(struct context *context, uint32_t layer, const uint64_t *ids, size_t count,
+                  struct fetch_out *ret_rows, struct error *err)
+{
+    (void)context, (void)layer, (void)ids, (void)count, (void)ret_rows;
+    return not_here(err);
+}
+
+int context_truncate(struct context *context, uint64_t position, struct error *err)
+{
+    (void)context, (void)err;
+    atomic_store(&fake.tokens, position);
+    return 0;
+}
+
+int model_check(struct model *model, struct error *err)
+{
+    (void)model, (void)err;
+    return 0;
+}

@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* fake_memory.h — a catalog and a context without a store, which do what a test tells them.
+ *
+ * Linked in place of memory/'s, so that a flow can stop time where a real store never would: a
+ * commit that does not come, a commit that fails, an attend that is under way, a context that is
+ * locked. Tokens are counted, rows are not kept.
+ *
+ * Threads  the test's thread sets, the daemon's threads look
+ */
+#ifndef MEMD_TESTS_FAKE_MEMORY_H
+#define MEMD_TESTS_FAKE_MEMORY_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+enum { FAKE_LAYER_TOKENS_LARGE = 100000 }; /* layer 1 always claims to hold that many */
+
+struct fake {
+    atomic_bool hold_commits;    /* context_reached says: not yet */
+    atomic_int commit_failure;   /* context_reached says: this error */
+    atomic_bool hold_attends;    /* attends on workers wait (and ask `stop`) */
+    atomic_bool locked;          /* an attend that must not wait is MEMD_EBUSY */
+    atomic_uint attending;       /* attends that have begun */
+    atomic_uint attended_on_loop, attended_on_worker;
+    atomic_int pins;             /* held now */
+    _Atomic uint64_t tokens;
+};
+extern struct fake fake;
+
+/* What the writer thread does after a commit. */
+void fake_progress(void);
+
+#endif
