@@ -276,8 +276,9 @@ def over_tcp():
         token.write_text("reader-token-0123456789 read\n", encoding="utf-8")
         token.chmod(0o600)
         with Daemon("--listen", "127.0.0.1:0", "--token-file", str(token)) as daemon:
-            port = re.search(r"listening on=\S*?127\.0\.0\.1:(\d+)", daemon.log())[1]
-            ctl = Memctl(f"tcp:127.0.0.1:{port}")
+            while not (port := re.search(r"on=tcp:127\.0\.0\.1:(\d+)", daemon.log())):
+                assert daemon.process.poll() is None, daemon.log()
+            ctl = Memctl(f"tcp:127.0.0.1:{port[1]}")
             assert ctl.json("--token-file", str(token), "status")["address"] == ctl.address
             assert "EPERM" in ctl.fails(ERROR, "--token-file", str(token), "drain")
             assert "EPERM" in ctl.fails(ERROR, "status")
