@@ -218,7 +218,10 @@ def shells(ctl):
             "COMP_CWORD=2; COMP_LINE='memctl context bü'; COMP_POINT=${#COMP_LINE}; _memctl; " \
             "printf '%s\\n' \"${COMPREPLY[@]}\""
         assert shell("bash", "-c", script) == "büchlein\\ 2\n", shell("bash", "-c", script)
-    shell("zsh", "-n", f"{folder}/_memctl")
+    script = "_describe() { print -rl -- \"${(@P)@[-1]}\" }; words=(memctl context b); CURRENT=3; " \
+        f"source {folder}/_memctl"
+    out = shell("zsh", "-f", "-c", script)
+    assert out is None or out == "book:full\nbüchlein 2:full\n", out
     script = f"source {folder}/memctl.fish; complete -C 'memctl context bü'"
     out = shell("fish", "--no-config", "-c", script)
     assert out is None or out.startswith("büchlein"), out
