@@ -33,20 +33,21 @@ struct pool;
 enum sync_mode { SYNC_ALWAYS, SYNC_INTERVAL, SYNC_NEVER };
 
 struct catalog_config {
-    const char *path;           /* directory, made when missing (mode 0700) */
-    uint64_t map_bytes;         /* LMDB map, sparse; the most the store can ever hold */
-    uint64_t budget_bytes;      /* evict above this; 0 = none */
-    uint64_t tail_bytes_max;    /* RAM for tokens that are not committed and sealed; MEMD_EBUSY above */
+    const char *path;      /* directory, made when missing (mode 0700) */
+    uint64_t map_bytes;    /* LMDB map, sparse; the most the store can ever hold */
+    uint64_t budget_bytes; /* evict above this; 0 = none */
+    uint64_t tail_bytes_max; /* RAM for tokens that are not committed; MEMD_EBUSY above */
     enum sync_mode sync;
-    uint64_t sync_interval_ms;  /* SYNC_INTERVAL */
-    size_t contexts_max;        /* resident at once */
-    struct pool *pool;          /* attention inside an answer is split over it; may be NULL */
+    uint64_t sync_interval_ms; /* SYNC_INTERVAL */
+    size_t contexts_max;       /* resident at once */
+    struct pool *pool;         /* attention inside an answer is split over it; may be NULL */
     /* Called on the writer thread after every commit or sync that may have fulfilled a waiter. */
     void (*on_progress)(void *arg);
     void *on_progress_arg;
 };
 
-int catalog_open(const struct catalog_config *config, struct catalog **ret_catalog, struct error *err);
+int catalog_open(const struct catalog_config *config, struct catalog **ret_catalog,
+                 struct error *err);
 
 /* Commit and sync everything, close. No context may be pinned. NULL is fine. */
 void catalog_close(struct catalog *catalog);
@@ -77,7 +78,8 @@ int catalog_pin(struct catalog *catalog, uint64_t context_id, struct arena *aren
  * a lock that is held during I/O. False: use catalog_pin on a worker (which also tells why). */
 bool catalog_pin_resident(struct catalog *catalog, uint64_t context_id, struct arena *arena,
                           struct context **ret_context);
-int catalog_find(struct catalog *catalog, const char *name, uint64_t *ret_context_id, struct error *err);
+int catalog_find(struct catalog *catalog, const char *name, uint64_t *ret_context_id,
+                 struct error *err);
 
 /* Copy-on-write: `name` gets the tokens that the context has now. */
 int catalog_fork(struct catalog *catalog, struct context *context, const char *name,
@@ -85,7 +87,8 @@ int catalog_fork(struct catalog *catalog, struct context *context, const char *n
 
 /* Remove a context in bounded transactions; its name is free at once. Waits until nothing pins
  * it, refuses new pins meanwhile. A crash in between is finished at the next catalog_open. */
-int catalog_drop(struct catalog *catalog, uint64_t context_id, uint64_t *ret_bytes, struct error *err);
+int catalog_drop(struct catalog *catalog, uint64_t context_id, uint64_t *ret_bytes,
+                 struct error *err);
 
 /* Keep from eviction until now + seconds (0 = unpin). */
 int catalog_retain(struct catalog *catalog, uint64_t context_id, uint64_t seconds,
@@ -157,14 +160,16 @@ int catalog_dump(struct catalog *catalog, const struct walk_args *args, struct a
 
 /* Write a compacted copy into the new directory `path` (must not exist). Long; readers and
  * writers go on. */
-int catalog_compact(struct catalog *catalog, const char *path, uint64_t *ret_before, uint64_t *ret_after,
-                    struct error *err);
+int catalog_compact(struct catalog *catalog, const char *path, uint64_t *ret_before,
+                    uint64_t *ret_after, struct error *err);
 
 /* Loop: counters for stats and status; reads atomics only. */
 struct catalog_stats {
-    uint64_t contexts, resident_contexts, stored_bytes, budget_bytes, map_bytes, map_used_bytes, file_bytes;
+    uint64_t contexts, resident_contexts, stored_bytes, budget_bytes, map_bytes, map_used_bytes,
+        file_bytes;
     uint64_t tail_bytes, commits_total, syncs_total, sealed_segments_total, evicted_contexts_total;
-    uint64_t commit_failures_total, checksum_failures_total, appended_tokens_total, appended_bytes_total;
+    uint64_t commit_failures_total, checksum_failures_total, appended_tokens_total,
+        appended_bytes_total;
     uint64_t nonfinite_rejected_total, recovered_contexts_total, recovered_tokens_cut_total;
     uint64_t commit_ns_total, sync_ns_total;
 };

@@ -46,7 +46,7 @@ struct progress {
     uint64_t tokens;           /* least token count of the layers named */
     uint64_t committed_tokens; /* of the context, common to the layers in use */
     uint64_t synced_tokens;
-    uint64_t sequence;         /* of this append, for context_reached */
+    uint64_t sequence; /* of this append, for context_reached */
 };
 
 /* All layers or none: everything is checked (shapes by the caller; positions, finiteness here)
@@ -88,14 +88,16 @@ struct quality {
 /* o (n, H, D) and lse (n, H) of the caller. Values read from disk for the first time are verified:
  * MEMD_ECORRUPT, never data. */
 int context_attend(struct context *context, const struct query *query, struct arena *arena,
-                   const struct partial *ret_partial, struct quality *ret_quality, struct error *err);
+                   const struct partial *ret_partial, struct quality *ret_quality,
+                   struct error *err);
 
 /* An upper bound of the bytes an attend would read: lets the loop answer empty layers at once.
  * Loop. */
 uint64_t context_attend_bytes(struct context *context, uint32_t layer);
 
 int context_search(struct context *context, const struct query *query, struct arena *arena,
-                   const struct index_hits *ret_hits, struct quality *ret_quality, struct error *err);
+                   const struct index_hits *ret_hits, struct quality *ret_quality,
+                   struct error *err);
 
 /* Rows by position, as appended, bit for bit: k, v (count, G, D) of the model's dtype, caller's
  * memory. ret_token_ids (count) is filled, and *ret_has_ids set, when the layer has ids for all

@@ -57,8 +57,7 @@ struct failure { /* appends with first ≤ sequence ≤ last were taken back */
 struct context {
     struct catalog *catalog;
     uint64_t id;
-    struct record *
-        record; /* immutable but for the times, which catalog.lock guards; NULL: only to be dropped */
+    struct record *record; /* immutable but for the times (catalog.lock); NULL while dropped */
     struct block_shape shape;
     const struct method *method;
     struct rope *rope; /* NULL: nothing is rotated while reading */

@@ -13,7 +13,7 @@
 #include <inttypes.h>
 #include <string.h>
 
-#define XXH_INLINE_ALL /* the state on the stack needs its definition; one user, so no code is doubled */
+#define XXH_INLINE_ALL /* the state on the stack needs its definition */
 #include <xxhash.h>
 
 #include "base/bytes.h"

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* fuzz_record.c — bytes of a stranger's data file: value headers, context records, model descriptors.
+/* fuzz_record.c — bytes of a stranger's data file: value headers, context records, model
+ * descriptors.
  *
- * The first byte chooses. 'v': the rest is a value as it stands. 'r': the rest is the payload of a context
- * record; a sound header is put in front, since no fuzzer guesses checksums. Whatever decodes must come out
- * of encoding and decoding again as the same bytes.
+ * The first byte chooses. 'v': the rest is a value as it stands. 'r': the rest is the payload of
+ * a context record; a sound header is put in front, since no fuzzer guesses checksums. Whatever
+ * decodes must come out of encoding and decoding again as the same bytes.
  */
 #include <assert.h>
 #include <stddef.h>

@@ -117,8 +117,8 @@ static inline struct context *fixture_context(struct fixture *fx, const char *na
 
 static inline float fixture_value(uint32_t salt, uint32_t layer, uint64_t position, size_t element)
 {
-    uint64_t x = position * 0x9E3779B97F4A7C15u + ((uint64_t)layer << 48) +
-                 ((uint64_t)salt << 56) + element * 0xD1342543DE82EF95u;
+    uint64_t x = position * 0x9E3779B97F4A7C15u + ((uint64_t)layer << 48) + ((uint64_t)salt << 56) +
+                 element * 0xD1342543DE82EF95u;
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9u; /* splitmix64 */
     x = (x ^ x >> 27) * 0x94D049BB133111EBu;
     x ^= x >> 31;
@@ -152,11 +152,18 @@ static inline struct tensor fixture_tensor(const struct fixture *fx, const void 
                             .shape = { count, fx->model.kv_heads, fx->model.head_dim } };
 }
 
-/* Append `count` tokens at `position` to one layer. */
+struct place {
+    uint32_t layer;
+    uint64_t position;
+};
+
+/* Append `count` tokens to one layer. */
 static inline int fixture_append_layer(const struct fixture *fx, struct context *context,
-                                       uint32_t layer, uint64_t position, size_t count,
-                                       struct progress *progress, struct error *err)
+                                       struct place place, size_t count, struct progress *progress,
+                                       struct error *err)
 {
+    uint32_t layer = place.layer;
+    uint64_t position = place.position;
     void *k = fixture_rows(fx, layer, position, count, 0),
          *v = fixture_rows(fx, layer, position, count, 1);
     uint32_t *ids = malloc((count + 1) * sizeof *ids);
@@ -180,7 +187,9 @@ static inline struct progress fixture_append(const struct fixture *fx, struct co
     struct error err = { 0 };
     struct progress progress = { 0 };
     for (uint32_t layer = 0; layer < fx->model.layers; layer++)
-        ASSERT_OK(fixture_append_layer(fx, context, layer, position, count, &progress, &err), err);
+        ASSERT_OK(fixture_append_layer(fx, context, (struct place){ layer, position }, count,
+                                       &progress, &err),
+                  err);
     return progress;
 }
 

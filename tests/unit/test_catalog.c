@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* test_catalog.c — many contexts in one directory: names, forks, drops, eviction, verify, a full map. */
+/* test_catalog.c — many contexts in one directory: names, forks, drops, eviction, verify, a full
+ * map. */
 #include "tests/unit/store_fixture.h"
 
 #include <fcntl.h>
@@ -274,7 +275,8 @@ static void test_budget_without_victim(void **state)
     fixture_append(&fx, context, 0, 2048);
     ASSERT_OK(catalog_sync(fx.catalog, &err), err);
     struct progress progress = { 0 };
-    ASSERT_OK(fixture_append_layer(&fx, context, 0, 2048, 10, &progress, &err), err);
+    ASSERT_OK(fixture_append_layer(&fx, context, (struct place){ 0, 2048 }, 10, &progress, &err),
+              err);
     ASSERT_CODE(MEMD_EFULL, fixture_reach(&fx, context, progress.sequence, DURABLE_COMMITTED, &err),
                 err);
     assert_int_equal(context_tokens(context), 2048);
@@ -301,7 +303,9 @@ static uint64_t fill_map(struct fixture *fx, struct context *context)
         uint32_t layer = (uint32_t)i % fx->model.layers;
         struct progress progress = { 0 };
         uint64_t position = context_layer_tokens(context, layer);
-        ASSERT_OK(fixture_append_layer(fx, context, layer, position, 1000, &progress, &err), err);
+        ASSERT_OK(fixture_append_layer(fx, context, (struct place){ layer, position }, 1000,
+                                       &progress, &err),
+                  err);
         int rc = fixture_reach(fx, context, progress.sequence, DURABLE_COMMITTED, &err);
         if (rc == MEMD_EFULL) return even_out(context);
         assert_int_equal(rc, 1);

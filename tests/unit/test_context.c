@@ -182,26 +182,34 @@ static void test_positions(void **state)
     struct error err = { 0 };
     struct progress progress = { 0 };
     fixture_append(&fx, context, 0, 1500);
-    ASSERT_CODE(MEMD_EPOSITION, fixture_append_layer(&fx, context, 0, 1501, 1, &progress, &err),
+    ASSERT_CODE(MEMD_EPOSITION,
+                fixture_append_layer(&fx, context, (struct place){ 0, 1501 }, 1, &progress, &err),
                 err);
     /* A retry, whole and with more behind it; before and after sealing. */
     for (int i = 0; i < 2; i++) {
-        ASSERT_OK(fixture_append_layer(&fx, context, 0, 900, 300, &progress, &err), err);
-        assert_int_equal(progress.tokens, 1500 + 100 * i);
         ASSERT_OK(
-            fixture_append_layer(&fx, context, 0, 1000, (size_t)(600 + 100 * i), &progress, &err),
+            fixture_append_layer(&fx, context, (struct place){ 0, 900 }, 300, &progress, &err),
             err);
+        assert_int_equal(progress.tokens, 1500 + 100 * i);
+        ASSERT_OK(fixture_append_layer(&fx, context, (struct place){ 0, 1000 },
+                                       (size_t)(600 + 100 * i), &progress, &err),
+                  err);
         assert_int_equal(progress.tokens, 1600 + 100 * i);
         ASSERT_OK(catalog_sync(fx.catalog, &err), err);
     }
     fx.salt = 2;
-    ASSERT_CODE(MEMD_EPOSITION, fixture_append_layer(&fx, context, 0, 10, 5, &progress, &err), err);
-    ASSERT_CODE(MEMD_EPOSITION, fixture_append_layer(&fx, context, 0, 1690, 50, &progress, &err),
+    ASSERT_CODE(MEMD_EPOSITION,
+                fixture_append_layer(&fx, context, (struct place){ 0, 10 }, 5, &progress, &err),
+                err);
+    ASSERT_CODE(MEMD_EPOSITION,
+                fixture_append_layer(&fx, context, (struct place){ 0, 1690 }, 50, &progress, &err),
                 err);
     fx.salt = 1;
     assert_int_equal(context_layer_tokens(context, 0), 1700);
     fixture_expect(&fx, context, 0, 0, 1700);
-    ASSERT_CODE(MEMD_EINVAL, fixture_append_layer(&fx, context, 2, 0, 1, &progress, &err), err);
+    ASSERT_CODE(MEMD_EINVAL,
+                fixture_append_layer(&fx, context, (struct place){ 2, 0 }, 1, &progress, &err),
+                err);
     ASSERT_CODE(MEMD_EPOSITION, context_truncate(context, 1501, &err),
                 err); /* layer 1 holds 1,500 */
     fixture_end(&fx);

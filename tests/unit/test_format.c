@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* test_format.c — bytes on disk: the example of docs/FORMAT.md, keys that sort, damage that is seen. */
+/* test_format.c — bytes on disk: the example of docs/FORMAT.md, keys that sort, damage that is
+ * seen. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

@@ -61,7 +61,8 @@ static void work(struct fixture *fx, struct context *context, uint64_t *random, 
         size_t count = 1 + next_random(random) % (dice < 4 ? 3000 : 40);
         struct progress progress = { 0 };
         for (uint32_t layer = 0; layer < fx->model.layers; layer++) {
-            if (fixture_append_layer(fx, context, layer, tokens, count, &progress, &err) < 0)
+            if (fixture_append_layer(fx, context, (struct place){ layer, tokens }, count, &progress,
+                                     &err) < 0)
                 _exit(8);
         }
         if (dice % 2 == 0) {
@@ -184,7 +185,8 @@ static void test_uneven_layers(void **state)
     struct progress progress;
     struct context *context = fixture_context(&fx, "book");
     fixture_append(&fx, context, 0, 1500);
-    ASSERT_OK(fixture_append_layer(&fx, context, 0, 1500, 700, &progress, &err), err);
+    ASSERT_OK(fixture_append_layer(&fx, context, (struct place){ 0, 1500 }, 700, &progress, &err),
+              err);
     fixture_restart(&fx);
     context = fixture_context(&fx, "book");
     assert_int_equal(context_layer_tokens(context, 0), 2200);
