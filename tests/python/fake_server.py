@@ -13,6 +13,7 @@ import threading
 
 from memd import wire
 
+IN_FLIGHT_MAX = 4  # what hello tells the client
 HEADER = "<IBBHQiIIIQ"
 NAMES = {number: name for name, (number, _, _) in wire.METHODS.items()}
 
@@ -44,6 +45,7 @@ class FakeServer:
         self.address = f"unix:{self._path}"
         self.seen = []          # (method, request id, message, payload) of everything but hello
         self.connections = 0
+        self.socket = None      # of the client served now
         self.errors = []
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(self._path)
@@ -69,6 +71,7 @@ class FakeServer:
             except OSError:
                 return
             self.connections += 1
+            self.socket = sock
             with sock:
                 try:
                     while self._serve_one(sock):
@@ -92,7 +95,7 @@ class FakeServer:
         if method == "hello":
             hello = new("hello")
             hello.version, hello.build, hello.role = 1, "fake 1", "admin"
-            hello.requests_in_flight_max = 4
+            hello.requests_in_flight_max = IN_FLIGHT_MAX
             sock.sendall(reply(method, request_id, hello))
             return True
         self.seen.append((method, request_id, message, payload))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The client against a server that is told what to say: framing, tensors, errors, retries, pipelining."""
 import os
+import select
 import sys
 import threading
 import unittest
@@ -12,7 +13,7 @@ sys.path[:0] = [HERE, os.path.join(HERE, "..", "..", "clients", "python")]
 import numpy as np
 
 import memd
-from fake_server import FakeServer, Half, error, new, reply
+from fake_server import IN_FLIGHT_MAX, FakeServer, Half, error, new, reply
 
 MODEL = memd.Model(layers=2, query_heads=4, kv_heads=2, head_dim=8, dtype="float16",
                    rope=memd.Rope(theta=1e4, scaling="yarn", factor=4.0), fingerprint="m")
@@ -248,6 +249,25 @@ class Pipelining(unittest.TestCase):
             got = client.attend_many(memd.Query(context, i, q, range(64)) for i in range(2100))
             self.assertEqual([int(item.lse[0, 0]) for item in got], list(range(2100)))
             self.assertEqual(sum(seen[0] == "attend" for seen in server.seen), 3)
+
+    def test_replies_out_of_order_and_no_more_in_flight_than_allowed(self):
+        held, too_many = [], []
+
+        def answer(server, method, request_id, message, payload):
+            held.append(reply(method, request_id, *attend_reply(message)))
+            if len(held) < IN_FLIGHT_MAX:
+                return b""
+            too_many.extend(select.select([server.socket], [], [], 0.05)[0])
+            out = b"".join(reversed(held))
+            held.clear()
+            return out
+        q = np.zeros((1, 4, 8), np.float32)
+        with FakeServer(Script(answer)) as server, memd.connect(server.address) as client:
+            context = client.open("book", MODEL, create=True)
+            with mock.patch("memd.client._ATTEND_ITEMS_MAX", 1):
+                got = client.attend_many(memd.Query(context, i, q, [0]) for i in range(12))
+        self.assertEqual([int(item.lse[0, 0]) for item in got], list(range(12)))
+        self.assertEqual(too_many, [])
 
     def test_threads_share_a_connection(self):
         def answer(server, method, request_id, message, payload):
