@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/arena.h"
+#include "base/clock.h"
 #include "base/error.h"
 #include "memory/catalog.h"
 #include "memory/context.h"
@@ -193,10 +194,21 @@ uint64_t context_attend_bytes(struct context *context, uint32_t layer)
     return context_layer_tokens(context, layer) * 64;
 }
 
+/* Every other append is slow enough to be overtaken by the next, if that is allowed to run. */
+static void dawdle(void)
+{
+    enum { DAWDLE_NS = 20000000 };
+    unsigned mine = atomic_fetch_add(&fake.appending, 1);
+    if (mine % 2 != 0) return;
+    uint64_t end_ns = clock_monotonic_ns() + DAWDLE_NS;
+    while (atomic_load(&fake.slow_append) && clock_monotonic_ns() < end_ns) sched_yield();
+}
+
 int context_append(struct context *context, const struct append_layer *layers, size_t count,
                    struct progress *ret_progress, struct error *err)
 {
     (void)context, (void)count;
+    dawdle();
     uint64_t tokens = atomic_load(&fake.tokens);
     if (layers[0].position != tokens)
         return error_set(err, MEMD_EPOSITION, "at %llu, holds %llu",

@@ -20,6 +20,8 @@ struct fake {
     atomic_bool hold_commits;    /* context_reached says: not yet */
     atomic_int commit_failure;   /* context_reached says: this error */
     atomic_bool hold_attends;    /* attends on workers wait (and ask `stop`) */
+    atomic_bool slow_append;     /* every other append takes a while */
+    atomic_uint appending;       /* appends that have begun */
     atomic_bool locked;          /* an attend that must not wait is MEMD_EBUSY */
     atomic_uint attending;       /* attends that have begun */
     atomic_uint attended_on_loop, attended_on_worker;
