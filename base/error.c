@@ -6,6 +6,8 @@
 #include <stdarg.h>
 #include <stdio.h>
 
+#include "base/text.h"
+
 int error_set(struct error *err, int code, const char *format, ...)
 {
     assert(code < 0);
@@ -15,6 +17,7 @@ int error_set(struct error *err, int code, const char *format, ...)
     va_start(args, format);
     vsnprintf(err->text, sizeof err->text, format, args);
     va_end(args);
+    text_repair(err->text); /* a cut may leave half a character */
     return code;
 }
 

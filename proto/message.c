@@ -22,6 +22,7 @@
 
 #include "base/arena.h"
 #include "base/error.h"
+#include "base/text.h"
 #include "proto/limits.h"
 #include "proto/method.h"
 
@@ -32,37 +33,6 @@ static_assert((int)MEMD__DTYPE__DTYPE_U64 == DTYPE_U64, "one numbering of elemen
 static_assert((int)MEMD__DTYPE__DTYPE_U32 == DTYPE_U32, "one numbering of element types");
 
 /* ---- text ---- */
-
-/* Bytes of the UTF-8 character at text[0 … bytes-1], 0 when it is none (Unicode 15, table 3-7: no
- * surrogates, no overlong forms, nothing above U+10FFFF). */
-static size_t utf8_character(const unsigned char *text, size_t bytes)
-{
-    unsigned char lead = text[0];
-    if (lead < 0x80) return 1;
-    size_t length = lead >= 0xF0 ? 4 : lead >= 0xE0 ? 3 : 2;
-    if (lead < 0xC2 || lead > 0xF4 || length > bytes) return 0;
-    unsigned char low = 0x80, high = 0xBF; /* of the second byte */
-    if (lead == 0xE0) low = 0xA0;
-    if (lead == 0xED) high = 0x9F;
-    if (lead == 0xF0) low = 0x90;
-    if (lead == 0xF4) high = 0x8F;
-    if (text[1] < low || text[1] > high) return 0;
-    for (size_t i = 2; i < length; i++) {
-        if ((text[i] & 0xC0) != 0x80) return 0;
-    }
-    return length;
-}
-
-/* Valid UTF-8 without a zero byte. */
-static bool text_ok(const unsigned char *text, size_t bytes)
-{
-    for (size_t at = 0; at < bytes;) {
-        size_t length = text[at] == 0 ? 0 : utf8_character(text + at, bytes - at);
-        if (length == 0) return false;
-        at += length;
-    }
-    return true;
-}
 
 bool message_name_ok(const char *name)
 {

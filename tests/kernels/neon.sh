@@ -11,7 +11,7 @@ for tool in "$cc" "$emulator"; do
 done
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
-base="base/cpu.c base/error.c base/half.c"
+base="base/cpu.c base/error.c base/half.c base/text.c"
 attention="attention/backend.c attention/rope.c attention/softmax.c
     attention/kernels/partial.c attention/kernels/partial_neon.c
     attention/kernels/rotate.c attention/kernels/rotate_neon.c
