@@ -31,6 +31,16 @@ static size_t count_names(const char *const *names)
     return count;
 }
 
+/* What a frame may have without ever meeting memory_in_flight, which counts message and payload. */
+static void frame_limits(const struct config *config, Memd__HelloReply *reply)
+{
+    uint64_t half = config->memory_in_flight / 2;
+    reply->frame_message_max =
+        half < LIMIT_FRAME_MESSAGE_BYTES ? half : LIMIT_FRAME_MESSAGE_BYTES;
+    uint64_t rest = config->memory_in_flight - reply->frame_message_max;
+    reply->frame_payload_max = rest < LIMIT_FRAME_PAYLOAD_BYTES ? rest : LIMIT_FRAME_PAYLOAD_BYTES;
+}
+
 static int run(struct request *req, struct error *err)
 {
     const Memd__HelloRequest *in = (const Memd__HelloRequest *)req->in;
@@ -50,8 +60,7 @@ static int run(struct request *req, struct error *err)
     reply.features = (char **)features;
     reply.n_features = sizeof features / sizeof features[0];
     reply.role = (char *)config_role_name(conn->role);
-    reply.frame_payload_max = LIMIT_FRAME_PAYLOAD_BYTES;
-    reply.frame_message_max = LIMIT_FRAME_MESSAGE_BYTES;
+    frame_limits(&req->server->config, &reply);
     reply.requests_in_flight_max = req->server->config.requests_in_flight_max;
     reply.methods = (char **)methods;
     reply.n_methods = count_names(methods);
