@@ -3,7 +3,9 @@
  *
  * Items fail alone: each has its own status. They are pinned and checked one after another (so that
  * the reply's payload can be laid out), then computed side by side. An item of a batch has an arena
- * of its own, since an arena belongs to one thread; a single item uses the request's.
+ * of its own, since an arena belongs to one thread, and gives it back as soon as it is computed: so
+ * no more than one per thread is in use, and each may have its thread's share of the request's
+ * memory however many items there are. A single item uses the request's arena.
  *
  * Whether the loop answers itself is decided by the bytes that would be read (docs/decisions/0020):
  * below INLINE_BYTES a thread hop costs more than the answer.
@@ -27,7 +29,6 @@ enum {
     INLINE_MESSAGE_BYTES = 4 << 10, /* unpacked on the loop to decide */
     INLINE_PAYLOAD_BYTES = 64 << 10,
     INLINE_ITEMS = 8,
-    ITEM_MEMORY_MIN_BYTES = 256 << 10,
 };
 
 struct item {
@@ -90,8 +91,7 @@ static int give_arenas(struct batch *batch, struct error *err)
     struct request *req = batch->req;
     batch->items[0].arena = &req->arena;
     if (batch->count == 1) return 0;
-    uint64_t share = req->server->config.request_memory_max / batch->count;
-    if (share < ITEM_MEMORY_MIN_BYTES) share = ITEM_MEMORY_MIN_BYTES;
+    uint64_t share = req->server->config.request_memory_max / pool_threads(req->server->pool);
     for (size_t i = 0; i < batch->count; i++) {
         struct item *item = &batch->items[i];
         arena_init(&item->own, (size_t)share);
@@ -110,6 +110,10 @@ static void compute_item(void *arg, size_t idx)
     item->part.lse = (float *)(void *)(batch->payload + item->lse_offset);
     item->status = context_attend(item->context, &item->query, item->arena, &item->part,
                                   &item->quality, &item->err);
+    const struct quality *quality = &item->quality;
+    bool kept =
+        quality->predicted_error != NULL || quality->mass != NULL || quality->limited != NULL;
+    if (item->arena == &item->own && !kept) arena_fini(&item->own);
 }
 
 /* On the loop, an item whose context was locked: the whole request goes to a worker. */
