@@ -36,7 +36,8 @@ static void test_repair(void **state)
     assert_string_equal(text, "\xc3\xa9? caf? ??");
 }
 
-/* The case it is made for: a name cut in the middle of a character, inside a sentence and at its end. */
+/* The case it is made for: a name cut in the middle of a character, inside a sentence and at its
+ * end. */
 static void test_error_text(void **state)
 {
     (void)state;
