@@ -225,6 +225,7 @@ static bool begin_frame(struct connection *conn)
     conn->requests_count++;
     set_deadline(req);
     if (allocate(req) < 0) {
+        forget(req);
         refuse_stream(conn, MEMD_ENOMEM, "no memory for the frame");
         return false;
     }

@@ -54,6 +54,10 @@ static int check(struct request *req, const struct entry *entry, struct error *e
         return error_set(err, MEMD_EPERM, "%s needs role %s, this connection has %s",
                          method_name(method), config_role_name(entry->role),
                          config_role_name(conn->role));
+    if (entry->operation->is_tiny == dispatch_always_tiny &&
+        req->frame.message_bytes > LIMIT_SMALL_MESSAGE_BYTES)
+        return error_set(err, MEMD_ELIMIT, "%s of %u bytes, limit %u", method_name(method),
+                         req->frame.message_bytes, LIMIT_SMALL_MESSAGE_BYTES);
     if (req->server->draining && !entry->operation->while_draining)
         return error_set(err, MEMD_EDRAINING, "daemon is draining and takes no new work");
     return 0;

@@ -71,9 +71,10 @@ static int remove_stale(const struct sockaddr_un *address, struct error *err)
         return errno == ENOENT ? 0 : error_set(err, MEMD_EIO, "%s: %s", path, strerror(errno));
     if (!S_ISSOCK(info.st_mode))
         return error_set(err, MEMD_EIO, "%s exists and is not a socket", path);
-    CLEANUP(close_fd) int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    CLEANUP(close_fd) int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0) return error_set(err, MEMD_EIO, "socket: %s", strerror(errno));
-    if (connect(fd, (const struct sockaddr *)address, sizeof *address) == 0)
+    /* EAGAIN: it listens, and its queue is full. */
+    if (connect(fd, (const struct sockaddr *)address, sizeof *address) == 0 || errno == EAGAIN)
         return error_set(err, MEMD_EIO, "%s: another process listens there", path);
     if (errno != ECONNREFUSED) return error_set(err, MEMD_EIO, "%s: %s", path, strerror(errno));
     if (unlink(path) < 0) return error_set(err, MEMD_EIO, "%s: %s", path, strerror(errno));

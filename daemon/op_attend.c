@@ -26,7 +26,6 @@
 enum {
     INLINE_TOKENS = 512,            /* fewer than a segment: nothing of it is on the disk */
     INLINE_BYTES = 32 << 10,        /* of K and V times queries: some microseconds */
-    INLINE_MESSAGE_BYTES = 4 << 10, /* unpacked on the loop to decide */
     INLINE_PAYLOAD_BYTES = 64 << 10,
     INLINE_ITEMS = 8,
 };
@@ -91,7 +90,7 @@ static int give_arenas(struct batch *batch, struct error *err)
     struct request *req = batch->req;
     batch->items[0].arena = &req->arena;
     if (batch->count == 1) return 0;
-    uint64_t share = req->server->config.request_memory_max / pool_threads(req->server->pool);
+    uint64_t share = req->arena.limit_bytes / pool_threads(req->server->pool);
     for (size_t i = 0; i < batch->count; i++) {
         struct item *item = &batch->items[i];
         arena_init(&item->own, (size_t)share);
@@ -124,12 +123,14 @@ static bool must_wait(const struct batch *batch)
     return busy && batch->req->on_loop;
 }
 
-static Memd__AttendAnswer *encode_item(struct item *item, struct arena *arena)
+static Memd__AttendAnswer *encode_item(struct batch *batch, struct item *item)
 {
+    struct arena *arena = &batch->req->arena;
     Memd__AttendAnswer *answer = arena_alloc(arena, sizeof *answer);
     if (answer == NULL) return NULL;
     *answer = (Memd__AttendAnswer)MEMD__ATTEND_ANSWER__INIT;
     if (item->status < 0) {
+        batch->req->item_failure = item->status;
         answer->status = item->status;
         answer->error = item->err.text;
         return answer;
@@ -149,7 +150,7 @@ static int answer(struct batch *batch, struct error *err)
     reply.answers = arena_calloc(arena, batch->count, sizeof(Memd__AttendAnswer *));
     if (reply.answers == NULL) return wire_no_memory(err);
     for (; reply.n_answers < batch->count; reply.n_answers++) {
-        Memd__AttendAnswer *item = encode_item(&batch->items[reply.n_answers], arena);
+        Memd__AttendAnswer *item = encode_item(batch, &batch->items[reply.n_answers]);
         if (item == NULL) return wire_no_memory(err);
         reply.answers[reply.n_answers] = item;
     }
@@ -203,7 +204,7 @@ static uint64_t cost(struct request *req, const Memd__AttendItem *in)
 static bool is_tiny(struct request *req)
 {
     struct error err = { 0 };
-    if (req->frame.message_bytes > INLINE_MESSAGE_BYTES ||
+    if (req->frame.message_bytes > LIMIT_SMALL_MESSAGE_BYTES ||
         req->frame.payload_bytes > INLINE_PAYLOAD_BYTES)
         return false;
     if (request_unpack(req, &err) < 0) return true; /* run says what is wrong */

@@ -80,6 +80,7 @@ struct request {
     ProtobufCMessage *in;              /* NULL until unpacked */
 
     int status;                        /* what run returned */
+    int item_failure;                  /* of one item of a request that succeeded; for stats */
     struct error err;
     struct request_wait wait;
 

@@ -56,10 +56,9 @@ void stats_record(struct stats *stats, const struct request *req)
 {
     enum stats_method method = method_slot(req->frame.method);
     stats->requests[method]++;
-    if (req->status < 0) {
-        enum stats_error error = error_slot(req->status);
-        if (error < STATS_ERRORS) stats->errors[error]++;
-    }
+    int failure = req->status < 0 ? req->status : req->item_failure;
+    enum stats_error error = error_slot(failure);
+    if (error < STATS_ERRORS) stats->errors[error]++;
     double seconds = (double)(clock_monotonic_ns() - req->complete_ns) * 1e-9;
     size_t bucket = 0;
     while (bucket < STATS_BOUNDS && seconds > stats_bounds[bucket]) bucket++;

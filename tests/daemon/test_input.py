@@ -139,6 +139,7 @@ def shapes(past):
     client.fails("EINVAL", "open", {"name": "new", "model": model(head_dim=65), "create": True})
     client.fails("ENOCONTEXT", "open", {"name": "missing"})
     client.fails("EVERSION", "hello", {})
+    client.fails("ELIMIT", "hello", {"version": 1, "client": "x" * 5000})
     client.fails("EINVAL", "compact", {"path": "relative"})
 
 

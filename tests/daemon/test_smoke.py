@@ -69,7 +69,7 @@ def operation(client, daemon):
     status = client.ask("status")
     assert status["pid"] == daemon.process.pid and status["contexts"] == 1, status
     counters = {c["name"]: c["value"] for c in client.ask("stats")["counters"]}
-    assert counters["requests_append_total"] == 17 and counters["errors_enocontext_total"] == 1, counters
+    assert counters["requests_append_total"] == 17 and counters["errors_enocontext_total"] == 2, counters
     assert counters["connections"] >= 1 and counters["received_bytes_total"] > 1e6, counters
     findings, values = verify(client)
     assert findings == [] and values > 0, (findings, values)
