@@ -33,17 +33,79 @@ void block_shape_init(const struct model *model, struct block_shape *ret_shape)
     };
 }
 
-struct block *block_new(const struct block_shape *shape)
+void block_cache_init(struct block_cache *cache, size_t bytes_max)
+{
+    *cache = (struct block_cache){ .bytes_max = bytes_max };
+    pthread_mutex_init(&cache->lock, NULL);
+}
+
+static void free_block(struct block *block)
+{
+    free(block->data);
+    free(block);
+}
+
+void block_cache_fini(struct block_cache *cache)
+{
+    for (struct block *block = cache->free; block != NULL;) {
+        struct block *next = block->next;
+        free_block(block);
+        block = next;
+    }
+    pthread_mutex_destroy(&cache->lock);
+}
+
+/* A block of just this size, or NULL. */
+static struct block *take_cached(struct block_cache *cache, size_t bytes)
+{
+    pthread_mutex_lock(&cache->lock);
+    struct block **at = &cache->free;
+    while (*at != NULL && (*at)->bytes != bytes) at = &(*at)->next;
+    struct block *block = *at;
+    if (block != NULL) {
+        *at = block->next;
+        cache->bytes -= bytes;
+    }
+    pthread_mutex_unlock(&cache->lock);
+    return block;
+}
+
+static void give_back(struct block *block)
+{
+    struct block_cache *cache = block->cache;
+    pthread_mutex_lock(&cache->lock);
+    bool kept = cache->bytes + block->bytes <= cache->bytes_max;
+    if (kept) {
+        block->next = cache->free;
+        cache->free = block;
+        cache->bytes += block->bytes;
+    }
+    pthread_mutex_unlock(&cache->lock);
+    if (!kept) free_block(block);
+}
+
+static struct block *make_block(size_t bytes)
 {
     struct block *block = calloc(1, sizeof *block);
     if (block == NULL) return NULL;
-    size_t bytes = 2 * shape->heads * shape->region_bytes + IDS_REGION_BYTES;
     void *data = NULL;
     if (posix_memalign(&data, ALIGN, bytes) != 0) {
         free(block);
         return NULL;
     }
     block->data = data;
+    block->bytes = bytes;
+    return block;
+}
+
+struct block *block_new(struct block_cache *cache, const struct block_shape *shape)
+{
+    size_t bytes = 2 * shape->heads * shape->region_bytes + IDS_REGION_BYTES;
+    struct block *block = take_cached(cache, bytes);
+    if (block == NULL) block = make_block(bytes);
+    if (block == NULL) return NULL;
+    block->cache = cache;
+    block->has_ids = block->sealed = false;
     atomic_init(&block->references, 1);
     return block;
 }
@@ -59,9 +121,7 @@ void block_put(struct block *block)
     if (block == NULL) return;
     unsigned before = atomic_fetch_sub_explicit(&block->references, 1, memory_order_acq_rel);
     assert(before >= 1);
-    if (before > 1) return;
-    free(block->data);
-    free(block);
+    if (before == 1) give_back(block);
 }
 
 static size_t region_offset(const struct block_shape *shape, uint32_t head, enum format_kind kind)

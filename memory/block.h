@@ -13,6 +13,7 @@
 #ifndef MEMD_MEMORY_BLOCK_H
 #define MEMD_MEMORY_BLOCK_H
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -45,14 +46,30 @@ static inline uint64_t block_segment_bytes(const struct block_shape *shape, bool
            (has_ids ? FORMAT_HEADER_BYTES + FORMAT_SEGMENT_TOKENS * (uint64_t)4 : 0);
 }
 
+/* Memory of blocks that were let go, for the next ones: a block has megabytes, and getting them
+ * from the system costs more than filling them. Bounded; what does not fit goes back at once.
+ * Any thread. */
+struct block_cache {
+    pthread_mutex_t lock;
+    struct block *free; /* locked by lock */
+    size_t bytes;       /* in `free`; locked by lock */
+    size_t bytes_max;
+};
+
+void block_cache_init(struct block_cache *cache, size_t bytes_max);
+void block_cache_fini(struct block_cache *cache);
+
 struct block {
     atomic_uint references;
-    bool has_ids; /* every row has a token id; locked by the context */
-    bool sealed;  /* headers and checksums are in place: all 1,024 rows are there */
+    struct block_cache *cache; /* where it goes when nobody holds it */
+    struct block *next;        /* in the cache */
+    size_t bytes;              /* of data */
+    bool has_ids;              /* every row has a token id; locked by the context */
+    bool sealed;               /* headers and checksums are in place: all 1,024 rows are there */
     unsigned char *data;
 };
 
-struct block *block_new(const struct block_shape *shape);
+struct block *block_new(struct block_cache *cache, const struct block_shape *shape);
 struct block *block_get(struct block *block); /* one reference more */
 void block_put(struct block *block);          /* one less; the last frees. NULL is fine */
 

@@ -207,6 +207,7 @@ static void free_catalog(struct catalog *catalog)
     store_close(catalog->store);
     if (catalog->lock_fd >= 0) close(catalog->lock_fd);
     map_fini(&catalog->residents);
+    block_cache_fini(&catalog->blocks);
     pthread_mutex_destroy(&catalog->load_lock);
     pthread_mutex_destroy(&catalog->lock);
     pthread_cond_destroy(&catalog->unpinned);
@@ -232,6 +233,7 @@ int catalog_open(const struct catalog_config *config, struct catalog **ret_catal
     pthread_mutex_init(&catalog->lock, NULL);
     pthread_cond_init(&catalog->unpinned, NULL);
     list_init(&catalog->lru);
+    block_cache_init(&catalog->blocks, config->tail_bytes_max / 4);
     catalog->path = strdup(config->path);
     if (catalog->path == NULL) return error_set(err, MEMD_ENOMEM, "no memory for the catalog");
     int rc = lock_directory(catalog, config->path, err);

@@ -33,9 +33,9 @@ struct pool;
 enum sync_mode { SYNC_ALWAYS, SYNC_INTERVAL, SYNC_NEVER };
 
 struct catalog_config {
-    const char *path;      /* directory, made when missing (mode 0700) */
-    uint64_t map_bytes;    /* LMDB map, sparse; the most the store can ever hold */
-    uint64_t budget_bytes; /* evict above this; 0 = none */
+    const char *path;        /* directory, made when missing (mode 0700) */
+    uint64_t map_bytes;      /* LMDB map, sparse; the most the store can ever hold */
+    uint64_t budget_bytes;   /* evict above this; 0 = none */
     uint64_t tail_bytes_max; /* RAM for tokens that are not committed; MEMD_EBUSY above */
     enum sync_mode sync;
     uint64_t sync_interval_ms; /* SYNC_INTERVAL */

@@ -35,6 +35,7 @@ struct catalog {
     struct store *store;
     struct writer *writer;
     struct pool *pool;
+    struct block_cache blocks;
     size_t contexts_max;
     uint64_t generation; /* unclean starts so far; immutable after open */
 

@@ -4,9 +4,10 @@
  * has said yes but finding the addresses of what was just written; where that fails, the block
  * stays and answers from memory.
  *
- * A transaction takes whole contexts until it holds BATCH_BYTES: with one context it is bounded
- * by the allowance of uncommitted bytes. If it fails, every context in it is cut back to what is
- * committed.
+ * A transaction takes about BATCH_BYTES, so that those who wait behind a long prefill wait for
+ * megabytes and not for all of it, and so that the memory of LMDB's dirty pages stays small and
+ * is used again. A context that has more goes on in the next one, behind the others. If a
+ * transaction fails, every context in it is cut back to what is committed.
  */
 #include "memory/commit.h"
 
@@ -18,7 +19,7 @@
 #include "memory/catalog_state.h"
 #include "memory/chain.h"
 
-#define BATCH_BYTES (UINT64_C(256) << 20)
+#define BATCH_BYTES (UINT64_C(32) << 20)
 
 struct batch {
     struct catalog *catalog;
@@ -31,19 +32,42 @@ struct batch {
     size_t scratch_bytes;
 };
 
-/* Fix what this transaction will commit of a context. Bytes of rows. */
-static uint64_t begin_context(struct context *context)
+/* How many of `want` rows from `from` on fit into `left`: whole segments where it is not all,
+ * since a tail record in the middle would be written to be removed; but something when the
+ * transaction is `empty`. */
+static uint64_t rows_that_fit(uint64_t from, uint64_t want, uint64_t left, bool empty)
 {
-    uint64_t tokens = 0;
+    if (want <= left) return want;
+    uint64_t to_boundary = FORMAT_SEGMENT_TOKENS - from % FORMAT_SEGMENT_TOKENS;
+    uint64_t end = (from + left) / FORMAT_SEGMENT_TOKENS * FORMAT_SEGMENT_TOKENS;
+    if (end > from) return end - from;
+    if (!empty) return 0;
+    return want < to_boundary ? want : to_boundary;
+}
+
+/* Fix what this transaction will commit of a context, at most about `room` bytes; how many. What
+ * a round is to reach is fixed at its start: rows that keep arriving cannot put off its end,
+ * which is when the appends before it count as committed. */
+static uint64_t begin_context(struct context *context, uint64_t room)
+{
+    uint64_t token_bytes = block_token_bytes(&context->shape), left = room / token_bytes, rows = 0;
+    bool whole = true;
     pthread_mutex_lock(&context->lock);
+    if (!context->in_round) context->round_sequence = context->sequence;
     for (uint32_t i = 0; i < context->record->model.layers; i++) {
         struct layer *layer = &context->layers[i];
-        layer->writing = layer_tokens(layer);
-        tokens += layer->writing - layer->committed;
+        if (!context->in_round) layer->round_tokens = layer_tokens(layer);
+        uint64_t want = layer->round_tokens - layer->committed;
+        uint64_t take = rows_that_fit(layer->committed, want, left, rows == 0);
+        layer->writing = layer->committed + take;
+        left -= take < left ? take : left;
+        rows += take;
+        whole = whole && take == want;
     }
-    context->writing_sequence = context->sequence;
+    context->in_round = !whole;
+    context->writing_sequence = whole ? context->round_sequence : context->committed_sequence;
     pthread_mutex_unlock(&context->lock);
-    return tokens * block_token_bytes(&context->shape);
+    return rows * token_bytes;
 }
 
 static void put_value(struct batch *batch, struct context *context, const struct slot *slot,
@@ -199,12 +223,15 @@ static void publish_context(struct context *context, struct store_txn *txn)
     pthread_mutex_unlock(&context->lock);
 }
 
-static void publish_batch(struct batch *batch)
+/* Contexts whose round goes on return to `waiting`. */
+static void publish_batch(struct batch *batch, struct list_link *waiting)
 {
     CLEANUP(store_abort) struct store_txn txn = { 0 };
     bool reading = store_begin(batch->catalog->store, false, &txn, NULL) == 0;
     for (struct list_link *link; (link = list_take_first(&batch->contexts)) != NULL;) {
-        publish_context(LIST_ENTRY(link, struct context, batch_link), reading ? &txn : NULL);
+        struct context *context = LIST_ENTRY(link, struct context, batch_link);
+        publish_context(context, reading ? &txn : NULL);
+        if (context->in_round) list_append(waiting, link);
     }
     CATALOG_COUNT(batch->catalog, sealed_segments_total, batch->sealed);
 }
@@ -218,7 +245,7 @@ static int fill_batch(struct batch *batch, struct list_link *waiting, struct err
         list_append(&batch->contexts, link);
         if (rc < 0) continue; /* what cannot be begun is taken back, all of it */
         struct context *context = LIST_ENTRY(link, struct context, batch_link);
-        uint64_t bytes = begin_context(context);
+        uint64_t bytes = begin_context(context, BATCH_BYTES - batch->rows_bytes);
         batch->rows_bytes += bytes;
         rc = evict_check(batch->catalog, batch->rows_bytes, err);
         if (rc == 0) rc = put_context(batch, context, err);
@@ -227,8 +254,7 @@ static int fill_batch(struct batch *batch, struct list_link *waiting, struct err
     return rc;
 }
 
-static int commit_some(struct batch *batch, struct list_link *waiting, uint64_t *bytes,
-                       struct error *err)
+static int commit_some(struct batch *batch, struct list_link *waiting, struct error *err)
 {
     uint64_t start = clock_monotonic_ns();
     int rc = fill_batch(batch, waiting, err);
@@ -236,20 +262,20 @@ static int commit_some(struct batch *batch, struct list_link *waiting, uint64_t 
     store_abort(&batch->txn);
     CATALOG_COUNT(batch->catalog, commit_ns_total, clock_monotonic_ns() - start);
     if (rc == 0) {
-        *bytes += batch->rows_bytes;
-        publish_batch(batch);
+        publish_batch(batch, waiting);
+        writer_release(batch->catalog->writer, batch->rows_bytes);
         return 0;
     }
+    uint64_t bytes = 0;
     for (struct list_link *link; (link = list_take_first(&batch->contexts)) != NULL;) {
-        *bytes += context_roll_back(LIST_ENTRY(link, struct context, batch_link), rc);
+        bytes += context_roll_back(LIST_ENTRY(link, struct context, batch_link), rc);
     }
+    writer_release(batch->catalog->writer, bytes);
     return rc;
 }
 
-int commit_contexts(struct catalog *catalog, struct list_link *contexts, uint64_t *ret_bytes,
-                    struct error *err)
+int commit_contexts(struct catalog *catalog, struct list_link *contexts, struct error *err)
 {
-    uint64_t bytes = 0;
     int first = 0;
     CLEANUP(free_ptr) unsigned char *scratch = NULL;
     size_t scratch_bytes = 0;
@@ -258,11 +284,10 @@ int commit_contexts(struct catalog *catalog, struct list_link *contexts, uint64_
                                .scratch = scratch,
                                .scratch_bytes = scratch_bytes };
         list_init(&batch.contexts);
-        int rc = commit_some(&batch, contexts, &bytes, first == 0 ? err : NULL);
+        int rc = commit_some(&batch, contexts, first == 0 ? err : NULL);
         if (rc < 0 && first == 0) first = rc;
         scratch = batch.scratch;
         scratch_bytes = batch.scratch_bytes;
     }
-    *ret_bytes = bytes;
     return first;
 }

@@ -7,16 +7,14 @@
 #ifndef MEMD_MEMORY_COMMIT_H
 #define MEMD_MEMORY_COMMIT_H
 
-#include <stdint.h>
-
 #include "base/list.h"
 
 struct catalog;
 struct error;
 
-/* Commit the contexts in `contexts` (by batch_link); the list is empty afterwards. Returns the
- * bytes that are no longer uncommitted in *ret_bytes, whether they were committed or taken back. */
-int commit_contexts(struct catalog *catalog, struct list_link *contexts, uint64_t *ret_bytes,
-                    struct error *err);
+/* Commit the contexts in `contexts` (by batch_link); the list is empty afterwards. What is no
+ * longer uncommitted, because it was committed or taken back, is released from the writer's
+ * allowance. The first error. */
+int commit_contexts(struct catalog *catalog, struct list_link *contexts, struct error *err);
 
 #endif

@@ -152,6 +152,7 @@ uint64_t context_roll_back(struct context *context, int code)
     uint64_t tokens = 0;
     pthread_rwlock_wrlock(&context->use);
     pthread_mutex_lock(&context->lock);
+    context->in_round = false;
     for (uint32_t i = 0; i < context->record->model.layers; i++) {
         struct layer *layer = &context->layers[i];
         tokens += layer_tokens(layer) - layer->committed;

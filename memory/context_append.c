@@ -137,7 +137,8 @@ static int get_block(struct context *context, struct layer *layer, size_t idx, s
     pthread_mutex_lock(&context->lock);
     int rc = context_grow(layer, idx, err);
     struct slot *slot = rc == 0 ? &layer->slots[idx] : NULL;
-    if (slot != NULL && slot->block == NULL) slot->block = block_new(&context->shape);
+    if (slot != NULL && slot->block == NULL)
+        slot->block = block_new(&context->catalog->blocks, &context->shape);
     if (slot != NULL && slot->values == NULL)
         slot->values = calloc((size_t)2 * context->shape.heads, sizeof *slot->values);
     bool got = slot != NULL && slot->block != NULL && slot->values != NULL;

@@ -92,7 +92,7 @@ static int add_tail(struct context *context, const struct tail_key *key, struct 
     rc = context_grow(layer, idx, err);
     if (rc < 0) return rc;
     struct slot *slot = &layer->slots[idx];
-    if (slot->block == NULL) slot->block = block_new(&context->shape);
+    if (slot->block == NULL) slot->block = block_new(&context->catalog->blocks, &context->shape);
     if (slot->values == NULL)
         slot->values = calloc((size_t)2 * context->shape.heads, sizeof *slot->values);
     if (slot->block == NULL || slot->values == NULL)

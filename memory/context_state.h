@@ -45,6 +45,7 @@ struct layer {
     size_t unmapped;            /* sealed slots that are not mapped; locked by lock */
     _Atomic uint64_t tokens;    /* visible; written under lock */
     uint64_t committed, synced; /* locked by lock */
+    uint64_t round_tokens;      /* what the round is to reach; writer */
     uint64_t writing;           /* what `committed` becomes with the running transaction; writer */
 };
 
@@ -71,7 +72,10 @@ struct context {
     int unreported_code; /* of a failed commit that nobody has been told about; 0 = none */
     struct failure failures[FAILURES_MAX];
     size_t failure_count;
-    uint64_t writing_sequence; /* writer */
+    /* writer: a round is what is committed for one look at the token counts, in one transaction
+     * or more */
+    uint64_t writing_sequence, round_sequence;
+    bool in_round;
 
     /* locked by the writer's lock; batch_link: writer */
     struct list_link dirty_link, unsynced_link, batch_link;

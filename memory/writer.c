@@ -139,12 +139,9 @@ static void commit_batch(struct writer *writer, struct list_link *batch)
             list_append(&writer->unsynced, &context->unsynced_link);
     }
     pthread_mutex_unlock(&writer->lock);
-    uint64_t bytes = 0;
-    struct error err = { 0 };
-    if (commit_contexts(writer->catalog, batch, &bytes, &err) < 0)
+    if (commit_contexts(writer->catalog, batch, NULL) < 0)
         CATALOG_COUNT(writer->catalog, commit_failures_total, 1);
     note_commit(writer);
-    writer_release(writer, bytes);
 }
 
 static void run_job(struct writer *writer, struct writer_job *job)

@@ -316,6 +316,49 @@ static void test_search_finds_the_best(void **state)
     fixture_end(&fx);
 }
 
+/* 70 MiB at once: more than a transaction takes, so the commit is a round of several. */
+static void test_long_prefill(void **state)
+{
+    (void)state;
+    struct fixture fx;
+    fixture_begin(&fx);
+    fx.model = (struct model){
+        .layers = 8, .query_heads = 8, .kv_heads = 8, .head_dim = 128, .dtype = DTYPE_FP16
+    };
+    struct error err = { 0 };
+    ASSERT_OK(model_check(&fx.model, &err), err);
+    struct context *context = fixture_context(&fx, "book");
+    struct append_layer parts[8];
+    for (uint32_t i = 0; i < 8; i++) {
+        parts[i] = (struct append_layer){ .layer = i };
+        parts[i].k = fixture_tensor(&fx, fixture_rows(&fx, i, 0, 2200, 0), 2200);
+        parts[i].v = fixture_tensor(&fx, fixture_rows(&fx, i, 0, 2200, 1), 2200);
+    }
+    struct progress progress = { 0 };
+    ASSERT_OK(context_append(context, parts, 8, &progress, &err), err);
+    assert_int_equal(fixture_reach(&fx, context, progress.sequence, DURABLE_COMMITTED, &err), 1);
+    struct catalog_stats stats;
+    catalog_get_stats(fx.catalog, &stats);
+    assert_true(stats.commits_total >= 4);
+    assert_int_equal(stats.tail_bytes, 0);
+    for (uint32_t i = 0; i < 8; i++) {
+        parts[i].layer = 7 - i; /* other bytes */
+        ASSERT_CODE(MEMD_EPOSITION, context_append(context, &parts[i], 1, &progress, &err), err);
+        parts[i].layer = i;
+    }
+    fixture_restart(&fx);
+    context = fixture_context(&fx, "book");
+    assert_int_equal(context_tokens(context), 2200);
+    ASSERT_OK(context_append(context, parts, 8, &progress, &err),
+              err); /* a retry: equal to the last byte */
+    assert_int_equal(progress.tokens, 2200);
+    for (uint32_t i = 0; i < 8; i++) {
+        free((void *)(uintptr_t)parts[i].k.data);
+        free((void *)(uintptr_t)parts[i].v.data);
+    }
+    fixture_end(&fx);
+}
+
 struct reader {
     struct fixture *fx;
     struct context *context;
@@ -382,6 +425,7 @@ int main(void)
         cmocka_unit_test(test_all_or_nothing),
         cmocka_unit_test(test_fetch_rules),
         cmocka_unit_test(test_search_finds_the_best),
+        cmocka_unit_test(test_long_prefill),
         cmocka_unit_test(test_reading_while_appending),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

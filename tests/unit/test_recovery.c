@@ -75,6 +75,8 @@ static void work(struct fixture *fx, struct context *context, uint64_t *random, 
 static void child(struct fixture *fx, uint64_t seed, int fd)
 {
     struct error err = { 0 };
+    fx->config.sync = (enum sync_mode)(seed % 3);
+    fx->config.sync_interval_ms = 10;
     if (catalog_open(&fx->config, &fx->catalog, &err) < 0) _exit(2);
     struct context *context = fixture_context(fx, "book");
     uint64_t random = seed;
