@@ -7,6 +7,8 @@ union (memd.merge); where each set lives does not matter.
 """
 from __future__ import annotations
 
+from cores import each
+
 import numpy as np
 
 import memd
@@ -22,12 +24,14 @@ def partial_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray,
     n, H, D = q.shape
     G = k.shape[1]
     o, lse = np.empty((n, H, D), np.float32), np.empty((n, H), np.float32)
-    for g in range(G):
+    hidden = None if visible is None else np.where(visible, np.float32(0), np.float32(-np.inf))
+
+    def group(g: int) -> None:
         heads = slice(g * H // G, (g + 1) * H // G)
         scores = (q[:, heads].reshape(-1, D) * np.float32(D ** -0.5)) @ k[:, g].T
         scores = scores.reshape(n, H // G, -1)
-        if visible is not None:
-            scores += np.where(visible, np.float32(0), np.float32(-np.inf))[:, None]
+        if hidden is not None:
+            scores += hidden[:, None]
         top = np.maximum(scores.max(axis=-1, keepdims=True), np.finfo(np.float32).min)
         weights = np.exp(np.subtract(scores, top, out=scores), out=scores)
         total = weights.sum(axis=-1, keepdims=True)
@@ -35,6 +39,7 @@ def partial_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray,
         o[:, heads] = weighted / np.where(total == 0, 1, total)
         with np.errstate(divide="ignore"):
             lse[:, heads] = (top + np.log(total))[..., 0]
+    each(group, range(G))
     return memd.Partial(o, lse)
 
 

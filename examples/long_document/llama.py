@@ -10,7 +10,10 @@ dimension.
 """
 from __future__ import annotations
 
+from functools import partial
 from typing import Protocol
+
+from cores import by_rows, each
 
 import numpy as np
 from gguf import GGUFReader
@@ -60,33 +63,39 @@ class Llama:
 
     def forward(self, ids: np.ndarray, start: int, attention: Attention) -> np.ndarray:
         """Read the tokens `ids` at positions start, start + 1, …; hidden states (n, E)."""
-        n = len(ids)
-        x = self._embedding[ids]
+        x, positions = self._embedding[ids], start + np.arange(len(ids))
         for layer in range(self.layers):
-            h = self._norm(x, self._weight(layer, "attn_norm"))
-            q = (h @ self._weight(layer, "attn_q").T).reshape(n, self.H, self.D)
-            k = (h @ self._weight(layer, "attn_k").T).reshape(n, self.G, self.D)
-            v = (h @ self._weight(layer, "attn_v").T).reshape(n, self.G, self.D)
-            o = attention.attend(layer, start, self._rope(q, start), self._rope(k, start), v)
-            x += o.reshape(n, -1) @ self._weight(layer, "attn_output").T
-
-            h = self._norm(x, self._weight(layer, "ffn_norm"))
-            gate = h @ self._weight(layer, "ffn_gate").T
-            gate /= 1 + np.exp(-gate)  # SiLU
-            gate *= h @ self._weight(layer, "ffn_up").T
-            x += gate @ self._weight(layer, "ffn_down").T
+            q, k, v = by_rows(partial(self._before_attention, layer), x, positions)
+            o = attention.attend(layer, start, q, k, v)
+            x = by_rows(partial(self._after_attention, layer), x, o)
         return self._norm(x, self._weights["output_norm.weight"])
+
+    def _before_attention(self, layer: int, x: np.ndarray, positions: np.ndarray):
+        """x (n, E) -> q (n, H, D), k, v (n, G, D), queries and keys rotated to their positions."""
+        h = self._norm(x, self._weight(layer, "attn_norm"))
+        q = (h @ self._weight(layer, "attn_q").T).reshape(-1, self.H, self.D)
+        k = (h @ self._weight(layer, "attn_k").T).reshape(-1, self.G, self.D)
+        v = (h @ self._weight(layer, "attn_v").T).reshape(-1, self.G, self.D)
+        return self._rope(q, positions), self._rope(k, positions), v
+
+    def _after_attention(self, layer: int, x: np.ndarray, o: np.ndarray) -> np.ndarray:
+        """Output projection of o (n, H, D) and the gated feed-forward, each added to x (n, E)."""
+        x = x + o.reshape(len(o), -1) @ self._weight(layer, "attn_output").T
+        h = self._norm(x, self._weight(layer, "ffn_norm"))
+        gate = h @ self._weight(layer, "ffn_gate").T
+        gate /= 1 + np.exp(-gate)  # SiLU
+        gate *= h @ self._weight(layer, "ffn_up").T
+        return x + gate @ self._weight(layer, "ffn_down").T
 
     def losses(self, hidden: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """-log p of the token that really came next: hidden (n, E), targets (n) -> (n) float64."""
-        out = np.empty(len(targets))
-        for i in range(0, len(targets), 128):  # a block at a time: scores are (n, 49152)
-            scores = hidden[i:i + 128] @ self._head.T
-            right = scores[np.arange(len(scores)), targets[i:i + 128]]
+        def loss(hidden, targets):
+            scores = hidden @ self._head.T
             top = scores.max(axis=1)
             total = np.exp(scores - top[:, None]).sum(axis=1, dtype=np.float64)
-            out[i:i + 128] = np.log(total) + top - right
-        return out
+            return np.log(total) + top - scores[np.arange(len(scores)), targets]
+        blocks = np.arange(64, len(targets), 64)  # scores are (n, 49152): some rows at a time
+        return np.concatenate(each(loss, np.split(hidden, blocks), np.split(targets, blocks)))
 
     def _weight(self, layer: int, name: str) -> np.ndarray:
         return self._weights[f"blk.{layer}.{name}.weight"]
@@ -94,10 +103,10 @@ class Llama:
     def _norm(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
         return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + self.eps) * weight
 
-    def _rope(self, x: np.ndarray, start: int) -> np.ndarray:
+    def _rope(self, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Turn dimension pair (i, i + D/2) of the token at position p by p * theta**(-2i/D)."""
         half = self.D // 2
-        angles = (start + np.arange(len(x)))[:, None] * self.theta ** (-np.arange(half) / half)
-        cos, sin = np.cos(angles)[:, None].astype(np.float32), np.sin(angles)[:, None].astype(np.float32)
+        angles = positions[:, None, None] * self.theta ** (-np.arange(half) / half)
+        cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
         a, b = x[..., :half], x[..., half:]
         return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)

@@ -25,6 +25,7 @@ import uuid
 from pathlib import Path
 from typing import Callable
 
+import cores  # noqa: F401  (before NumPy)
 import numpy as np
 
 import memd
