@@ -66,6 +66,11 @@ class Stage:
 def complete(stage):
     wanted = {str(stage.path(name)) for name in FILES | (UNITS if stage.systemd else set())}
     found = {str(p) for p in pathlib.Path(stage.destination).rglob("*") if not p.is_dir() or p.is_symlink()}
+    package = {path for path in found if "-packages/memd/" in path}  # only where NumPy and protobuf are
+    if package:
+        names = {p.name for p in (ROOT / "clients/python/memd").glob("*.py")} | {"py.typed", "memd.binpb"}
+        assert {pathlib.Path(path).name for path in package} == names, sorted(package)
+    found -= package
     assert found == wanted, f"missing {sorted(wanted - found)}, unexpected {sorted(found - wanted)}"
     assert os.readlink(stage.path("{lib}/libmemd.so")) == "libmemd.so.0"
     for name in "{sbin}/memd", "{bin}/memctl":
