@@ -11,6 +11,7 @@
  * store.
  */
 #include <inttypes.h>
+#include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -131,6 +132,9 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: bench_store DIR [GIB] [TOKENS_PER_APPEND]\n");
         return 2;
     }
+    mallopt(M_ARENA_MAX, 1); /* as daemon/main.c does */
+    mallopt(M_MMAP_THRESHOLD, 32 << 20);
+    mallopt(M_TRIM_THRESHOLD, 256 << 20);
     uint64_t gib = argc > 2 ? strtoull(argv[2], NULL, 10) : 4;
     struct bench bench = {
         .config = { .path = argv[1],
