@@ -212,7 +212,7 @@ def main():
         past.check(3)
         shapes(past)
         frames(daemon)
-        noise(daemon, int(os.environ.get("SEED", "1")))
+        noise(daemon, int(os.environ.get("MEMD_TEST_SEED", "1")))
         past.check(3)
         assert past.client.ask("health")["ready"]
         daemon.stop()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """kill -9 in the middle of four clients' appends, again and again.
 
-    test_kill_rounds.py [ROUNDS]     default 20; SEED=n repeats a run
+    test_kill_rounds.py [ROUNDS]     default 20; MEMD_TEST_SEED=n repeats a run
 
 After each restart every token that was acknowledged as committed or synced is there, bit for bit; each context
 is a prefix of what its client sent; Verify finds nothing. Prints the restart times.
@@ -86,4 +86,4 @@ def main(rounds, seed):
         daemon.stop()
 
 
-main(int(sys.argv[1]) if len(sys.argv) > 1 else 20, int(os.environ.get("SEED", time.time_ns() % 10**9)))
+main(int(sys.argv[1]) if len(sys.argv) > 1 else 20, int(os.environ.get("MEMD_TEST_SEED", time.time_ns() % 10**9)))

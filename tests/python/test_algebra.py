@@ -15,7 +15,7 @@ import memd
 from memd import wire
 from memd.dtypes import to_model, to_query
 
-SEED = int(os.environ.get("MEMD_SEED", "7"))
+SEED = int(os.environ.get("MEMD_TEST_SEED", "7"))
 
 
 def attention(q, k, v):

@@ -16,7 +16,7 @@ from live import HERE, Live, needs_daemon
 import memd
 
 GOLDEN = os.path.join(HERE, "..", "golden", "kv_smollm2.npz")
-SEED = int(os.environ.get("MEMD_SEED", "20240601"))
+SEED = int(os.environ.get("MEMD_TEST_SEED", "20240601"))
 BOUND = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 2e-3}
 SEGMENT = 1024
 

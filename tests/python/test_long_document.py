@@ -15,7 +15,7 @@ import memd
 from attention import FullAttention, MemdAttention, WindowAttention
 from daemon import Daemon
 
-SEED = int(os.environ.get("MEMD_SEED", "11"))
+SEED = int(os.environ.get("MEMD_TEST_SEED", "11"))
 LAYERS, H, G, D, TOKENS = 2, 6, 2, 64, 700
 
 
