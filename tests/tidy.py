@@ -505,6 +505,21 @@ def configuration_keys(tree):
             yield manual, 1, f'the default of {key}, "{default}", is not named'
 
 
+@rule("decisions have a number each, the same in name and title",
+      {"docs/decisions/0001-a.md": "# 0001 — A\n", "docs/decisions/0001-b.md": "# 0001 — B\n"},
+      {"docs/decisions/0002-a.md": "# 0001 — A\n"}, {"a.c": "/* decisions/0009 */\n"})
+def decisions(tree):
+    names = [p for p in sorted(tree.files) if p.startswith("docs/decisions/")]
+    numbers_used = [p.rsplit("/", 1)[-1][:4] for p in names]
+    for path, number in zip(names, numbers_used):
+        if numbers_used.count(number) > 1 or not tree.text(path).startswith(f"# {number} — "):
+            yield path, 1, f"{number} is taken twice, or the title has another number"
+    for path, line, text in tree.lines(*CODE, ".md"):
+        for number in re.findall(r"decisions/(\d{4})", text):
+            if number not in numbers_used and path != "tests/tidy.py":
+                yield path, line, f"there is no decision {number}"
+
+
 # ---- running ----
 
 
