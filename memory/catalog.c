@@ -227,6 +227,7 @@ int catalog_open(const struct catalog_config *config, struct catalog **ret_catal
     if (catalog == NULL) return error_set(err, MEMD_ENOMEM, "no memory for the catalog");
     catalog->lock_fd = -1;
     catalog->pool = config->pool;
+    catalog->map_bytes = config->map_bytes;
     catalog->contexts_max = config->contexts_max == 0 ? 1 : config->contexts_max;
     atomic_init(&catalog->budget_bytes, config->budget_bytes);
     pthread_mutex_init(&catalog->load_lock, NULL);
@@ -304,14 +305,12 @@ void catalog_get_stats(struct catalog *catalog, struct catalog_stats *ret_stats)
                                          .resident_contexts = atomic_load(&catalog->resident_count),
                                          .stored_bytes = atomic_load(&catalog->stored_bytes),
                                          .budget_bytes = atomic_load(&catalog->budget_bytes),
-                                         .map_used_bytes = atomic_load(&catalog->map_used_bytes),
+                                         .map_bytes = catalog->map_bytes,
+        .map_used_bytes = atomic_load(&catalog->map_used_bytes),
                                          .file_bytes = atomic_load(&catalog->file_bytes),
                                          .tail_bytes = writer_pending_bytes(catalog->writer),
 #define X(name) .name = atomic_load_explicit(&catalog->counters.name, memory_order_relaxed),
                                          CATALOG_COUNTER_MAP(X)
 #undef X
     };
-    struct store_space space;
-    store_get_space(catalog->store, &space);
-    ret_stats->map_bytes = space.map_bytes;
 }

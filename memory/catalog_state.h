@@ -37,6 +37,7 @@ struct catalog {
     struct pool *pool;
     struct block_cache blocks;
     size_t contexts_max;
+    uint64_t map_bytes;
     uint64_t generation; /* unclean starts so far; immutable after open */
 
     _Atomic uint64_t budget_bytes;

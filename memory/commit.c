@@ -254,29 +254,60 @@ static int fill_batch(struct batch *batch, struct list_link *waiting, struct err
     return rc;
 }
 
-static int commit_some(struct batch *batch, struct list_link *waiting, struct error *err)
+/* LMDB uses a page again two transactions after the one that freed it, and not while a reader
+ * (the synced state among them) is older. In a store that is full to the last page no row can be
+ * committed to get there, so small commits must. */
+static int turn_pages(struct catalog *catalog)
+{
+    int rc = store_sync(catalog->store, NULL);
+    for (int i = 0; rc == 0 && i < 2; i++) {
+        CLEANUP(store_abort) struct store_txn txn = { 0 };
+        rc = store_begin(catalog->store, true, &txn, NULL);
+        if (rc == 0) rc = catalog_commit(catalog, &txn, 0, NULL);
+        if (rc == 0) rc = store_sync(catalog->store, NULL);
+    }
+    return rc;
+}
+
+static void take_back(struct batch *batch, int code)
+{
+    uint64_t bytes = 0;
+    for (struct list_link *link; (link = list_take_first(&batch->contexts)) != NULL;) {
+        bytes += context_roll_back(LIST_ENTRY(link, struct context, batch_link), code);
+    }
+    writer_release(batch->catalog->writer, bytes);
+}
+
+/* One transaction. `again`: its contexts go back to `waiting` when the store is full but pages
+ * may be had. */
+static int commit_some(struct batch *batch, struct list_link *waiting, bool *again,
+                       struct error *err)
 {
     uint64_t start = clock_monotonic_ns();
     int rc = fill_batch(batch, waiting, err);
     if (rc == 0) rc = catalog_commit(batch->catalog, &batch->txn, batch->stored_delta, err);
     store_abort(&batch->txn);
     CATALOG_COUNT(batch->catalog, commit_ns_total, clock_monotonic_ns() - start);
+    bool retry = *again && rc == MEMD_EFULL && batch->txn.rc != 0 &&
+                 turn_pages(batch->catalog) == 0;
+    *again = retry;
     if (rc == 0) {
         publish_batch(batch, waiting);
         writer_release(batch->catalog->writer, batch->rows_bytes);
-        return 0;
+    } else if (retry) {
+        for (struct list_link *link; (link = list_take_first(&batch->contexts)) != NULL;) {
+            list_append(waiting, link);
+        }
+    } else {
+        take_back(batch, rc);
     }
-    uint64_t bytes = 0;
-    for (struct list_link *link; (link = list_take_first(&batch->contexts)) != NULL;) {
-        bytes += context_roll_back(LIST_ENTRY(link, struct context, batch_link), rc);
-    }
-    writer_release(batch->catalog->writer, bytes);
     return rc;
 }
 
 int commit_contexts(struct catalog *catalog, struct list_link *contexts, struct error *err)
 {
     int first = 0;
+    bool may_retry = true;
     CLEANUP(free_ptr) unsigned char *scratch = NULL;
     size_t scratch_bytes = 0;
     while (!list_empty(contexts)) {
@@ -284,8 +315,10 @@ int commit_contexts(struct catalog *catalog, struct list_link *contexts, struct 
                                .scratch = scratch,
                                .scratch_bytes = scratch_bytes };
         list_init(&batch.contexts);
-        int rc = commit_some(&batch, contexts, first == 0 ? err : NULL);
-        if (rc < 0 && first == 0) first = rc;
+        bool again = may_retry;
+        int rc = commit_some(&batch, contexts, &again, first == 0 ? err : NULL);
+        may_retry = !again;
+        if (rc < 0 && !again && first == 0) first = rc;
         scratch = batch.scratch;
         scratch_bytes = batch.scratch_bytes;
     }
