@@ -347,8 +347,8 @@ static void test_map_full(void **state)
     fixture_end(&fx);
 }
 
-/* Flip one byte in the middle of the first value that holds `pattern`. */
-static void corrupt(const char *path, const void *pattern, size_t bytes)
+/* Flip one byte in the middle of `pattern`, wherever it stands; how often it does. */
+static size_t corrupt(const char *path, const void *pattern, size_t bytes)
 {
     char name[128];
     snprintf(name, sizeof name, "%s/data.mdb", path);
@@ -356,14 +356,18 @@ static void corrupt(const char *path, const void *pattern, size_t bytes)
     assert_true(fd >= 0);
     struct stat file;
     assert_int_equal(fstat(fd, &file), 0);
-    unsigned char *data = malloc((size_t)file.st_size);
-    assert_int_equal(pread(fd, data, (size_t)file.st_size, 0), file.st_size);
-    unsigned char *at = memmem(data, (size_t)file.st_size, pattern, bytes);
-    assert_non_null(at);
-    unsigned char flipped = (unsigned char)(at[bytes / 2] ^ 0x10);
-    assert_int_equal(pwrite(fd, &flipped, 1, at - data + (ptrdiff_t)(bytes / 2)), 1);
+    size_t size = (size_t)file.st_size, count = 0;
+    unsigned char *data = malloc(size);
+    assert_int_equal(pread(fd, data, size, 0), size);
+    for (unsigned char *at = data;
+         (at = memmem(at, size - (size_t)(at - data), pattern, bytes)) != NULL;) {
+        at[bytes / 2] ^= 0x10;
+        count++;
+    }
+    assert_int_equal(pwrite(fd, data, size, 0), size);
     close(fd);
     free(data);
+    return count;
 }
 
 static void test_corruption_is_found(void **state)
@@ -377,7 +381,7 @@ static void test_corruption_is_found(void **state)
     arena_reset(&fx.arena);
     catalog_close(fx.catalog);
     unsigned char *rows = fixture_rows(&fx, 1, 1500, 1, 0); /* head 0 of one row, in segment 1 */
-    corrupt(fx.path, rows, fx.model.head_dim * 2);
+    assert_true(corrupt(fx.path, rows, fx.model.head_dim * 2) >= 1);
     free(rows);
     fixture_open(&fx);
     struct answer answer;
@@ -392,6 +396,33 @@ static void test_corruption_is_found(void **state)
     assert_int_equal(verify_all(&fx, 0, text), 1);
     assert_non_null(strstr(text, "checksum"));
     assert_int_equal(verify_all(&fx, id, text), 1);
+    fixture_end(&fx);
+}
+
+/* A context whose record is damaged cannot be opened, but it can be dropped, name and all. */
+static void test_drop_of_a_corrupt_context(void **state)
+{
+    (void)state;
+    struct fixture fx;
+    fixture_begin(&fx);
+    struct error err = { 0 };
+    snprintf(fx.model.fingerprint, sizeof fx.model.fingerprint, "a fingerprint to be found");
+    fixture_append(&fx, fixture_context(&fx, "book"), 0, 1500);
+    arena_reset(&fx.arena);
+    catalog_close(fx.catalog);
+    assert_true(corrupt(fx.path, fx.model.fingerprint, strlen(fx.model.fingerprint)) >= 1);
+    fixture_open(&fx);
+    uint64_t id = 0, bytes = 0;
+    struct context *context = NULL;
+    ASSERT_OK(catalog_find(fx.catalog, "book", &id, &err), err);
+    ASSERT_CODE(MEMD_ECORRUPT, catalog_pin(fx.catalog, id, &fx.arena, &context, &err), err);
+    char text[512];
+    assert_true(verify_all(&fx, 0, text) > 0);
+    ASSERT_OK(catalog_drop(fx.catalog, id, &bytes, &err), err);
+    assert_true(bytes > 0);
+    ASSERT_CODE(MEMD_ENOCONTEXT, catalog_find(fx.catalog, "book", &id, &err), err);
+    assert_int_equal(stats_of(&fx).stored_bytes, 0);
+    expect_clean(&fx);
     fixture_end(&fx);
 }
 
@@ -455,6 +486,7 @@ int main(void)
         cmocka_unit_test(test_budget_without_victim),
         cmocka_unit_test(test_map_full),
         cmocka_unit_test(test_corruption_is_found),
+        cmocka_unit_test(test_drop_of_a_corrupt_context),
         cmocka_unit_test(test_dump_and_compact),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
