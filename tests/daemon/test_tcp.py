@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """TCP: only with a token file, nothing before a Hello with a valid token, roles by token."""
 import os
-import re
 import subprocess
 
 from wire import Client, Daemon, frame
@@ -64,7 +63,7 @@ def main():
         token_files(probe.directory)
         write(token_path, TOKENS)
         with Daemon("--listen", "127.0.0.1:0", "--token-file", token_path) as daemon:
-            port = int(re.search(r"tcp:127\.0\.0\.1:(\d+)", daemon.log())[1])
+            port = int(daemon.wait_log(r"tcp:127\.0\.0\.1:(\d+)")[1])
             roles(("127.0.0.1", port))
             strangers_send_little(("127.0.0.1", port))
             assert daemon.client().ask("hello", {"version": 1})["role"] == "admin"

@@ -345,6 +345,15 @@ class Daemon:
         with open(self.log_path, encoding="utf-8", errors="replace") as file:
             return file.read()[-4000:]
 
+    def wait_log(self, pattern, seconds=60):
+        """The first match in the log: a daemon that answers on one listener may still be opening the next."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if match := re.search(pattern, self.log()):
+                return match
+            time.sleep(0.005)
+        raise AssertionError(f"{pattern} is not in the log:\n{self.log()}")
+
     def __enter__(self):
         return self
 
