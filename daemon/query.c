@@ -41,7 +41,7 @@ int query_decode(struct request *req, const struct query_message *message, struc
     rc = check_positions(message, n, err);
     if (rc < 0) return rc;
     query.positions = message->positions;
-    query.limits = message->limit_count != 0 ? message->limits : message->positions;
+    query.limits = message->limit_count != 0 ? message->limits : NULL;
     *ret_query = query;
     return 0;
 }

@@ -24,8 +24,7 @@ struct query_message {
     size_t position_count, limit_count;
 };
 
-/* Check against the context's model; `stop` of the query asks the request. Limits default to
- * positions. */
+/* Check against the context's model; `stop` of the query asks the request. */
 int query_decode(struct request *req, const struct query_message *message, struct context *context,
                  struct query *ret_query, struct error *err);
 

@@ -335,8 +335,8 @@ struct memd_query {
     size_t queries;            /* n, 1 … 4,096 */
     const void *q;             /* (n, H, D) */
     enum memd_dtype q_dtype;
-    const uint64_t *positions; /* (n): position of each query, for RoPE and as the default limit */
-    const uint64_t *limits;    /* (n): see tokens at positions < limit; NULL = positions */
+    const uint64_t *positions; /* (n): position of each query, for RoPE */
+    const uint64_t *limits;    /* (n): see tokens at positions < limit; NULL: everything stored */
     float *o;                  /* attend: (n, H, D) to be filled, or NULL: see memd_answer */
     float *lse;                /* attend: (n, H) to be filled, or NULL */
 };

@@ -109,8 +109,10 @@ class Exact(unittest.TestCase):
         context.append(0, 0, k, v)
         for dtype in BOUND:
             q, q64 = rounded(rng.standard_normal((2, 4, 64)), dtype)
-            got = context.attend(0, q, [100, 50])
+            got = context.attend(0, q, [100, 50], limits=[100, 50])
             self.check(got, oracle(q64, k64, v64, [100, 50], 0.3), 2e-3, f"q {dtype}")
+            got = context.attend(0, q, [100, 50])  # no limits: everything, wherever the query stands
+            self.check(got, oracle(q64, k64, v64, [100, 100], 0.3), 2e-3, f"q {dtype}, all")
 
     def test_rope_while_reading(self):
         """Keys sent without RoPE answer as keys that were rotated before."""
@@ -126,7 +128,7 @@ class Exact(unittest.TestCase):
             context.append(0, 0, k, v)
             expected = oracle(rope64(q, at, 1e4, pairing), rope64(k, range(T), 1e4, pairing),
                               v.astype(np.float64), at)
-            self.check(context.attend(0, q, at), expected, 2e-5, f"rope {pairing}")
+            self.check(context.attend(0, q, at, limits=at), expected, 2e-5, f"rope {pairing}")
 
     def test_batch_over_contexts(self):
         rng = np.random.default_rng(SEED + 3)
@@ -138,7 +140,7 @@ class Exact(unittest.TestCase):
             if i:
                 context.append(0, 0, k, v)
             q = rng.standard_normal((2, 3, 64)).astype(np.float32)
-            queries.append(memd.Query(context, 0, q, [i * 70, i * 30]))
+            queries.append(memd.Query(context, 0, q, [i * 70, i * 30], [i * 70, i * 30]))
             expected.append(oracle(q, k.astype(np.float64), v.astype(np.float64), [i * 70, i * 30]))
         for i, got in enumerate(self.client.attend_many(queries)):
             self.check(got, expected[i], 1e-5, f"item {i}")
@@ -167,7 +169,7 @@ class RealPast(unittest.TestCase):
         context = context or self.context
         upto = upto or self.T
         some = self.at <= upto
-        got = context.attend(0, self.q[some], self.at[some])
+        got = context.attend(0, self.q[some], self.at[some], limits=self.at[some])
         self.assertLessEqual(np.abs(got.o - self.expected[0][some]).max(), 2e-3)
         self.assertLessEqual(np.abs(got.lse - self.expected[1][some]).max(), 2e-3)
         ids = np.random.default_rng(SEED).permutation(upto)

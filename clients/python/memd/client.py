@@ -21,7 +21,6 @@ from .model import Model
 _ACKS = {"committed": 0, "memory": 1, "synced": 2}
 _ATTEND_ITEMS_MAX = 1024
 _LIST_MAX = 1024
-_TOKENS_MAX = 1 << 32
 _APPEND_BYTES_MAX = 64 << 20  # of one request made by `append`, were everything float32
 
 
@@ -299,8 +298,8 @@ class Context:
 
         q (n, H, D)      float16, bfloat16 or float32 (others are rounded to float32)
         positions (n)    of the queries: RoPE rotates them there when the model is not `rotated`
-        limits (n)       query i sees tokens at positions < limits[i]; None: limits = positions, what
-                         came before the query (whose own token the caller has at hand)
+        limits (n)       query i sees tokens at positions < limits[i]; None: everything stored. A batch
+                         of queries whose own tokens are stored too needs limits to be causal.
         Returns o (n, H, D) and lse (n, H), float32, ready for `memd.merge`, and the answer's quality.
         """
         return self.client.attend_many([Query(self, layer, q, positions, limits)])[0]
@@ -309,8 +308,8 @@ class Context:
                positions: Sequence[int] | None = None) -> Hits:
         """The k stored tokens with the greatest attention logits, per query and query head.
 
-        q (n, H, D); limits, positions (n) as in `attend`, but everything stored is searched when
-        neither is given. Models that are not `rotated` need positions.
+        q (n, H, D); limits, positions (n) as in `attend`. Models that are not `rotated` need
+        positions.
         Returns ids (n, H, k) uint64, best first, and scores (n, H, k); unpacks as `ids, scores = …`.
         """
         request = wire.Request("search")
@@ -319,7 +318,7 @@ class Context:
         if positions is None and not self.model.rotated:
             raise ValueError("keys of this context are rotated while reading: positions are needed")
         if positions is None:
-            positions = limits if limits is not None else [_TOKENS_MAX] * len(q)
+            positions = [0] * len(q)
         _add_query(request, request.message, Query(self, layer, q, positions, limits))
         reply = self.client._connection.call(request)
         scores = reply.tensor(reply.message.scores)

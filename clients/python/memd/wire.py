@@ -33,7 +33,7 @@ METHODS = {
     "list": (24, "List", True), "stat": (25, "Stat", True), "pin": (26, "Pin", True),
     "status": (48, "Status", True), "stats": (49, "Stats", True),
     "verify": (50, "Verify", True), "dump": (51, "Dump", True),
-    "compact": (52, "Compact", False), "drain": (53, "Drain", True),
+    "compact": (52, "Compact", False), "drain": (53, "Drain", False),
 }
 
 _schema = Schema()
