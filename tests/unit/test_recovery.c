@@ -84,10 +84,10 @@ static void child(struct fixture *fx, uint64_t seed, int fd)
     for (;;) work(fx, context, &random, fd);
 }
 
-/* The last whole claim on the pipe. */
-static struct claim read_claims(int fd)
+/* The last whole claim on the pipe, `first` when there is no other. */
+static struct claim read_claims(int fd, struct claim first)
 {
-    struct claim last = { 0, UINT64_MAX }, claim;
+    struct claim last = first, claim;
     while (read(fd, &claim, sizeof claim) == sizeof claim) last = claim;
     return last;
 }
@@ -154,8 +154,7 @@ static void one_round(struct fixture *fx, uint64_t seed)
     int status = 0;
     assert_int_equal(waitpid(pid, &status, 0), pid);
     if (!WIFSIGNALED(status)) fail_msg("the child ended by itself with %d", WEXITSTATUS(status));
-    struct claim last = read_claims(ends[0]);
-    if (last.tokens == 0 && last.truncating_to == UINT64_MAX) last = first;
+    struct claim last = read_claims(ends[0], first);
     close(ends[0]);
     inspect(fx, &last, 20000);
 }
