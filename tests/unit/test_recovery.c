@@ -14,8 +14,6 @@
 /* What the child says on the pipe: the context `book` holds at least this, committed. */
 struct claim {
     uint64_t tokens;
-    uint64_t
-        truncating_to; /* UINT64_MAX, or a truncate has begun that may or may not have happened */
 };
 
 static uint64_t next_random(uint64_t *state)
@@ -26,9 +24,9 @@ static uint64_t next_random(uint64_t *state)
     return *state;
 }
 
-static void say(int fd, uint64_t tokens, uint64_t truncating_to)
+static void say(int fd, uint64_t tokens)
 {
-    struct claim claim = { tokens, truncating_to };
+    struct claim claim = { tokens };
     if (write(fd, &claim, sizeof claim) != sizeof claim) _exit(3);
 }
 
@@ -42,16 +40,18 @@ static void wait_committed(struct context *context, uint64_t sequence)
 }
 
 /* One step of the child's life. */
-static void work(struct fixture *fx, struct context *context, uint64_t *random, int fd)
+static void work(struct fixture *fx, struct context *context, uint64_t *random,
+                 uint64_t *acknowledged, int fd)
 {
     struct error err = { 0 };
     uint64_t tokens = context_tokens(context), dice = next_random(random) % 16, bytes = 0, id = 0,
              forked = 0;
     if (dice == 0 && tokens > 0) {
         uint64_t to = next_random(random) % tokens;
-        say(fd, tokens, to);
+        /* It may or may not happen; nor is all of `tokens` committed. */
+        if (to < *acknowledged) say(fd, *acknowledged = to);
         if (context_truncate(context, to, &err) < 0) _exit(5);
-        say(fd, to, UINT64_MAX);
+        say(fd, *acknowledged = to); /* it commits what it leaves */
     } else if (dice == 1) {
         if (catalog_find(fx->catalog, "fork", &id, &err) == 0 &&
             catalog_drop(fx->catalog, id, &bytes, &err) < 0)
@@ -67,7 +67,7 @@ static void work(struct fixture *fx, struct context *context, uint64_t *random, 
         }
         if (dice % 2 == 0) {
             wait_committed(context, progress.sequence);
-            say(fd, tokens + count, UINT64_MAX);
+            say(fd, *acknowledged = tokens + count);
         }
     }
 }
@@ -80,8 +80,9 @@ static void child(struct fixture *fx, uint64_t seed, int fd)
     if (catalog_open(&fx->config, &fx->catalog, &err) < 0) _exit(2);
     struct context *context = fixture_context(fx, "book");
     uint64_t random = seed;
-    say(fd, context_tokens(context), UINT64_MAX);
-    for (;;) work(fx, context, &random, fd);
+    uint64_t acknowledged = context_tokens(context);
+    say(fd, acknowledged);
+    for (;;) work(fx, context, &random, &acknowledged, fd);
 }
 
 /* The last whole claim on the pipe, `first` when there is no other. */
@@ -114,7 +115,7 @@ static void inspect(struct fixture *fx, const struct claim *claim, uint64_t max_
     verify_whole(fx);
     struct context *context = fixture_context(fx, "book");
     uint64_t tokens = context_tokens(context);
-    uint64_t least = claim->truncating_to != UINT64_MAX ? claim->truncating_to : claim->tokens;
+    uint64_t least = claim->tokens;
     if (tokens < least)
         fail_msg("%llu tokens were acknowledged, %llu are there", (unsigned long long)least,
                  (unsigned long long)tokens);
