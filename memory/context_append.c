@@ -234,7 +234,7 @@ static int append(const struct appending *appending, uint64_t *ret_bytes,
         if (rc == 0) rc = prepare(context, part, skip[i], err);
         if (rc == 0) fresh += rows_of(part) - skip[i];
     }
-    if (rc < 0) return rc;
+    if (rc != 0) return rc;
     for (size_t i = 0; i < appending->count; i++)
         copy_rows(context, &appending->layers[i], skip[i]);
     publish(appending, ret_progress);

@@ -161,6 +161,7 @@ static int differs_u64(const char *field, uint64_t stored, uint64_t wanted, stru
 
 static int differs_f64(const char *field, double stored, double wanted, struct error *err)
 {
+    /* Bit by bit: NaN is itself. NOLINTNEXTLINE(bugprone-suspicious-memory-comparison) */
     if (memcmp(&stored, &wanted, sizeof stored) == 0) return 0;
     return error_set(err, MEMD_EMISMATCH, "context has %s %.17g, the client says %.17g", field,
                      stored, wanted);

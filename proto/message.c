@@ -98,7 +98,7 @@ static bool wire_field(struct wire *wire, uint64_t *ret_number, const unsigned c
 }
 
 /* Every string in the message and in the messages inside it. Recursion ends with the schema, which
- * has no message that contains itself. */
+ * has no message that contains itself. NOLINTNEXTLINE(misc-no-recursion) */
 static int check_strings(const ProtobufCMessageDescriptor *descriptor, struct wire wire,
                          struct error *err)
 {

@@ -134,7 +134,8 @@ static void answer_fetch(int fd, const struct fake_request *request, struct answ
     float *k = (float *)(void *)(answer->payload + reply.k->offset);
     float *v = (float *)(void *)(answer->payload + reply.v->offset);
     for (size_t i = 0; i < fetch->n_ids * G * D; i++) {
-        k[i] = (float)fetch->ids[i / (G * D)];
+        size_t row = i / (G * D);
+        k[i] = (float)fetch->ids[row];
         v[i] = -k[i];
     }
     uint32_t token_ids[2] = { 11, 22 };
