@@ -16,8 +16,11 @@
 #include "daemon/server.h"
 #include "daemon/worker.h"
 
-/* Work is refused when this many times memory_in_flight is charged. */
-enum { MEMORY_REFUSE_FACTOR = 2 };
+enum {
+    MEMORY_REFUSE_FACTOR = 2, /* work is refused when memory_in_flight is charged as often */
+    AGAIN_MS_MAX = 2000,      /* how long a request waits for room before it is refused */
+};
+#define NS_PER_MS UINT64_C(1000000)
 
 struct entry {
     const struct operation *operation;
@@ -156,11 +159,38 @@ static void enqueue(struct request *req)
         dispatch_held(conn);
 }
 
+/* No room: wait for a commit without holding a worker or a pin. It keeps its turn. */
+static void park_again(struct request *req)
+{
+    arena_release(&req->arena);
+    if (req->again_since_ns == 0) req->again_since_ns = clock_monotonic_ns();
+    req->again = true;
+    req->state = REQUEST_PARKED;
+    list_append(&req->server->parked, &req->queue_link);
+    server_watch_parked(req->server);
+}
+
+static void run_again(struct request *req)
+{
+    req->again = false;
+    int rc = request_stop(req);
+    if (rc < 0) error_set(&req->err, rc, "not done: %s", error_text(rc));
+    uint64_t waited_ns = clock_monotonic_ns() - req->again_since_ns;
+    if (rc == 0 && waited_ns > AGAIN_MS_MAX * NS_PER_MS) rc = req->err.code; /* of its last run */
+    if (rc == 0) rc = submit(req);
+    if (rc < 0) dispatch_done(req, rc);
+}
+
 void dispatch_done(struct request *req, int status)
 {
     struct connection *conn = req->connection;
     if (req->pooled) conn->pooled_count--;
     req->pooled = false;
+    if (status == OPERATION_AGAIN && !conn->closing) {
+        park_again(req);
+        dispatch_held(conn);
+        return;
+    }
     if (conn->ordered_running == req) conn->ordered_running = NULL;
     bool was_closing = conn->closing;
     finish(req, status); /* a closing connection may be gone now */
@@ -208,6 +238,10 @@ void dispatch_poll_parked(struct server *server)
     while (!list_empty(&server->parked)) list_append(&asking, list_take_first(&server->parked));
     while (!list_empty(&asking)) {
         struct request *req = LIST_ENTRY(list_take_first(&asking), struct request, queue_link);
+        if (req->again) {
+            run_again(req);
+            continue;
+        }
         int status = poll_parked(req);
         if (status == OPERATION_WAIT)
             list_append(&server->parked, &req->queue_link);

@@ -28,6 +28,7 @@ struct server;
 enum {
     OPERATION_WAIT = 1,      /* `run`, `poll`: the answer has to wait for the writer thread */
     OPERATION_ELSEWHERE = 2, /* `run` on the loop: it would have to wait; run it on a worker */
+    OPERATION_AGAIN = 3,     /* `run`: no room now, err says why; run it again after a commit */
 };
 
 struct operation {

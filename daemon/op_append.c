@@ -3,7 +3,8 @@
  *
  * The worker is free as soon as the bytes are in the tail: waiting for the writer is a request in a
  * list, not a thread. The next append of the connection starts meanwhile, so a pipelining client
- * fills whole commit groups.
+ * fills whole commit groups. When too much is uncommitted already, the append waits in the same list
+ * for its next try: back-pressure on one client must not cost the others their workers.
  */
 #include <assert.h>
 #include <inttypes.h>
@@ -89,12 +90,14 @@ static int run(struct request *req, struct error *err)
     struct context *context = NULL;
     int rc = catalog_pin(req->server->catalog, in->context_id, &req->arena, &context, err);
     if (rc < 0) return rc;
-    struct append_layer *layers = NULL;
-    rc = decode(req, in, context_model(context), &layers, err);
+    struct append_layer *layers = req->wait.decoded;
+    if (layers == NULL) rc = decode(req, in, context_model(context), &layers, err);
     if (rc < 0) return rc;
+    req->wait.decoded = layers;
 
     struct progress progress;
     rc = context_append(context, layers, in->n_layers, &progress, err);
+    if (rc == MEMD_EBUSY) return OPERATION_AGAIN;
     if (rc < 0) return rc;
     req->wait = (struct request_wait){ .context = context, .sequence = progress.sequence,
                                        .tokens = progress.tokens, .level = level };

@@ -39,7 +39,7 @@ enum request_state {
     REQUEST_READING,   /* its frame is arriving */
     REQUEST_WAITING,   /* for its turn: in conn->ordered or conn->held */
     REQUEST_RUNNING,   /* in the pool's queue, on a worker, or inline on the loop */
-    REQUEST_PARKED,    /* run is over, the answer waits for the writer thread */
+    REQUEST_PARKED,    /* waits for the writer thread: the answer, or (again) its next run */
     REQUEST_ANSWERING, /* reply packed, perhaps not written yet */
 };
 
@@ -48,7 +48,8 @@ struct request_wait {
     struct context *context; /* pinned in the arena */
     uint64_t sequence;
     uint64_t tokens;
-    int level; /* enum durability */
+    int level;               /* enum durability */
+    void *decoded;           /* of a run that found no room, for the next */
 };
 
 struct request {
@@ -67,6 +68,8 @@ struct request {
     bool active;                       /* loop: counted in server->requests_active */
     bool pooled;                       /* loop: counted in connection->pooled_count */
     bool on_loop;                      /* run was called there: it must not wait for a lock */
+    bool again;                        /* loop: parked because there was no room */
+    uint64_t again_since_ns;           /* loop: first time that there was none, 0 = never */
     uint64_t begun_ns;                 /* header complete */
     uint64_t complete_ns;              /* frame complete: latency counts from here */
     uint64_t deadline_ns;              /* 0 = none */

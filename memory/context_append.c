@@ -4,8 +4,8 @@
  *
  * Rows are copied straight into the layout of a segment (block.h), and a block that becomes full is
  * checksummed here, on the caller's thread, so that the writer only puts bytes. Room for
- * uncommitted bytes is reserved before any lock is taken: that may wait for the writer, and the
- * writer may wait for the lock.
+ * uncommitted bytes is reserved first, or refused at once: waiting is the caller's, who knows
+ * whether it holds a worker.
  */
 #include <assert.h>
 #include <inttypes.h>

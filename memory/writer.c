@@ -23,14 +23,13 @@
 #include "memory/catalog_state.h"
 #include "memory/commit.h"
 
-enum { RESERVE_WAIT_MS = 2000 };
 #define MS_NS UINT64_C(1000000)
 
 struct writer {
     struct catalog *catalog;
     pthread_t thread;
     pthread_mutex_t lock;
-    pthread_cond_t work, room, job_done;
+    pthread_cond_t work, job_done;
     /* locked by lock */
     struct list_link dirty, unsynced, jobs;
     uint64_t pending_bytes, pending_bytes_max;
@@ -217,7 +216,6 @@ static int start_thread(struct writer *writer)
 static void free_writer(struct writer *writer)
 {
     pthread_cond_destroy(&writer->work);
-    pthread_cond_destroy(&writer->room);
     pthread_cond_destroy(&writer->job_done);
     pthread_mutex_destroy(&writer->lock);
     free(writer);
@@ -232,7 +230,6 @@ int writer_open(struct catalog *catalog, const struct catalog_config *config,
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
     pthread_cond_init(&writer->work, &monotonic);
-    pthread_cond_init(&writer->room, &monotonic);
     pthread_cond_init(&writer->job_done, NULL);
     pthread_condattr_destroy(&monotonic);
     pthread_mutex_init(&writer->lock, NULL);
@@ -278,19 +275,13 @@ void writer_reconfigure(struct writer *writer, const struct catalog_config *conf
 
 int writer_reserve(struct writer *writer, uint64_t bytes, struct error *err)
 {
-    struct timespec until;
-    deadline(clock_monotonic_ns() + RESERVE_WAIT_MS * MS_NS, &until);
-    int waited = 0;
     pthread_mutex_lock(&writer->lock);
-    /* One append larger than the whole allowance is taken when nothing else is pending. */
-    while (writer->pending_bytes > 0 && writer->pending_bytes + bytes > writer->pending_bytes_max &&
-           waited == 0) {
-        waited = pthread_cond_timedwait(&writer->room, &writer->lock, &until);
-    }
     uint64_t pending = writer->pending_bytes;
-    if (waited == 0) writer->pending_bytes += bytes;
+    /* One append larger than the whole allowance is taken when nothing else is pending. */
+    bool room = pending == 0 || pending + bytes <= writer->pending_bytes_max;
+    if (room) writer->pending_bytes += bytes;
     pthread_mutex_unlock(&writer->lock);
-    if (waited == 0) return 0;
+    if (room) return 0;
     return error_set(err, MEMD_EBUSY,
                      "%llu bytes wait to be committed, %llu more do not fit below %llu",
                      (unsigned long long)pending, (unsigned long long)bytes,
@@ -303,7 +294,6 @@ void writer_release(struct writer *writer, uint64_t bytes)
     pthread_mutex_lock(&writer->lock);
     assert(writer->pending_bytes >= bytes);
     writer->pending_bytes -= bytes;
-    pthread_cond_broadcast(&writer->room);
     pthread_mutex_unlock(&writer->lock);
 }
 

@@ -12,6 +12,7 @@
  */
 #include <inttypes.h>
 #include <malloc.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -70,7 +71,11 @@ static int append(struct bench *bench, struct context *context, uint64_t positio
     }
     struct progress progress;
     struct error err = { 0 };
-    return check(context_append(context, parts, bench->model.layers, &progress, &err), &err);
+    int rc = 0;
+    do {
+        rc = context_append(context, parts, bench->model.layers, &progress, &err);
+    } while (rc == MEMD_EBUSY && sched_yield() == 0); /* the writer has the core meanwhile */
+    return check(rc, &err);
 }
 
 static int stream(struct bench *bench, uint64_t tokens)

@@ -209,6 +209,10 @@ int context_append(struct context *context, const struct append_layer *layers, s
 {
     (void)context, (void)count;
     dawdle();
+    if (atomic_load(&fake.no_room)) {
+        atomic_fetch_add(&fake.refused, 1);
+        return error_set(err, MEMD_EBUSY, "no room");
+    }
     uint64_t tokens = atomic_load(&fake.tokens);
     if (layers[0].position != tokens)
         return error_set(err, MEMD_EPOSITION, "at %llu, holds %llu",

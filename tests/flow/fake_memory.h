@@ -19,6 +19,8 @@ enum { FAKE_LAYER_TOKENS_LARGE = 100000 }; /* layer 1 always claims to hold that
 struct fake {
     atomic_bool hold_commits;    /* context_reached says: not yet */
     atomic_int commit_failure;   /* context_reached says: this error */
+    atomic_bool no_room;         /* appends are MEMD_EBUSY */
+    atomic_uint refused;         /* appends that were */
     atomic_bool hold_attends;    /* attends on workers wait (and ask `stop`) */
     atomic_bool slow_append;     /* every other append takes a while */
     atomic_uint appending;       /* appends that have begun */

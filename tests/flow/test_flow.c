@@ -251,6 +251,39 @@ static void test_changes_keep_their_order(void **state)
     assert_int_equal(atomic_load(&fake.tokens), 5);
 }
 
+static void test_no_room_waits_in_turn_and_holds_nobody(void **state)
+{
+    struct flow *flow = *state;
+    atomic_store(&fake.no_room, true);
+    uint64_t ids[3];
+    for (uint64_t i = 0; i < 3; i++) ids[i] = send_append(flow, flow->fd, i, 0);
+    int others[3]; /* more clients without room than workers */
+    for (size_t i = 0; i < 3; i++) {
+        others[i] = dial(flow);
+        send_append(flow, others[i], 3 + i, 0);
+    }
+    while (atomic_load(&fake.refused) < 4) sched_yield();
+    int reader = dial(flow);
+    expect(reader, send_attend(flow, reader, 1, 0), 0); /* on a worker */
+    close(reader);
+    for (size_t i = 0; i < 3; i++) close(others[i]); /* they leave while they wait */
+    expect(flow->fd, send_health(flow, flow->fd), 0);
+    atomic_store(&fake.no_room, false);
+    fake_progress();
+    for (size_t i = 0; i < 3; i++) expect(flow->fd, ids[i], 0);
+}
+
+static void test_no_room_ends_with_the_deadline(void **state)
+{
+    struct flow *flow = *state;
+    atomic_store(&fake.no_room, true);
+    expect(flow->fd, send_append(flow, flow->fd, 0, 30), MEMD_EDEADLINE);
+    assert_int_equal(atomic_load(&fake.tokens), 0); /* nothing was taken */
+    expect(flow->fd, send_append(flow, flow->fd, 0, 0), MEMD_EBUSY); /* and not for ever without */
+    atomic_store(&fake.no_room, false);
+    expect(flow->fd, send_append(flow, flow->fd, 0, 0), 0);
+}
+
 static void test_small_on_the_loop_large_on_a_worker(void **state)
 {
     struct flow *flow = *state;
@@ -331,6 +364,8 @@ int main(void)
         FLOW(test_append_waits_for_the_commit_alone),
         FLOW(test_failed_commit_is_the_answer),
         FLOW(test_deadline_of_a_waiting_append),
+        FLOW(test_no_room_waits_in_turn_and_holds_nobody),
+        FLOW(test_no_room_ends_with_the_deadline),
         FLOW(test_deadline_of_a_running_attend),
         FLOW(test_changes_keep_their_order),
         FLOW(test_small_on_the_loop_large_on_a_worker),
