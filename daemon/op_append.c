@@ -3,8 +3,8 @@
  *
  * The worker is free as soon as the bytes are in the tail: waiting for the writer is a request in a
  * list, not a thread. The next append of the connection starts meanwhile, so a pipelining client
- * fills whole commit groups. When too much is uncommitted already, the append waits in the same list
- * for its next try: back-pressure on one client must not cost the others their workers.
+ * fills whole commit groups. When too much is uncommitted already, the append waits in the same
+ * list for its next try: back-pressure on one client must not cost the others their workers.
  */
 #include <assert.h>
 #include <inttypes.h>

@@ -141,13 +141,14 @@ static int begin_meta(struct catalog *catalog, struct store_txn *txn, struct err
     return 0;
 }
 
-static int open_meta(struct catalog *catalog, struct error *err)
+/* With `never` there is no state to fall back to, and gigabytes may wait to be written. */
+static int open_meta(struct catalog *catalog, enum sync_mode sync, struct error *err)
 {
     CLEANUP(store_abort) struct store_txn txn = { 0 };
     int rc = store_begin(catalog->store, true, &txn, err);
     if (rc == 0) rc = begin_meta(catalog, &txn, err);
     if (rc == 0) rc = catalog_commit(catalog, &txn, 0, err);
-    return rc < 0 ? rc : store_sync(catalog->store, err);
+    return rc < 0 || sync == SYNC_NEVER ? rc : store_sync(catalog->store, err);
 }
 
 enum store_mode catalog_store_mode(enum sync_mode sync)
@@ -239,7 +240,7 @@ int catalog_open(const struct catalog_config *config, struct catalog **ret_catal
     if (catalog->path == NULL) return error_set(err, MEMD_ENOMEM, "no memory for the catalog");
     int rc = lock_directory(catalog, config->path, err);
     if (rc == 0) rc = open_store(catalog, config, err);
-    if (rc == 0) rc = open_meta(catalog, err);
+    if (rc == 0) rc = open_meta(catalog, config->sync, err);
     if (rc == 0) rc = finish_drops(catalog, err);
     if (rc == 0) rc = writer_open(catalog, config, &catalog->writer, err);
     if (rc < 0) return rc;

@@ -185,7 +185,7 @@ int store_sync(struct store *store, struct error *err)
 
 int store_set_mode(struct store *store, enum store_mode mode, struct error *err)
 {
-    int rc = mdb_env_sync(store->env, 1);
+    int rc = mode == STORE_LAZY ? 0 : mdb_env_sync(store->env, 1);
     if (rc != 0) return fail(rc, "sync of the store", err);
     /* The way back must be gone before a commit is promised that it would undo. */
     int mode_rc = mode == STORE_PROTECTED ? protect(store, err) : synced_remove(store->path, err);

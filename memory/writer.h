@@ -27,8 +27,8 @@ void writer_close(struct writer *writer);
 void writer_reconfigure(struct writer *writer, const struct catalog_config *config);
 
 /* Ask for room for bytes that will be uncommitted; MEMD_EBUSY at once when there is none: who
- * waited here would hold a worker. Everything that is reserved is released by writer_release, or by the commit (or failure) of
- * the rows it became. */
+ * waited here would hold a worker. Everything that is reserved is released by writer_release, or
+ * by the commit (or failure) of the rows it became. */
 int writer_reserve(struct writer *writer, uint64_t bytes, struct error *err);
 void writer_release(struct writer *writer, uint64_t bytes);
 uint64_t writer_pending_bytes(struct writer *writer);
