@@ -167,6 +167,13 @@ static int differs_f64(const char *field, double stored, double wanted, struct e
                      stored, wanted);
 }
 
+static int differs_dtype(uint32_t stored, uint32_t wanted, struct error *err)
+{
+    if (stored == wanted) return 0;
+    return error_set(err, MEMD_EMISMATCH, "context has dtype %s, the client says %s",
+                     dtype_name(stored), dtype_name(wanted));
+}
+
 static int compare_rope(const struct rope_config *a, const struct rope_config *b, struct error *err)
 {
     int rc = differs_f64("rope theta", a->theta, b->theta, err);
@@ -193,7 +200,7 @@ int model_compare(const struct model *stored, const struct model *wanted, struct
     if (rc == 0) rc = differs_u64("query_heads", stored->query_heads, wanted->query_heads, err);
     if (rc == 0) rc = differs_u64("kv_heads", stored->kv_heads, wanted->kv_heads, err);
     if (rc == 0) rc = differs_u64("head_dim", stored->head_dim, wanted->head_dim, err);
-    if (rc == 0) rc = differs_u64("dtype", stored->dtype, wanted->dtype, err);
+    if (rc == 0) rc = differs_dtype(stored->dtype, wanted->dtype, err);
     if (rc == 0) rc = differs_u64("rope present", stored->has_rope, wanted->has_rope, err);
     if (rc == 0) rc = differs_u64("rotated", stored->rotated, wanted->rotated, err);
     if (rc == 0) rc = compare_rope(&stored->rope, &wanted->rope, err);
