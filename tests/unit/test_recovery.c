@@ -119,12 +119,17 @@ static void inspect(struct fixture *fx, const struct claim *claim, uint64_t max_
     if (tokens < least)
         fail_msg("%llu tokens were acknowledged, %llu are there", (unsigned long long)least,
                  (unsigned long long)tokens);
+    bool begun = false; /* killed in the very first append: some layers are not in use yet */
     for (uint32_t layer = 0; layer < fx->model.layers; layer++) {
-        assert_int_equal(context_layer_tokens(context, layer), tokens);
-        if (tokens > 0) fixture_expect(fx, context, layer, 0, tokens);
+        uint64_t held = context_layer_tokens(context, layer);
+        bool unused = held == 0 && tokens > 0 && least == 0; /* decisions/0003 */
+        begun = begun || unused;
+        if (!unused) assert_int_equal(held, tokens);
+        if (held > 0) fixture_expect(fx, context, layer, 0, held);
     }
     struct error err = { 0 };
-    if (tokens > max_tokens) ASSERT_OK(context_truncate(context, max_tokens / 3, &err), err);
+    uint64_t keep = begun ? 0 : tokens > max_tokens ? max_tokens / 3 : tokens;
+    if (keep < tokens) ASSERT_OK(context_truncate(context, keep, &err), err);
     uint64_t id = 0;
     if (catalog_find(fx->catalog, "fork", &id, &err) == 0) {
         struct context *fork = fixture_context(fx, "fork");
