@@ -55,9 +55,10 @@ static void start(struct daemon *daemon)
     daemon->pid = fork();
     if (daemon->pid != 0) return;
     const char *memd = getenv("MEMD");
-    execl(memd, memd, "--data", daemon->data, "--socket", daemon->socket, "--log-level", "error",
-          (char *)NULL);
-    perror(memd);
+    if (memd != NULL)
+        execl(memd, memd, "--data", daemon->data, "--socket", daemon->socket, "--log-level",
+              "error", (char *)NULL);
+    perror("cannot run $MEMD");
     _exit(127);
 }
 
