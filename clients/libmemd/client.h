@@ -26,6 +26,7 @@ struct memd_client {
     int wake_fd;         /* immutable after open: ends the leader's poll */
     bool led;            /* a thread is sending, receiving or dialling for everybody */
     bool leader_sends;   /* its poll ends when the socket takes bytes */
+    bool answers_soon;   /* leader: the last wait was short */
     size_t waiters;      /* threads in exchange_wait */
     struct error broken; /* code != 0: the connection is of no use, the leader shall close it */
     uint64_t dial_not_before_ns;

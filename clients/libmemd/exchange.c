@@ -22,6 +22,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <poll.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -33,6 +34,7 @@
 enum { SENDS_MAX = 8, SEND_PARTS = 64, PAUSE_FIRST_MS = 2, PAUSE_MAX_MS = 200 };
 #define NS_PER_MS UINT64_C(1000000)
 #define NS_PER_S UINT64_C(1000000000)
+#define SPIN_NS UINT64_C(50000)
 #define NEVER UINT64_MAX
 
 static struct memd_ticket *ticket_at(struct list_link *link)
@@ -285,6 +287,24 @@ static int poll_timeout(uint64_t until_ns)
     return left_ms > INT32_MAX ? INT32_MAX : (int)left_ms;
 }
 
+/* poll, but look for SPIN_NS before sleeping where the last answer came about that soon: waking a
+ * core that sleeps costs more than a small answer takes (docs/decisions/0021). */
+static int poll_soon(struct memd_client *client, struct pollfd *polled, nfds_t count,
+                     int timeout_ms)
+{
+    if (timeout_ms == 0) return poll(polled, count, 0);
+    uint64_t begin_ns = clock_monotonic_ns(), now_ns = begin_ns;
+    int ready = 0;
+    while (client->answers_soon && ready == 0 && now_ns < begin_ns + SPIN_NS) {
+        ready = poll(polled, count, 0);
+        if (ready == 0) sched_yield(); /* whoever else wants the core */
+        now_ns = clock_monotonic_ns();
+    }
+    if (ready == 0) ready = poll(polled, count, timeout_ms);
+    client->answers_soon = ready > 0 && clock_monotonic_ns() - begin_ns < 2 * SPIN_NS;
+    return ready;
+}
+
 /* Leader only: sleep without the lock until something can be done or `until_ns`. */
 static void poll_connection(struct memd_client *client, uint64_t until_ns)
 {
@@ -294,7 +314,7 @@ static void poll_connection(struct memd_client *client, uint64_t until_ns)
     struct pollfd polled[2] = { { .fd = client->wake_fd, .events = POLLIN },
                                 { .fd = client->fd, .events = events } };
     pthread_mutex_unlock(&client->lock);
-    int count = poll(polled, client->fd >= 0 ? 2 : 1, poll_timeout(until_ns));
+    int count = poll_soon(client, polled, client->fd >= 0 ? 2 : 1, poll_timeout(until_ns));
     if (count > 0 && polled[0].revents != 0) {
         uint64_t wakes;
         ssize_t ignored = read(client->wake_fd, &wakes, sizeof wakes);
