@@ -7,7 +7,6 @@
 #include <assert.h>
 #include <getopt.h>
 #include <inttypes.h>
-#include <malloc.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -19,6 +18,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "daemon/config.h"
+#include "daemon/heap.h"
 #include "daemon/server.h"
 
 /* Values of getopt_long; options of the table follow from OPTION_FIRST. */
@@ -165,19 +165,9 @@ static int serve(const struct config *config, const struct command *command)
     return EXIT_SUCCESS;
 }
 
-/* Each commit takes and gives back some 32 MiB of dirty pages in pieces of a few hundred KiB. By
- * default the C library returns them to the kernel each time, and touching fresh ones costs as
- * much as all other work of an append (decisions/0010). One heap that keeps 256 MiB does not. */
-static void keep_heap(void)
-{
-    mallopt(M_ARENA_MAX, 1);
-    mallopt(M_MMAP_THRESHOLD, 32 << 20);
-    mallopt(M_TRIM_THRESHOLD, 256 << 20);
-}
-
 int main(int argc, char **argv)
 {
-    keep_heap();
+    heap_init();
     CLEANUP(command_fini) struct command command = { 0 };
     if (!parse_arguments(argc, argv, &command)) {
         fprintf(stderr, "memd: try 'memd --help'\n");

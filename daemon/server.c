@@ -223,9 +223,9 @@ static void on_tick(uv_timer_t *timer)
     uint64_t now_ns = clock_monotonic_ns();
     LIST_FOR_SAFE (link, after, &server->connections)
         connection_check_time(LIST_ENTRY(link, struct connection, link), now_ns);
+    heap_tick(&server->heap, server, now_ns);
     if (server->draining) check_drain(server, now_ns);
 }
-
 
 void server_drain(struct server *server, uint64_t timeout_ms, const char *why)
 {

@@ -22,6 +22,7 @@
 
 #include "base/list.h"
 #include "daemon/config.h"
+#include "daemon/heap.h"
 #include "daemon/identity.h"
 #include "daemon/listener.h"
 #include "daemon/stats.h"
@@ -54,6 +55,7 @@ struct server {
     struct pool *pool;
     uint64_t started_ns;
     struct stats stats;
+    struct heap heap;
 
     struct listener listeners[LISTENERS_MAX];
     size_t listener_count;

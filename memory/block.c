@@ -45,13 +45,23 @@ static void free_block(struct block *block)
     free(block);
 }
 
-void block_cache_fini(struct block_cache *cache)
+void block_cache_trim(struct block_cache *cache)
 {
-    for (struct block *block = cache->free; block != NULL;) {
+    pthread_mutex_lock(&cache->lock);
+    struct block *block = cache->free;
+    cache->free = NULL;
+    cache->bytes = 0;
+    pthread_mutex_unlock(&cache->lock);
+    while (block != NULL) {
         struct block *next = block->next;
         free_block(block);
         block = next;
     }
+}
+
+void block_cache_fini(struct block_cache *cache)
+{
+    block_cache_trim(cache);
     pthread_mutex_destroy(&cache->lock);
 }
 

@@ -57,6 +57,7 @@ struct block_cache {
 };
 
 void block_cache_init(struct block_cache *cache, size_t bytes_max);
+void block_cache_trim(struct block_cache *cache); /* free what it holds */
 void block_cache_fini(struct block_cache *cache);
 
 struct block {

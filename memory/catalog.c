@@ -294,6 +294,11 @@ static int run_nothing(struct writer_job *job, struct error *err)
     return 0;
 }
 
+void catalog_trim(struct catalog *catalog)
+{
+    block_cache_trim(&catalog->blocks);
+}
+
 int catalog_sync(struct catalog *catalog, struct error *err)
 {
     struct writer_job job = { .run = run_nothing, .catalog = catalog, .sync = true };

@@ -178,6 +178,9 @@ void catalog_get_stats(struct catalog *catalog, struct catalog_stats *ret_stats)
 /* Commit and sync everything appended so far, now. */
 int catalog_sync(struct catalog *catalog, struct error *err);
 
+/* Give back memory that is only kept for the next appends. */
+void catalog_trim(struct catalog *catalog);
+
 /* The memory methods this build has, for Hello and for error texts; NULL-terminated. */
 const char *const *catalog_methods(void);
 

@@ -6,7 +6,7 @@ import threading
 import time
 
 from past import Past
-from wire import Client, Daemon, encode, frame
+from wire import Client, Daemon, Payload, encode, frame
 
 
 def p99_ms(address, fields, payload, count=300):
@@ -218,6 +218,33 @@ def large_frames_wait_their_turn():
         daemon.stop()
 
 
+def own_bytes(daemon):
+    """Memory of the process that is no file's."""
+    with open(f"/proc/{daemon.process.pid}/status", encoding="ascii") as file:
+        fields = dict(line.split(":", 1) for line in file)
+    return int(fields["RssAnon"].split()[0]) << 10
+
+
+def memory_comes_back():
+    """A bulk append leaves memory for the next one; some seconds later nothing of it is held."""
+    with Daemon() as daemon:
+        past = Past(daemon.client(), "bulk", layers=1, kv_heads=8, head_dim=128, query_heads=8)
+        tokens = 4096
+        for i in range(8):
+            payload = Payload()
+            k = payload.add("FP16", (tokens, 8, 128), bytes(tokens * 8 * 128 * 2))
+            layer = {"layer": 0, "position": i * tokens, "k": k, "v": k}
+            past.client.ask("append", {"context_id": past.id, "layers": [layer]}, payload.data)
+        most = own_bytes(daemon)
+        end = time.monotonic() + 60
+        while own_bytes(daemon) > 16 << 20:
+            assert time.monotonic() < end, (most, own_bytes(daemon))
+            select.select([], [], [], 0.1)
+        assert most > 24 << 20, f"{most}: this shows nothing"
+        past.client.ask("health")
+        daemon.stop()
+
+
 def main():
     with Daemon("--frame-timeout", "300ms") as daemon:
         slow_frames(daemon)
@@ -236,6 +263,7 @@ def main():
     floods()
     deaf_clients_cost_little()
     large_frames_wait_their_turn()
+    memory_comes_back()
 
 
 main()

@@ -50,6 +50,11 @@ void catalog_close(struct catalog *catalog)
     free(catalog);
 }
 
+void catalog_trim(struct catalog *catalog)
+{
+    (void)catalog;
+}
+
 void catalog_reconfigure(struct catalog *catalog, const struct catalog_config *config)
 {
     catalog->config = *config;
