@@ -49,6 +49,7 @@ struct config {
     uint64_t queue_limit;
     uint64_t map_size, budget, tail_memory;
     uint64_t contexts_resident_max;
+    uint64_t resident_memory;
     struct sync_choice sync;
     uint64_t connections_max, requests_in_flight_max;
     uint64_t memory_in_flight, request_memory_max, output_buffer_max;

@@ -46,6 +46,8 @@ const struct option_info option_table[] = {
       "memory for tokens that are not sealed yet; appends above are answered MEMD_EBUSY" },
     { "contexts_resident_max", OPTION_COUNT, FIELD(contexts_resident_max), "1024", 1, 1 << 20,
       false, "contexts open in memory at once" },
+    { "resident_memory", OPTION_BYTES, FIELD(resident_memory), "4GiB", 1 * MIB, 64 * TIB, false,
+      "memory for the open tails of contexts; above it those that rest are put away" },
     { "sync", OPTION_SYNC, FIELD(sync), "interval 1s", 0, 0, true,
       "`always`, `never` or `interval DURATION`: how soon commits reach the disk" },
     { "connections_max", OPTION_COUNT, FIELD(connections_max), "4096", 1, 1 << 20, true,

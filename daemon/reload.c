@@ -69,6 +69,7 @@ void reload_config(struct server *server)
         .sync = fresh.sync.mode,
         .sync_interval_ms = fresh.sync.interval_ms,
         .contexts_max = (size_t)fresh.contexts_resident_max,
+        .resident_bytes_max = fresh.resident_memory,
         .pool = server->pool,
         .on_progress = worker_progress,
         .on_progress_arg = server,

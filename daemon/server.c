@@ -296,6 +296,7 @@ static int open_store(struct server *server, struct error *err)
         .sync = config->sync.mode,
         .sync_interval_ms = config->sync.interval_ms,
         .contexts_max = (size_t)config->contexts_resident_max,
+        .resident_bytes_max = config->resident_memory,
         .pool = server->pool,
         .on_progress = worker_progress,
         .on_progress_arg = server,

@@ -83,6 +83,7 @@ static struct block *take_cached(struct block_cache *cache, size_t bytes)
 static void give_back(struct block *block)
 {
     struct block_cache *cache = block->cache;
+    atomic_fetch_sub_explicit(&cache->held_bytes, block->bytes, memory_order_relaxed);
     pthread_mutex_lock(&cache->lock);
     bool kept = cache->bytes + block->bytes <= cache->bytes_max;
     if (kept) {
@@ -115,6 +116,7 @@ struct block *block_new(struct block_cache *cache, const struct block_shape *sha
     if (block == NULL) block = make_block(bytes);
     if (block == NULL) return NULL;
     block->cache = cache;
+    atomic_fetch_add_explicit(&cache->held_bytes, bytes, memory_order_relaxed);
     block->has_ids = block->sealed = false;
     atomic_init(&block->references, 1);
     return block;

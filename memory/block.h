@@ -54,6 +54,7 @@ struct block_cache {
     struct block *free; /* locked by lock */
     size_t bytes;       /* in `free`; locked by lock */
     size_t bytes_max;
+    atomic_size_t held_bytes; /* of blocks that somebody holds */
 };
 
 void block_cache_init(struct block_cache *cache, size_t bytes_max);

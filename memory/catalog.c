@@ -230,6 +230,7 @@ int catalog_open(const struct catalog_config *config, struct catalog **ret_catal
     catalog->pool = config->pool;
     catalog->map_bytes = config->map_bytes;
     catalog->contexts_max = config->contexts_max == 0 ? 1 : config->contexts_max;
+    catalog->resident_bytes_max = config->resident_bytes_max;
     atomic_init(&catalog->budget_bytes, config->budget_bytes);
     pthread_mutex_init(&catalog->load_lock, NULL);
     pthread_mutex_init(&catalog->lock, NULL);

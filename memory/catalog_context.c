@@ -178,12 +178,19 @@ static struct context *idle_resident(struct catalog *catalog)
     return NULL;
 }
 
+bool catalog_is_crowded(struct catalog *catalog)
+{
+    uint64_t held = atomic_load_explicit(&catalog->blocks.held_bytes, memory_order_relaxed);
+    return atomic_load(&catalog->resident_count) > catalog->contexts_max ||
+           held > catalog->resident_bytes_max;
+}
+
 void catalog_unload_idle(struct catalog *catalog)
 {
     for (;;) {
         pthread_mutex_lock(&catalog->lock);
         struct context *context = NULL;
-        if (catalog->residents.count > catalog->contexts_max) context = idle_resident(catalog);
+        if (catalog_is_crowded(catalog)) context = idle_resident(catalog);
         if (context != NULL) {
             map_remove(&catalog->residents, context->id);
             list_remove(&context->lru_link);

@@ -37,6 +37,7 @@ struct catalog {
     struct pool *pool;
     struct block_cache blocks;
     size_t contexts_max;
+    uint64_t resident_bytes_max;
     uint64_t map_bytes;
     uint64_t generation; /* unclean starts so far; immutable after open */
 
@@ -71,6 +72,8 @@ void catalog_put_record(struct store_txn *txn, uint64_t id, const struct record 
 
 /* Drop residents that nobody uses until the number fits. */
 void catalog_unload_idle(struct catalog *catalog);
+/* More is resident than may be. Cheap: no lock. */
+bool catalog_is_crowded(struct catalog *catalog);
 
 /* Commit a transaction that changed the stored bytes by `delta`, with the numbers that go along.
  * Writer. */

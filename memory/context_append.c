@@ -264,5 +264,6 @@ int context_append(struct context *context, const struct append_layer *layers, s
     pthread_rwlock_unlock(&context->use);
     pthread_mutex_unlock(&context->append_lock);
     writer_release(writer, reserved - taken);
+    if (rc == 0 && catalog_is_crowded(context->catalog)) catalog_unload_idle(context->catalog);
     return rc;
 }

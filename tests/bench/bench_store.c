@@ -146,7 +146,7 @@ int main(int argc, char **argv)
                     .map_bytes = (gib + 8) << 30,
                     .tail_bytes_max = UINT64_C(512) << 20,
                     .sync = SYNC_NEVER,
-                    .contexts_max = 1000 },
+                    .contexts_max = 1000, .resident_bytes_max = UINT64_C(8) << 30 },
         .model = { .layers = 32,
                    .query_heads = 32,
                    .kv_heads = 8,

@@ -69,6 +69,7 @@ static inline void fixture_begin(struct fixture *fx)
         .tail_bytes_max = UINT64_C(64) << 20,
         .sync = SYNC_NEVER,
         .contexts_max = 16,
+        .resident_bytes_max = UINT64_C(1) << 30,
     };
     fx->model = (struct model){
         .layers = 2, .query_heads = 4, .kv_heads = 2, .head_dim = 16, .dtype = DTYPE_FP16

@@ -191,12 +191,13 @@ static void test_list_pages(void **state)
     fixture_end(&fx);
 }
 
-static void test_residents_come_and_go(void **state)
+/* Six contexts in turn, twice, where not all may be resident. */
+static void residents_come_and_go(size_t contexts_max, uint64_t resident_bytes_max)
 {
-    (void)state;
     struct fixture fx;
     fixture_begin(&fx);
-    fx.config.contexts_max = 2;
+    fx.config.contexts_max = contexts_max;
+    fx.config.resident_bytes_max = resident_bytes_max;
     fixture_restart(&fx);
     struct error err = { 0 };
     char name[16];
@@ -219,6 +220,18 @@ static void test_residents_come_and_go(void **state)
     assert_true(stats_of(&fx).resident_contexts <= 2);
     expect_clean(&fx);
     fixture_end(&fx);
+}
+
+static void test_residents_are_few(void **state)
+{
+    (void)state;
+    residents_come_and_go(2, UINT64_MAX);
+}
+
+static void test_residents_are_small(void **state)
+{
+    (void)state;
+    residents_come_and_go(100, 1);
 }
 
 static bool exists(struct fixture *fx, const char *name)
@@ -481,7 +494,8 @@ int main(void)
         cmocka_unit_test(test_fork_shares_and_parts),
         cmocka_unit_test(test_drop_gives_everything_back),
         cmocka_unit_test(test_list_pages),
-        cmocka_unit_test(test_residents_come_and_go),
+        cmocka_unit_test(test_residents_are_few),
+        cmocka_unit_test(test_residents_are_small),
         cmocka_unit_test(test_eviction_order),
         cmocka_unit_test(test_budget_without_victim),
         cmocka_unit_test(test_map_full),
