@@ -25,8 +25,8 @@ struct tolerance {
 
 static const struct tolerance tolerances[] = {
     { DTYPE_FP32, { 2e-6F, 4e-6F }, { 1e-5F, 0.0F } },
-    { DTYPE_FP16, { 2e-6F, 4e-6F }, { 2e-3F, 0.0F } },
-    { DTYPE_BF16, { 2e-6F, 4e-6F }, { 2e-3F, 0.0F } },
+    { DTYPE_FP16, { 2e-6F, 4e-6F }, { 2e-5F, 0.0F } },
+    { DTYPE_BF16, { 2e-6F, 4e-6F }, { 2e-5F, 0.0F } },
 };
 
 static inline const struct tolerance *tolerance_of(uint32_t dtype)
