@@ -13,30 +13,6 @@
 
 enum { COUNTERS_MAX = 128, NAME_BYTES = 64 };
 
-/* X(field of struct catalog_stats) */
-#define CATALOG_COUNTERS(X)      \
-    X(contexts)                  \
-    X(resident_contexts)         \
-    X(stored_bytes)              \
-    X(budget_bytes)              \
-    X(map_bytes)                 \
-    X(map_used_bytes)            \
-    X(file_bytes)                \
-    X(tail_bytes)                \
-    X(commits_total)             \
-    X(syncs_total)               \
-    X(sealed_segments_total)     \
-    X(evicted_contexts_total)    \
-    X(commit_failures_total)     \
-    X(checksum_failures_total)   \
-    X(appended_tokens_total)     \
-    X(appended_bytes_total)      \
-    X(nonfinite_rejected_total)  \
-    X(recovered_contexts_total)  \
-    X(recovered_tokens_cut_total) \
-    X(commit_ns_total)           \
-    X(sync_ns_total)
-
 /* The first failure empties the list for good: the caller looks once. */
 struct writer {
     struct arena *arena;
@@ -90,7 +66,8 @@ static void put_catalog(struct writer *out, struct server *server)
     struct catalog_stats catalog;
     catalog_get_stats(server->catalog, &catalog);
 #define X(field) put(out, (char *)#field, catalog.field);
-    CATALOG_COUNTERS(X)
+    CATALOG_GAUGE_MAP(X)
+    CATALOG_COUNTER_MAP(X)
 #undef X
 }
 

@@ -164,16 +164,40 @@ int catalog_dump(struct catalog *catalog, const struct walk_args *args, struct a
 int catalog_compact(struct catalog *catalog, const char *path, uint64_t *ret_before,
                     uint64_t *ret_after, struct error *err);
 
-/* Loop: counters for stats and status; reads atomics only. */
+/* Numbers of a catalog, by name: how it stands, and what only grows. The struct, the counters
+ * inside and the reply of Stats are made from these lists. */
+#define CATALOG_GAUGE_MAP(X) \
+    X(contexts)              \
+    X(resident_contexts)     \
+    X(stored_bytes)          \
+    X(budget_bytes)          \
+    X(map_bytes)             \
+    X(map_used_bytes)        \
+    X(file_bytes)            \
+    X(tail_bytes)
+
+#define CATALOG_COUNTER_MAP(X)    \
+    X(commits_total)              \
+    X(syncs_total)                \
+    X(sealed_segments_total)      \
+    X(evicted_contexts_total)     \
+    X(commit_failures_total)      \
+    X(checksum_failures_total)    \
+    X(appended_tokens_total)      \
+    X(appended_bytes_total)       \
+    X(nonfinite_rejected_total)   \
+    X(recovered_contexts_total)   \
+    X(recovered_tokens_cut_total) \
+    X(commit_ns_total)            \
+    X(sync_ns_total)
+
 struct catalog_stats {
-    uint64_t contexts, resident_contexts, stored_bytes, budget_bytes, map_bytes, map_used_bytes,
-        file_bytes;
-    uint64_t tail_bytes, commits_total, syncs_total, sealed_segments_total, evicted_contexts_total;
-    uint64_t commit_failures_total, checksum_failures_total, appended_tokens_total,
-        appended_bytes_total;
-    uint64_t nonfinite_rejected_total, recovered_contexts_total, recovered_tokens_cut_total;
-    uint64_t commit_ns_total, sync_ns_total;
+#define X(name) uint64_t name;
+    CATALOG_GAUGE_MAP(X) CATALOG_COUNTER_MAP(X)
+#undef X
 };
+
+/* Loop: reads atomics, and one number under a lock that nobody holds for long. */
 void catalog_get_stats(struct catalog *catalog, struct catalog_stats *ret_stats);
 
 /* Commit and sync everything appended so far, now. */

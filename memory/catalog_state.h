@@ -13,22 +13,6 @@
 #include "memory/store.h"
 #include "memory/writer.h"
 
-/* X(name): counters of catalog_stats that only grow. */
-#define CATALOG_COUNTER_MAP(X)    \
-    X(commits_total)              \
-    X(syncs_total)                \
-    X(sealed_segments_total)      \
-    X(evicted_contexts_total)     \
-    X(commit_failures_total)      \
-    X(checksum_failures_total)    \
-    X(appended_tokens_total)      \
-    X(appended_bytes_total)       \
-    X(nonfinite_rejected_total)   \
-    X(recovered_contexts_total)   \
-    X(recovered_tokens_cut_total) \
-    X(commit_ns_total)            \
-    X(sync_ns_total)
-
 struct catalog {
     char *path;
     int lock_fd;

@@ -103,11 +103,6 @@ static void fill_quality(const struct context *context, const struct reading *re
     };
 }
 
-static void touch(struct context *context)
-{
-    atomic_store_explicit(&context->used_unix_ms, catalog_now_ms(), memory_order_relaxed);
-}
-
 static int begin_use(struct context *context, const struct query *query, struct error *err)
 {
     if (!query->no_wait) {
@@ -118,26 +113,39 @@ static int begin_use(struct context *context, const struct query *query, struct 
     return error_set(err, MEMD_EBUSY, "the context is being truncated");
 }
 
-int context_attend(struct context *context, const struct query *query, struct arena *arena,
-                   const struct partial *ret_partial, struct quality *ret_quality,
-                   struct error *err)
+/* Everything in front of the arithmetic; end_query is due when it returns 0. */
+static int begin_query(struct context *context, const struct query *query, struct arena *arena,
+                       struct reading *ret_reading, struct error *err)
 {
     int rc = check_query(context, query, err);
     if (rc == 0) rc = begin_use(context, query, err);
     if (rc < 0) return rc;
-    touch(context);
-    struct reading reading;
-    rc = begin_reading(context, query, arena, &reading, err);
-    if (rc == 0) {
-        struct attend_args args = arguments(context, query, &reading);
-        if (reading.plan.view_count == 0)
-            partial_clear(ret_partial);
-        else
-            rc = attend(&args, arena, ret_partial, err);
-        fill_quality(context, &reading, ret_quality);
-        snapshot_release(&reading.snapshot);
-    }
+    atomic_store_explicit(&context->used_unix_ms, catalog_now_ms(), memory_order_relaxed);
+    rc = begin_reading(context, query, arena, ret_reading, err);
+    if (rc < 0) pthread_rwlock_unlock(&context->use);
+    return rc;
+}
+
+static void end_query(struct context *context, struct reading *reading)
+{
+    snapshot_release(&reading->snapshot);
     pthread_rwlock_unlock(&context->use);
+}
+
+int context_attend(struct context *context, const struct query *query, struct arena *arena,
+                   const struct partial *ret_partial, struct quality *ret_quality,
+                   struct error *err)
+{
+    struct reading reading;
+    int rc = begin_query(context, query, arena, &reading, err);
+    if (rc < 0) return rc;
+    struct attend_args args = arguments(context, query, &reading);
+    if (reading.plan.view_count == 0)
+        partial_clear(ret_partial);
+    else
+        rc = attend(&args, arena, ret_partial, err);
+    fill_quality(context, &reading, ret_quality);
+    end_query(context, &reading);
     return rc;
 }
 
@@ -145,20 +153,14 @@ int context_search(struct context *context, const struct query *query, struct ar
                    const struct index_hits *ret_hits, struct quality *ret_quality,
                    struct error *err)
 {
-    int rc = check_query(context, query, err);
-    if (rc == 0) rc = begin_use(context, query, err);
-    if (rc < 0) return rc;
-    touch(context);
     struct reading reading;
-    rc = begin_reading(context, query, arena, &reading, err);
-    if (rc == 0) {
-        struct attend_args args = arguments(context, query, &reading);
-        rc = exact_search(&args, arena, ret_hits, err);
-        fill_quality(context, &reading, ret_quality);
-        ret_quality->rows /= 2; /* keys only */
-        ret_quality->bytes_read /= 2;
-        snapshot_release(&reading.snapshot);
-    }
-    pthread_rwlock_unlock(&context->use);
+    int rc = begin_query(context, query, arena, &reading, err);
+    if (rc < 0) return rc;
+    struct attend_args args = arguments(context, query, &reading);
+    rc = exact_search(&args, arena, ret_hits, err);
+    fill_quality(context, &reading, ret_quality);
+    ret_quality->rows /= 2; /* keys only */
+    ret_quality->bytes_read /= 2;
+    end_query(context, &reading);
     return rc;
 }
