@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* backend.c — one row per instruction set that this build was compiled for, as
+ * attention/backend.c.
+ *
+ * A level without a row (neon on an x86) falls to the next lower one that has it.
+ */
+#include "index/backend.h"
+
+#include <assert.h>
+#include <stddef.h>
+
+static const struct plane_backend tables[CPU_LEVELS] = {
+    [CPU_REF] = { "ref", plane_score_ref, plane_centroid_ref, plane_soften_ref, plane_weigh_ref,
+                  plane_means_ref, plane_row_ref },
+};
+
+const struct plane_backend *plane_backend_for(enum cpu_level level)
+{
+    assert(level < CPU_LEVELS);
+    if (level > cpu_level_best() || tables[level].score == NULL) return NULL;
+    return &tables[level];
+}
+
+const struct plane_backend *plane_backend_get(void)
+{
+    enum cpu_level level = cpu_level(); /* not plane_backend_for: CPUID traps in virtual machines */
+    while (tables[level].score == NULL) level--; /* ends at ref, which is always there */
+    return &tables[level];
+}

@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* plane.h — the inner loops over planes.h: score and weigh tiles of 16 tokens for all query heads
+ * of a KV head at once.
+ *
+ * The coded dot products are integers: queries are int8 (one scale per query head and segment),
+ * K-hi codes unsigned nibbles, so a tile is a handful of multiply-adds (vpmaddubsw, vpdpbusd) with
+ * a lane per token, and no sum goes across lanes.
+ *
+ *     score[m][i] = scale[m] * step_i * (dot(code_i, q8[m]) - 7.5 * sum[m]) + offset[m]
+ *
+ * Shapes   M query rows that share the KV head; tiles: `count` numbers of tiles (0 … 63) of one
+ *          segment, ascending, or NULL for 0 … count-1; results of the i-th tile of the list stand
+ *          at [m * stride + 16 i …]; stride in floats, a multiple of 16, rows 64-byte aligned
+ * Types    results fp32
+ * Errors   none: the caller has checked (planes_open)
+ * Threads  pure
+ * Tests    tests/kernels/test_plane.c: every level against the reference, all D that are multiples
+ *          of 8, odd lists
+ */
+#ifndef MEMD_INDEX_KERNELS_PLANE_H
+#define MEMD_INDEX_KERNELS_PLANE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum {
+    PLANE_TILE = 16,  /* tokens of a tile, or centroids */
+    PLANE_TILES = 64, /* of a segment */
+};
+
+/* Number of the `at`-th tile of a list. */
+static inline size_t plane_tile(const uint16_t *tiles, size_t at)
+{
+    return tiles == NULL ? at : tiles[at];
+}
+
+/* The queries of one block in the space of one segment. */
+struct plane_queries {
+    const int8_t *q8;     /* (M, D) codes of q', |code| ≤ 127 */
+    const float *scale;   /* (M) q' ≈ scale * q8; the attention scale is in it */
+    const float *offset;  /* (M) attention scale * q · key_mean */
+    const int32_t *sum;   /* (M) Σ_d q8 */
+    size_t count;         /* M ≥ 1 */
+    size_t head_dim;      /* D, a multiple of 8 */
+};
+
+struct plane_score_args {
+    const struct plane_queries *queries;
+    const uint8_t *key_hi;     /* K-hi of the segment */
+    const uint16_t *key_scale; /* (1024) fp16: 16 s, the step of hi */
+    const uint16_t *tiles;     /* (count) or NULL */
+    size_t count, stride;
+    float *scores;             /* (M, stride) out */
+};
+typedef void plane_score_fn(const struct plane_score_args *args);
+
+struct plane_centroid_args {
+    const struct plane_queries *queries;
+    const uint8_t *centroids; /* 7-bit codes: value = scale (n - 63.5) */
+    const float *scale;       /* (64) */
+    float *scores;            /* (M, 64) out */
+};
+typedef void plane_centroid_fn(const struct plane_centroid_args *args);
+
+/* scores → weights exp(score - shift[m]) in place, with their sums and sums of squares per tile. */
+struct plane_soften_args {
+    float *scores;      /* (M, stride) in, weights out */
+    const float *shift; /* (M) */
+    size_t queries, count, stride; /* tiles */
+    float *tile_sum;    /* (M, count) out: Σ w */
+    float *tile_square; /* (M, count) out: Σ w² */
+};
+typedef void plane_soften_fn(const struct plane_soften_args *args);
+
+/* acc += Σ w * residual over the tiles of the list, in the space of values. Weights are rounded to
+ * 8 bits against the largest of their tile: they weigh residuals only (docs/decisions/0035). */
+struct plane_weigh_args {
+    const float *weights;        /* (M, stride), ≥ 0 */
+    const uint8_t *value_hi;     /* V-hi of the segment */
+    const uint16_t *value_scale; /* (1024) fp16: 16 s */
+    const uint16_t *tiles;       /* (count) or NULL */
+    size_t queries, head_dim, count, stride;
+    float *acc;                  /* (M, D) in, out */
+};
+typedef void plane_weigh_fn(const struct plane_weigh_args *args);
+
+/* acc += Σ_c mass_c * mean_c over all 64 clusters of a segment; clusters with mass 0 for all
+ * queries are not read. */
+struct plane_means_args {
+    const float *mass;  /* (M, 64) ≥ 0 */
+    const int8_t *means; /* (64, D) */
+    const float *scale;  /* (64) */
+    size_t queries, head_dim;
+    float *acc;          /* (M, D) in, out */
+};
+typedef void plane_means_fn(const struct plane_means_args *args);
+
+/* One token at 8 bits, still in the spaces of codes: k' (without key_mean) and the residual of v'
+ * (without the cluster's mean). */
+struct plane_row_args {
+    const uint8_t *key_hi, *value_hi, *lo;
+    const uint16_t *key_scale, *value_scale;
+    size_t place, head_dim;
+    float *k, *v; /* (D) out */
+};
+typedef void plane_row_fn(const struct plane_row_args *args);
+
+plane_score_fn plane_score_ref, plane_score_avx2, plane_score_avx512, plane_score_neon;
+plane_centroid_fn plane_centroid_ref, plane_centroid_avx2, plane_centroid_avx512,
+    plane_centroid_neon;
+plane_soften_fn plane_soften_ref, plane_soften_avx2, plane_soften_avx512, plane_soften_neon;
+plane_weigh_fn plane_weigh_ref, plane_weigh_avx2, plane_weigh_avx512, plane_weigh_neon;
+plane_means_fn plane_means_ref, plane_means_avx2, plane_means_avx512, plane_means_neon;
+plane_row_fn plane_row_ref, plane_row_avx2, plane_row_avx512, plane_row_neon;
+
+#endif
