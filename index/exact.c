@@ -1,10 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* exact.c — scores of a few queries over a few hundred rows at a time, then a heap per query head.
  *
- * The heap of the k best lies in the caller's result row, the worst at its root; it starts full of
- * (INDEX_NONE, -inf), which is worse than every token, so that no count has to be kept and rows
- * with fewer than k visible tokens come out filled as index.h promises. A last heapsort in place
- * puts the best first.
+ * The heap of the k best (topk.h) lies in the caller's result row; a last heapsort in place puts the
+ * best first.
  *
  * Rejected: nth_element over all scores (n * H * T floats of scratch); a threshold from a sample
  * (exact must stay obviously right: it is every other index's oracle).
@@ -12,13 +10,13 @@
 #include "index/exact.h"
 
 #include <assert.h>
-#include <math.h>
 
 #include "attention/backend.h"
 #include "attention/scan.h"
 #include "base/arena.h"
 #include "base/error.h"
 #include "base/pool.h"
+#include "index/topk.h"
 
 enum {
     BLOCK_HEADS = 32,      /* query heads of one block, as far as whole queries allow */
@@ -33,74 +31,20 @@ struct search {
     size_t block_queries, blocks; /* per KV head */
 };
 
-/* The result row of one query head. */
-struct heap_row {
-    uint64_t *ids; /* (k) */
-    float *scores; /* (k) */
-    size_t k;
-};
-
-/* Is (score, id) a worse hit than (other, other_id)? */
-static bool worse(float score, uint64_t id, float other, uint64_t other_id)
-{
-    return score < other || (score == other && id > other_id);
-}
-
-/* Put (score, id) into the hole at the root of a heap of `count` and let it sink. */
-static void sink(const struct heap_row *heap, size_t count, float score, uint64_t id)
-{
-    size_t at = 0;
-    for (;;) {
-        size_t child = 2 * at + 1;
-        if (child >= count) break;
-        if (child + 1 < count && worse(heap->scores[child + 1], heap->ids[child + 1],
-                                       heap->scores[child], heap->ids[child]))
-            child++;
-        if (!worse(heap->scores[child], heap->ids[child], score, id)) break;
-        heap->scores[at] = heap->scores[child];
-        heap->ids[at] = heap->ids[child];
-        at = child;
-    }
-    heap->scores[at] = score;
-    heap->ids[at] = id;
-}
-
-static void sort_best_first(const struct heap_row *heap)
-{
-    for (size_t last = heap->k - 1; last > 0; last--) {
-        float score = heap->scores[last];
-        uint64_t id = heap->ids[last];
-        heap->scores[last] = heap->scores[0];
-        heap->ids[last] = heap->ids[0];
-        sink(heap, last, score, id);
-    }
-}
-
 /* Result row of query `i` of the scan, head `j` of KV head `g`. */
-static struct heap_row heap_row(const struct search *search, size_t g, size_t i, size_t j)
+static struct topk result_row(const struct search *search, size_t g, size_t i, size_t j)
 {
     const struct scan *scan = &search->scan;
     size_t row = (scan->first + i) * scan->heads + g * scan->group + j;
     size_t k = search->hits->k;
-    return (struct heap_row){ .ids = search->hits->ids + row * k,
-                              .scores = search->hits->scores + row * k, .k = k };
-}
-
-static void clear(const struct heap_row *heap)
-{
-    for (size_t i = 0; i < heap->k; i++) {
-        heap->ids[i] = INDEX_NONE;
-        heap->scores[i] = -INFINITY;
-    }
+    return (struct topk){ .ids = search->hits->ids + row * k,
+                          .scores = search->hits->scores + row * k, .k = k };
 }
 
 /* scores (rows) of consecutive positions */
-static void offer(const struct heap_row *heap, const float *scores, size_t rows, uint64_t position)
+static void offer(const struct topk *top, const float *scores, size_t rows, uint64_t position)
 {
-    for (size_t row = 0; row < rows; row++) {
-        if (worse(heap->scores[0], heap->ids[0], scores[row], position + row))
-            sink(heap, heap->k, scores[row], position + row);
-    }
+    for (size_t row = 0; row < rows; row++) topk_offer(top, scores[row], position + row);
 }
 
 /* Score `run` for the queries first … first + queries - 1 of KV head g and offer every visible
@@ -124,8 +68,8 @@ static void search_run(const struct search *search, const struct scan_run *run, 
             .dtype = part.k_dtype, .scores = scores });
         for (size_t m = 0; m < heads; m++) {
             size_t i = first + m / scan->group;
-            struct heap_row heap = heap_row(search, g, i, m % scan->group);
-            offer(&heap, scores + m * part.rows, scan_visible(scan, i, &part), part.position);
+            struct topk top = result_row(search, g, i, m % scan->group);
+            offer(&top, scores + m * part.rows, scan_visible(scan, i, &part), part.position);
         }
     }
 }
@@ -140,16 +84,16 @@ static void run_task(void *arg, size_t idx)
     if (queries > search->block_queries) queries = search->block_queries;
     size_t heads = queries * scan->group;
     for (size_t m = 0; m < heads; m++) {
-        struct heap_row heap = heap_row(search, g, first + m / scan->group, m % scan->group);
-        clear(&heap);
+        struct topk top = result_row(search, g, first + m / scan->group, m % scan->group);
+        topk_clear(&top);
     }
     struct scan_cursor cursor;
     struct scan_run run;
     scan_open(&cursor, scan, g, 0, scan->rows);
     while (scan_next(&cursor, &run)) search_run(search, &run, g, first, queries);
     for (size_t m = 0; m < heads; m++) {
-        struct heap_row heap = heap_row(search, g, first + m / scan->group, m % scan->group);
-        sort_best_first(&heap);
+        struct topk top = result_row(search, g, first + m / scan->group, m % scan->group);
+        topk_sort(&top);
     }
 }
 
