@@ -316,6 +316,7 @@ void catalog_get_stats(struct catalog *catalog, struct catalog_stats *ret_stats)
         .map_used_bytes = atomic_load(&catalog->map_used_bytes),
                                          .file_bytes = atomic_load(&catalog->file_bytes),
                                          .tail_bytes = writer_pending_bytes(catalog->writer),
+                                         .build_waiting = atomic_load(&catalog->build_waiting),
 #define X(name) .name = atomic_load_explicit(&catalog->counters.name, memory_order_relaxed),
                                          CATALOG_COUNTER_MAP(X)
 #undef X

@@ -21,6 +21,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "index/index.h"
 #include "memory/model.h"
 #include "proto/limits.h"
 
@@ -65,7 +66,7 @@ struct parameter {
 struct open_args {
     const char *name;
     const struct model *model; /* checked; NULL = whatever is stored */
-    const char *method;        /* "" = "full" or whatever is stored */
+    const char *method;        /* "" = "progressive" or whatever is stored */
     const struct parameter *parameters;
     size_t parameter_count;
     bool create, must_create;
@@ -104,6 +105,9 @@ struct context_info {
     size_t parameter_count;
     uint64_t tokens, committed_tokens, synced_tokens;
     uint64_t stored_bytes, shared_bytes, sealed_segments;
+    uint64_t derived_bytes;  /* of stored_bytes: planes and saved layer indexes */
+    uint64_t built_segments; /* of sealed_segments: those that have planes */
+    uint64_t indexed_tokens; /* below which every layer in use is in its layer index */
     uint64_t created_unix_ms, used_unix_ms, retained_until_unix_ms;
     const uint64_t *layer_tokens; /* (L) arena */
     bool resident;
@@ -145,6 +149,64 @@ struct verify_step {
 int catalog_verify(struct catalog *catalog, const struct walk_args *args, struct arena *arena,
                    struct verify_step *ret_step, struct error *err);
 
+/* Derived data (planes, layer indexes) is made from exact rows by a thread of the catalog, while
+ * everything else goes on; what is not there yet is answered exactly. */
+struct build_progress {
+    uint64_t segments, built;       /* sealed segments that want planes; that have them */
+    uint64_t indexes, built_indexes; /* layers that want a layer index; whose index is as new as it
+                                      * is to be */
+    uint64_t failures; /* of this context since it is resident: disk full, no memory, … */
+    int last_failure;  /* 0 = the last attempt succeeded */
+};
+/* How far the context's derived data is. It becomes resident, so that it will be built. */
+int catalog_built(struct catalog *catalog, uint64_t context_id, struct build_progress *ret_progress,
+                  struct error *err);
+
+/* Wait until nothing more can be built of the context now: all is built, or what is missing has
+ * failed and is tried again later. `stop` as in struct query, may be NULL. */
+int catalog_wait_built(struct catalog *catalog, uint64_t context_id, int (*stop)(void *arg),
+                       void *stop_arg, struct build_progress *ret_progress, struct error *err);
+
+/* Delete the derived data of one context, in bounded transactions; the builder makes it again.
+ * Waits for queries that read it. With context_id 0 the step takes the next context of the store:
+ * go on with the cursor until it comes back with 0 bytes. */
+struct rebuild_step {
+    const unsigned char *cursor; /* arena */
+    size_t cursor_bytes;
+    uint64_t context_id; /* what this step was about; 0 = there was none left */
+    uint64_t segments, bytes; /* deleted */
+};
+int catalog_rebuild(struct catalog *catalog, const struct walk_args *args, struct arena *arena,
+                    struct rebuild_step *ret_step, struct error *err);
+
+/* The operator's proof: the latest queries of a layer (appended or attended, a few are kept in
+ * memory), answered again over everything stored now, by the context's method and exactly. */
+struct recall_args {
+    uint64_t context_id;
+    uint32_t layer;
+    double target_error; /* as in struct query */
+    uint64_t max_bytes;
+    int (*stop)(void *arg);
+    void *stop_arg;
+};
+struct recall_layer {
+    uint64_t queries; /* kept queries that were answered; 0: nothing below means anything */
+    uint64_t answers; /* queries times query heads */
+    uint64_t tokens;
+    double error_mean, error_p50, error_p90, error_p99, error_max; /* true relative L2 error of o */
+    double lse_error_max;
+    /* Over the answers whose error was predicted: `predicted` of them. */
+    uint64_t predicted;
+    double predicted_mean;
+    double ratio_median; /* predicted / true error */
+    double within_twice; /* share whose true error is at most twice the target; of all answers */
+    double mass[INDEX_LEVELS]; /* means */
+    uint64_t bytes_read, bytes_exact;
+    uint64_t level_bytes[INDEX_LEVELS];
+};
+int catalog_recall(struct catalog *catalog, const struct recall_args *args, struct arena *arena,
+                   struct recall_layer *ret_layer, struct error *err);
+
 struct record_info {
     const char *table;
     char *key, *summary; /* arena, readable */
@@ -174,7 +236,8 @@ int catalog_compact(struct catalog *catalog, const char *path, uint64_t *ret_bef
     X(map_bytes)             \
     X(map_used_bytes)        \
     X(file_bytes)            \
-    X(tail_bytes)
+    X(tail_bytes)            \
+    X(build_waiting)
 
 #define CATALOG_COUNTER_MAP(X)    \
     X(commits_total)              \
@@ -189,7 +252,13 @@ int catalog_compact(struct catalog *catalog, const char *path, uint64_t *ret_bef
     X(recovered_contexts_total)   \
     X(recovered_tokens_cut_total) \
     X(commit_ns_total)            \
-    X(sync_ns_total)
+    X(sync_ns_total)              \
+    X(built_segments_total)       \
+    X(built_indexes_total)        \
+    X(built_bytes_total)          \
+    X(build_failures_total)       \
+    X(damaged_derived_total)      \
+    X(build_ns_total)
 
 struct catalog_stats {
 #define X(name) uint64_t name;

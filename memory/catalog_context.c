@@ -285,15 +285,18 @@ static int create(struct catalog *catalog, const struct open_args *args, uint64_
                   struct error *err)
 {
     if (args->model == NULL) return error_set(err, MEMD_EINVAL, "a new context needs a model");
-    const char *method_name = args->method[0] == 0 ? "full" : args->method;
-    const struct method *method = method_find(method_name);
+    const struct method *method = args->method[0] == 0 ? method_default()
+                                                       : method_find(args->method);
     if (method == NULL)
-        return error_set(err, MEMD_EUNSUPPORTED, "this build has no method \"%.80s\"", method_name);
+        return error_set(err, MEMD_EUNSUPPORTED, "this build has no method \"%.80s\"",
+                         args->method);
     if (args->parameter_count > LIMIT_PARAMETERS)
         return error_set(err, MEMD_ELIMIT, "%zu parameters, %u are allowed", args->parameter_count,
                          LIMIT_PARAMETERS);
+    double options[OPTIONS_MAX];
     int rc = check_name(args->name, err);
-    if (rc == 0) rc = method->check(args->parameters, args->parameter_count, err);
+    if (rc == 0)
+        rc = method_parse(method, args->parameters, args->parameter_count, options, err);
     if (rc < 0) return rc;
     CLEANUP(free_ptr) struct record *record = new_record(catalog, args->name);
     if (record == NULL) return error_set(err, MEMD_ENOMEM, "no memory for a context");

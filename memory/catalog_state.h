@@ -27,6 +27,7 @@ struct catalog {
 
     _Atomic uint64_t budget_bytes;
     _Atomic uint64_t context_count, resident_count, stored_bytes, map_used_bytes, file_bytes;
+    _Atomic uint64_t build_waiting; /* contexts that the builder has not looked at yet */
     struct {
 #define X(name) _Atomic uint64_t name;
         CATALOG_COUNTER_MAP(X)

@@ -34,6 +34,9 @@ static int init_model(struct context *context, struct error *err)
         return error_set(err, MEMD_EUNSUPPORTED,
                          "context %" PRIu64 " uses method \"%s\", which this build lacks",
                          context->id, record->method);
+    int rc = method_parse(context->method, record->parameters, record->parameter_count,
+                          context->options, err);
+    if (rc < 0) return rc;
     block_shape_init(&record->model, &context->shape);
     context->layers = calloc(record->model.layers, sizeof *context->layers);
     if (context->layers == NULL) return error_set(err, MEMD_ENOMEM, "no memory for a context");

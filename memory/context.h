@@ -74,15 +74,27 @@ struct query {
     int (*stop)(void *arg);    /* see attend.h */
     void *stop_arg;
     bool no_wait; /* loop: MEMD_EBUSY rather than waiting for a truncate; uses no other thread */
+    double target_error; /* wanted relative L2 error of o, 0 … 0.5; 0 = exact; NaN or below 0 = what
+                          * the context's parameters say. Methods that are not asked for an error
+                          * (index.h) ignore it */
+    uint64_t max_bytes; /* read for this query at most, as far as the method can choose; 0 = what
+                         * the context's parameters say */
 };
 
+/* What an answer was made from. Arrays are in the arena of the call. */
 struct quality {
     const char *method;
-    bool exact;
-    float *predicted_error; /* (n, H), or NULL = all 0 */
-    float *mass;            /* (n, H), or NULL = all 1 */
-    bool *limited;          /* (n, H), or NULL = all false */
-    uint64_t rows, bytes_read, bytes_exact, tokens;
+    bool exact; /* every token below the limits was read exactly; all arrays are NULL then */
+    float *predicted_error; /* (n, H) relative L2 error of o, NaN = unknown; or NULL = all 0 */
+    float *mass;       /* (n, H) share of the softmax mass answered from exact rows, or NULL = all
+                        * 1 */
+    float *level_mass; /* (n, H, INDEX_LEVELS) share answered from each level (index.h), the last
+                        * one is `mass`; what is missing to 1 was dropped. Or NULL = all exact */
+    bool *limited;     /* (n, H) max_bytes cut it short of target_error, or NULL = all false */
+    uint64_t rows, bytes_read; /* sums of the two arrays below; K and V of a token are two rows */
+    uint64_t level_rows[INDEX_LEVELS], level_bytes[INDEX_LEVELS]; /* over all KV heads */
+    uint64_t bytes_exact; /* what reading every visible row would have read */
+    uint64_t tokens;      /* visible to the query that sees most */
 };
 
 /* o (n, H, D) and lse (n, H) of the caller. Values read from disk for the first time are verified:

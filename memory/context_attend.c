@@ -1,22 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* context_attend.c — a query in four steps: what is there (snapshot), what of it to read
- * (method), read it (attention/), say what was done (quality). Search differs in the third step
- * alone.
+/* context_attend.c — a query in three steps: what is there (snapshot), answer from it (method), say
+ * what was done (quality). Search differs in the second step alone.
  */
 #include <assert.h>
 #include <inttypes.h>
+#include <math.h>
 
-#include "attention/attend.h"
 #include "base/arena.h"
 #include "base/error.h"
-#include "index/exact.h"
 #include "memory/catalog_state.h"
 #include "memory/methods/methods.h"
 
-struct reading {
+/* One query under way: what the method is given, and what must be given back. */
+struct asking {
     struct snapshot snapshot;
-    struct plan plan;
-    const uint64_t *limits; /* (n) */
+    struct reading reading;
+    struct index_quality quality;
 };
 
 static int check_query(const struct context *context, const struct query *query, struct error *err)
@@ -38,69 +37,120 @@ static uint64_t highest_limit(const struct query *query, size_t count)
     return highest;
 }
 
-static int fill_limits(const struct query *query, struct arena *arena, struct reading *reading,
-                       struct error *err)
+/* Everything that is stored when the caller set no limits. */
+static int fill_limits(const struct query *query, uint64_t tokens, struct arena *arena,
+                       const uint64_t **ret_limits, struct error *err)
 {
-    reading->limits = query->limits;
+    *ret_limits = query->limits;
     if (query->limits != NULL) return 0;
     size_t count = query->q.shape[0];
     uint64_t *limits = arena_calloc(arena, count, sizeof *limits);
     if (limits == NULL) return error_set(err, MEMD_ENOMEM, "no memory for %zu limits", count);
-    for (size_t i = 0; i < count; i++) limits[i] = reading->snapshot.tokens;
-    reading->limits = limits;
+    for (size_t i = 0; i < count; i++) limits[i] = tokens;
+    *ret_limits = limits;
+    return 0;
+}
+
+static void fill_reading(const struct context *context, const struct query *query,
+                         const uint64_t *limits, struct asking *asking)
+{
+    const struct snapshot *snapshot = &asking->snapshot;
+    double target = query->target_error;
+    asking->reading = (struct reading){
+        .attend = {
+            .q = query->q,
+            .positions = query->positions,
+            .limits = limits,
+            .scale = (float)context->record->model.attention_scale,
+            .rope = context->rope,
+            .views = snapshot->views,
+            .kv_heads = context->shape.heads,
+            .view_count = snapshot->view_count,
+            .pool = query->no_wait ? NULL : context->catalog->pool,
+            .stop = query->stop,
+            .stop_arg = query->stop_arg,
+        },
+        .target_error = isnan(target) || target < 0 ? -1 : target,
+        .max_bytes = query->max_bytes,
+        .options = context->options,
+        .row_bytes = context->shape.row_bytes,
+        .seen = snapshot->seen,
+    };
+}
+
+static int make_quality(const struct query *query, struct arena *arena,
+                        struct index_quality *ret_quality, struct error *err)
+{
+    size_t answers = query->q.shape[0] * query->q.shape[1];
+    struct index_quality quality = {
+        .predicted_error = arena_calloc(arena, answers, sizeof(float)),
+        .mass = arena_calloc(arena, answers * INDEX_LEVELS, sizeof(float)),
+        .limited = arena_calloc(arena, answers, sizeof(bool)),
+    };
+    if (quality.predicted_error == NULL || quality.mass == NULL || quality.limited == NULL)
+        return error_set(err, MEMD_ENOMEM, "no memory for the quality of %zu answers", answers);
+    *ret_quality = quality;
     return 0;
 }
 
 /* With use held shared; snapshot_release is due when it returns 0. */
 static int begin_reading(struct context *context, const struct query *query, struct arena *arena,
-                         struct reading *ret_reading, struct error *err)
+                         struct asking *ret_asking, struct error *err)
 {
-    struct reading reading = { 0 };
+    struct asking asking = { 0 };
+    const uint64_t *limits = NULL;
     uint64_t limit = highest_limit(query, query->q.shape[0]);
-    int rc = snapshot_take(context, query->layer, limit, arena, &reading.snapshot, err);
+    int rc = snapshot_take(context, query->layer, limit, arena, &asking.snapshot, err);
     if (rc < 0) return rc;
-    rc = fill_limits(query, arena, &reading, err);
-    if (rc == 0) rc = context->method->plan(&reading.snapshot, query, arena, &reading.plan, err);
+    rc = fill_limits(query, asking.snapshot.tokens, arena, &limits, err);
+    if (rc == 0) rc = make_quality(query, arena, &asking.quality, err);
     if (rc < 0) {
-        snapshot_release(&reading.snapshot);
+        snapshot_release(&asking.snapshot);
         return rc;
     }
-    *ret_reading = reading;
+    fill_reading(context, query, limits, &asking);
+    *ret_asking = asking;
     return 0;
 }
 
-static struct attend_args arguments(const struct context *context, const struct query *query,
-                                    const struct reading *reading)
+static bool was_exact(const struct index_quality *quality, size_t answers)
 {
-    return (struct attend_args){
-        .q = query->q,
-        .positions = query->positions,
-        .limits = reading->limits,
-        .scale = (float)context->record->model.attention_scale,
-        .rope = context->rope,
-        .views = reading->plan.views,
-        .kv_heads = context->shape.heads,
-        .view_count = reading->plan.view_count,
-        .pool = query->no_wait ? NULL : context->catalog->pool,
-        .stop = query->stop,
-        .stop_arg = query->stop_arg,
-    };
+    for (size_t i = 0; i < answers; i++) {
+        if (quality->predicted_error[i] != 0 || quality->limited[i]) return false;
+    }
+    for (int level = 0; level < INDEX_EXACT; level++) {
+        if (quality->rows[level] != 0) return false;
+    }
+    return true;
 }
 
-static void fill_quality(const struct context *context, const struct reading *reading,
-                         struct quality *ret_quality)
+static int fill_quality(const struct context *context, const struct asking *asking,
+                        struct arena *arena, struct quality *ret_quality, struct error *err)
 {
-    uint64_t rows = 0;
-    for (size_t i = 0; i < reading->plan.view_count; i++) rows += reading->plan.views[i].tokens;
-    rows *= 2 * (uint64_t)context->shape.heads; /* K and V of every head */
-    *ret_quality = (struct quality){
+    const struct index_quality *made = &asking->quality;
+    size_t answers = asking->reading.attend.q.shape[0] * asking->reading.attend.q.shape[1];
+    struct quality quality = {
         .method = context->method->name,
-        .exact = reading->plan.exact,
-        .rows = rows,
-        .bytes_read = rows * context->shape.row_bytes,
-        .bytes_exact = reading->snapshot.seen * block_token_bytes(&context->shape),
-        .tokens = reading->snapshot.seen,
+        .exact = was_exact(made, answers),
+        .bytes_exact = asking->snapshot.seen * block_token_bytes(&context->shape),
+        .tokens = asking->snapshot.seen,
     };
+    for (int level = 0; level < INDEX_LEVELS; level++) {
+        quality.rows += quality.level_rows[level] = made->rows[level];
+        quality.bytes_read += quality.level_bytes[level] = made->bytes[level];
+    }
+    if (!quality.exact) {
+        quality.predicted_error = made->predicted_error;
+        quality.level_mass = made->mass;
+        quality.limited = made->limited;
+        quality.mass = arena_calloc(arena, answers, sizeof(float));
+        if (quality.mass == NULL)
+            return error_set(err, MEMD_ENOMEM, "no memory for the quality of %zu answers", answers);
+        for (size_t i = 0; i < answers; i++)
+            quality.mass[i] = made->mass[i * INDEX_LEVELS + INDEX_EXACT];
+    }
+    *ret_quality = quality;
+    return 0;
 }
 
 static int begin_use(struct context *context, const struct query *query, struct error *err)
@@ -115,20 +165,20 @@ static int begin_use(struct context *context, const struct query *query, struct 
 
 /* Everything in front of the arithmetic; end_query is due when it returns 0. */
 static int begin_query(struct context *context, const struct query *query, struct arena *arena,
-                       struct reading *ret_reading, struct error *err)
+                       struct asking *ret_asking, struct error *err)
 {
     int rc = check_query(context, query, err);
     if (rc == 0) rc = begin_use(context, query, err);
     if (rc < 0) return rc;
     atomic_store_explicit(&context->used_unix_ms, catalog_now_ms(), memory_order_relaxed);
-    rc = begin_reading(context, query, arena, ret_reading, err);
+    rc = begin_reading(context, query, arena, ret_asking, err);
     if (rc < 0) pthread_rwlock_unlock(&context->use);
     return rc;
 }
 
-static void end_query(struct context *context, struct reading *reading)
+static void end_query(struct context *context, struct asking *asking)
 {
-    snapshot_release(&reading->snapshot);
+    snapshot_release(&asking->snapshot);
     pthread_rwlock_unlock(&context->use);
 }
 
@@ -136,16 +186,13 @@ int context_attend(struct context *context, const struct query *query, struct ar
                    const struct partial *ret_partial, struct quality *ret_quality,
                    struct error *err)
 {
-    struct reading reading;
-    int rc = begin_query(context, query, arena, &reading, err);
+    struct asking asking;
+    int rc = begin_query(context, query, arena, &asking, err);
     if (rc < 0) return rc;
-    struct attend_args args = arguments(context, query, &reading);
-    if (reading.plan.view_count == 0)
-        partial_clear(ret_partial);
-    else
-        rc = attend(&args, arena, ret_partial, err);
-    fill_quality(context, &reading, ret_quality);
-    end_query(context, &reading);
+    struct index_answer answer = { .partial = *ret_partial, .quality = &asking.quality };
+    rc = context->method->attend(context->method, &asking.reading, arena, &answer, err);
+    if (rc == 0) rc = fill_quality(context, &asking, arena, ret_quality, err);
+    end_query(context, &asking);
     return rc;
 }
 
@@ -153,14 +200,12 @@ int context_search(struct context *context, const struct query *query, struct ar
                    const struct index_hits *ret_hits, struct quality *ret_quality,
                    struct error *err)
 {
-    struct reading reading;
-    int rc = begin_query(context, query, arena, &reading, err);
+    struct asking asking;
+    int rc = begin_query(context, query, arena, &asking, err);
     if (rc < 0) return rc;
-    struct attend_args args = arguments(context, query, &reading);
-    rc = exact_search(&args, arena, ret_hits, err);
-    fill_quality(context, &reading, ret_quality);
-    ret_quality->rows /= 2; /* keys only */
-    ret_quality->bytes_read /= 2;
-    end_query(context, &reading);
+    rc = context->method->search(context->method, &asking.reading, arena, ret_hits,
+                                 &asking.quality, err);
+    if (rc == 0) rc = fill_quality(context, &asking, arena, ret_quality, err);
+    end_query(context, &asking);
     return rc;
 }

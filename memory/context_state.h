@@ -22,6 +22,7 @@
 
 #include "attention/rope.h"
 #include "base/list.h"
+#include "index/options.h"
 #include "memory/block.h"
 #include "memory/context.h"
 #include "memory/record.h"
@@ -61,6 +62,7 @@ struct context {
     struct record *record; /* immutable but for the times (catalog.lock); NULL while dropped */
     struct block_shape shape;
     const struct method *method;
+    double options[OPTIONS_MAX]; /* of the method; immutable */
     struct rope *rope; /* NULL: nothing is rotated while reading */
 
     pthread_mutex_t append_lock, map_lock, lock;

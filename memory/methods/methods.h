@@ -1,44 +1,81 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* methods.h — memory methods: which of the stored tokens a query reads.
+/* methods.h — memory methods: how a query of a context is answered from what the layer holds.
  *
- * A method is one file in this folder and one line in methods.c. It never touches storage or
- * arithmetic: it is given what the layer holds, as views, and answers with the plan that attend
- * executes. To add one see docs/HACKING.md.
+ * A method is one struct and one line in methods.c. It never touches storage: it is given the
+ * exact rows of the layer as views, with what was derived from them so far (planes, a version of
+ * a layer index), and gives an answer with a record of how it came about. What a method wants to
+ * be derived it says in its struct; the builder (memory/builder.h) makes it, in the background.
+ * To add one see docs/HACKING.md.
  *
  * Threads  any worker, concurrently; a method keeps nothing between calls
- * Errors   MEMD_EINVAL parameters · MEMD_ENOMEM
- * Tests    tests/unit/test_catalog.c
+ * Errors   MEMD_EINVAL parameters · MEMD_ENOMEM · what `stop` says
+ * Tests    tests/unit/test_catalog.c, tests/unit/test_methods.c
  */
 #ifndef MEMD_MEMORY_METHODS_H
 #define MEMD_MEMORY_METHODS_H
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
+
+#include "index/index.h"
+#include "index/options.h"
+#include "memory/context.h"
 
 struct arena;
 struct error;
+struct layer_index;
+struct layer_index_type;
 struct parameter;
-struct query;
-struct snapshot;
-struct view;
+struct planes;
 
-struct plan {
-    const struct view *views; /* (G, view_count) */
-    size_t view_count;
-    bool exact; /* every token below the limits is among them */
+/* What a method is given: some queries, and one state of the layer that does not change while they
+ * are answered. */
+struct reading {
+    struct attend_args attend; /* complete; views (G, view_count) hold every visible row */
+    const struct planes *const *planes; /* (G, view_count), of the same views; may hold NULL. NULL
+                                         * when the method wants none */
+    const struct layer_index *version;  /* or NULL: none was built yet */
+    double target_error;                /* of the query, or below 0: the context's parameters */
+    uint64_t max_bytes;                 /* of the query, or 0: the context's parameters */
+    const double *options;              /* values of the method's table */
+    uint64_t row_bytes;                 /* of one row as stored */
+    uint64_t seen;                      /* tokens in the views */
 };
 
 struct method {
     const char *name;
-    /* Are these the parameters of this method, and in range? */
-    int (*check)(const struct parameter *parameters, size_t count, struct error *err);
-    int (*plan)(const struct snapshot *snapshot, const struct query *query, struct arena *arena,
-                struct plan *ret_plan, struct error *err);
+    const char *help; /* one line */
+    const struct option_table *options;
+    bool planes;        /* sealed segments get planes (index/planes.h) */
+    bool keeps_queries; /* a sample of the appended queries is stored with each segment; the option
+                         * "sample" says how many of them */
+    const struct layer_index_type *layer; /* layers get an index as a whole; or NULL */
+    /* quality->method is filled in by the caller. */
+    int (*attend)(const struct method *method, const struct reading *reading, struct arena *arena,
+                  const struct index_answer *ret_answer, struct error *err);
+    int (*search)(const struct method *method, const struct reading *reading, struct arena *arena,
+                  const struct index_hits *ret_hits, struct index_quality *ret_quality,
+                  struct error *err);
 };
 
 extern const struct method method_full;
 
+/* The method of contexts that are made without naming one. */
+const struct method *method_default(void);
 /* NULL when there is no such method. */
 const struct method *method_find(const char *name);
+
+/* Are these the parameters of this method, and in range? ret_options (OPTIONS_MAX) */
+int method_parse(const struct method *method, const struct parameter *parameters, size_t count,
+                 double *ret_options, struct error *err);
+
+/* Everything exactly: what `full` is, and what others do as long as there is nothing to choose
+ * from. ret_answer->quality arrays are left alone where they are NULL. */
+int method_attend_exactly(const struct reading *reading, struct arena *arena,
+                          const struct index_answer *ret_answer, struct error *err);
+int method_search_exactly(const struct reading *reading, struct arena *arena,
+                          const struct index_hits *ret_hits, struct index_quality *ret_quality,
+                          struct error *err);
 
 #endif
