@@ -1,0 +1,233 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* planes_encode.c — code one KV head of a segment: clusters first, then tile by tile.
+ *
+ * Keys are widened once and kept in the metric of the observed queries, m = w (k - key_mean) with
+ * w_c = rms_q,c, for clustering; the factor t / w leads from there into the space of codes, so that
+ * one copy of the keys serves both. Values are read once, in cluster order, straight from where
+ * they are stored.
+ *
+ * Channels that queries hardly use get a small w and t instead of none: a later query may use them,
+ * and t must have an inverse.
+ *
+ * Nothing is checked on the way: what overflows becomes infinite or NaN in some scale, and one look
+ * over the result at the end refuses it.
+ */
+#include "index/planes.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdbool.h>
+#include <string.h>
+
+#include "attention/backend.h"
+#include "attention/rope.h"
+#include "attention/view.h"
+#include "base/arena.h"
+#include "base/bytes.h"
+#include "base/error.h"
+#include "index/bisect.h"
+#include "index/kernels/encode.h"
+#include "index/rotation.h"
+
+enum { ALIGN = 64 };
+
+/* Below this part of the overall rms, a channel counts as if it had that much. */
+static const double FLOOR = 1e-3;
+/* rms of the rows of k': the largest of 1,024 rows is at most 32 times longer, and a step of 2^-24
+ * (the smallest) belongs to one a million times shorter. */
+static const double CODED_NORM = 1024.0;
+
+struct coder {
+    const struct planes_layout *layout;
+    const struct planes_source *source;
+    unsigned char *hi, *lo;
+    float *rows;    /* (1024, D) keys, then in the metric */
+    float *metric;  /* (D) w */
+    float *factor;  /* (D) t / w */
+    float *weight;  /* (D) query_square / w² */
+    float *square;  /* (D) Σ over the rows of (k - mean)² */
+    float *scratch; /* (18, D) */
+    float *balance, *query_square, *key_mean; /* (D) in the payload */
+};
+
+/* Keys as fp32, rotated where the model wants it. */
+static void load_keys(const struct coder *coder, const struct rope *straight)
+{
+    const struct view *view = coder->source->view;
+    const struct rope *rope = coder->source->rope;
+    backend_get()->rotate(&(struct rotate_args){
+        .rope = rope != NULL ? rope : straight, .rows = view->k,
+        .stride_bytes = view->k_stride_bytes, .dtype = view->dtype, .count = PLANES_TOKENS,
+        .position = view->position, .out = coder->rows });
+}
+
+static void find_mean(const struct coder *coder)
+{
+    uint16_t all[PLANES_TOKENS];
+    float shares[PLANES_TOKENS];
+    for (size_t i = 0; i < PLANES_TOKENS; i++) {
+        all[i] = (uint16_t)i;
+        shares[i] = 1.0F / PLANES_TOKENS;
+    }
+    struct encode_rows rows = { coder->rows, all, PLANES_TOKENS, coder->layout->head_dim };
+    encode_combine_ref(&rows, shares, coder->key_mean);
+}
+
+static double mean_of(const float *values, size_t count)
+{
+    double sum = 0.0;
+    for (size_t i = 0; i < count; i++) sum += (double)values[i];
+    return sum / (double)count;
+}
+
+/* w, from the observed queries; 1 where there are none. */
+static void choose_metric(const struct coder *coder)
+{
+    size_t head_dim = coder->layout->head_dim;
+    double mean = mean_of(coder->query_square, head_dim);
+    for (size_t d = 0; d < head_dim; d++) {
+        double square = fmax((double)coder->query_square[d], FLOOR * FLOOR * mean);
+        coder->metric[d] = mean > 0.0 ? (float)sqrt(square / mean) : 1.0F;
+    }
+}
+
+/* t, from queries and keys; a power of two brings the norm of k' near CODED_NORM. */
+static void choose_balance(const struct coder *coder)
+{
+    size_t head_dim = coder->layout->head_dim;
+    double key_mean = mean_of(coder->square, head_dim), total = 0.0;
+    bool observed = mean_of(coder->query_square, head_dim) > 0.0 && key_mean > 0.0;
+    for (size_t d = 0; d < head_dim; d++) {
+        double key = fmax((double)coder->square[d], FLOOR * FLOOR * key_mean);
+        double ratio = observed ? (double)coder->metric[d] / sqrt(key / key_mean) : 1.0;
+        coder->balance[d] = (float)sqrt(ratio);
+        total += (double)coder->square[d] * ratio;
+    }
+    double norm = sqrt(total / PLANES_TOKENS);
+    int exponent = 0;
+    if (norm > 0.0 && isfinite(norm)) (void)frexp(CODED_NORM / norm, &exponent);
+    for (size_t d = 0; d < head_dim; d++) {
+        coder->balance[d] = ldexpf(coder->balance[d], exponent);
+        coder->factor[d] = coder->balance[d] / coder->metric[d];
+        float square = coder->source->queries > 0 ? coder->query_square[d] : 1.0F;
+        coder->weight[d] = square / (coder->metric[d] * coder->metric[d]);
+    }
+}
+
+static int find_clusters(const struct coder *coder, struct arena *arena)
+{
+    return bisect_rows(coder->rows, PLANES_TOKENS, coder->layout->head_dim, arena,
+                       (uint16_t *)(void *)(coder->hi + coder->layout->rows));
+}
+
+static void put_centroid(const struct coder *coder, size_t cluster, const uint8_t *codes)
+{
+    size_t head_dim = coder->layout->head_dim;
+    uint8_t *tile = coder->hi + coder->layout->centroids + cluster / 16 * 16 * head_dim;
+    for (size_t d = 0; d < head_dim; d++)
+        tile[64 * (d / 4) + 4 * (cluster % 16) + d % 4] = codes[d];
+}
+
+static void code_keys(const struct coder *coder, size_t cluster, const uint16_t *order)
+{
+    const struct planes_layout *layout = coder->layout;
+    size_t head_dim = layout->head_dim, place = cluster * PLANES_CLUSTER;
+    uint8_t codes[1024];
+    encode_keys_ref(&(struct encode_keys_args){
+        .rows = coder->rows, .order = order, .factor = coder->factor, .weight = coder->weight,
+        .signs = { rotation_signs(0), rotation_signs(1) }, .head_dim = head_dim,
+        .scratch = coder->scratch,
+        .tile = { .hi = coder->hi + layout->key_hi + place * head_dim / 2,
+                  .step = (uint16_t *)(void *)(coder->hi + layout->key_scale) + place,
+                  .lo = coder->lo + place * head_dim, .lo_stride_bytes = head_dim, .mean = codes,
+                  .mean_scale = (float *)(void *)(coder->hi + layout->centroid_scale) + cluster,
+                  .spread = (float *)(void *)(coder->hi + layout->key_spread) + cluster } });
+    put_centroid(coder, cluster, codes);
+}
+
+static void code_values(const struct coder *coder, size_t cluster, const uint16_t *order)
+{
+    const struct planes_layout *layout = coder->layout;
+    const struct view *view = coder->source->view;
+    size_t head_dim = layout->head_dim, place = cluster * PLANES_CLUSTER;
+    encode_values_ref(&(struct encode_values_args){
+        .rows = view->v, .stride_bytes = view->v_stride_bytes, .dtype = view->dtype,
+        .order = order, .signs = { rotation_signs(0), rotation_signs(1) }, .head_dim = head_dim,
+        .scratch = coder->scratch,
+        .tile = { .hi = coder->hi + layout->value_hi + place * head_dim / 2,
+                  .step = (uint16_t *)(void *)(coder->hi + layout->value_scale) + place,
+                  .lo = coder->lo + place * head_dim + head_dim / 2, .lo_stride_bytes = head_dim,
+                  .mean = coder->hi + layout->means + cluster * head_dim,
+                  .mean_scale = (float *)(void *)(coder->hi + layout->mean_scale) + cluster,
+                  .spread = (float *)(void *)(coder->hi + layout->value_spread) + cluster } });
+}
+
+static void put_head(const struct coder *coder)
+{
+    struct bytes_writer out = bytes_writer(coder->hi, PLANES_HEAD_BYTES);
+    bytes_put_le32(&out, PLANES_MAGIC);
+    bytes_put_le16(&out, PLANES_VERSION);
+    bytes_put_le16(&out, (uint16_t)coder->layout->head_dim);
+    bytes_put_le64(&out, coder->source->queries);
+    assert(!out.bad);
+}
+
+/* Payload and scratch; false when there is no memory. */
+static bool prepare(struct coder *coder, struct arena *arena)
+{
+    const struct planes_layout *layout = coder->layout;
+    size_t head_dim = layout->head_dim;
+    float *memory = arena_alloc_aligned(
+        arena, (PLANES_TOKENS + 4 + ENCODE_ROWS + 2) * head_dim * sizeof *memory, ALIGN);
+    if (memory == NULL) return false;
+    coder->rows = memory;
+    coder->metric = coder->rows + PLANES_TOKENS * head_dim;
+    coder->factor = coder->metric + head_dim;
+    coder->weight = coder->factor + head_dim;
+    coder->square = coder->weight + head_dim;
+    coder->scratch = coder->square + head_dim;
+    memset(coder->hi, 0, layout->key_hi); /* gaps between the arrays too */
+    memset(coder->hi + layout->value_hi + PLANES_TOKENS * head_dim / 2, 0,
+           layout->hi_bytes - layout->value_hi - PLANES_TOKENS * head_dim / 2);
+    coder->balance = (float *)(void *)(coder->hi + layout->balance);
+    coder->query_square = (float *)(void *)(coder->hi + layout->query_square);
+    coder->key_mean = (float *)(void *)(coder->hi + layout->key_mean);
+    if (coder->source->queries > 0)
+        memcpy(coder->query_square, coder->source->query_square, head_dim * sizeof(float));
+    return true;
+}
+
+int planes_encode(const struct planes_layout *layout, const struct planes_source *source,
+                  struct arena *arena, unsigned char *ret_hi, unsigned char *ret_lo,
+                  struct error *err)
+{
+    assert(source->view->tokens == PLANES_TOKENS && (uintptr_t)ret_hi % ALIGN == 0);
+    assert((source->queries == 0) == (source->query_square == NULL));
+    struct coder coder = { .layout = layout, .source = source, .hi = ret_hi, .lo = ret_lo };
+    struct rope *straight = arena_calloc(arena, 1, sizeof *straight); /* turns nothing */
+    if (straight == NULL || !prepare(&coder, arena))
+        return error_set(err, MEMD_ENOMEM, "planes: no memory for %zu dimensions",
+                         layout->head_dim);
+    straight->head_dim = layout->head_dim;
+    straight->magnitude = 1.0;
+    load_keys(&coder, straight);
+    find_mean(&coder);
+    choose_metric(&coder);
+    encode_centre_ref(&(struct encode_centre_args){
+        .rows = coder.rows, .count = PLANES_TOKENS, .head_dim = layout->head_dim,
+        .mean = coder.key_mean, .factor = coder.metric, .square = coder.square });
+    choose_balance(&coder);
+    if (find_clusters(&coder, arena) < 0)
+        return error_set(err, MEMD_ENOMEM, "planes: no memory to cluster");
+    const uint16_t *order = (const uint16_t *)(const void *)(ret_hi + layout->rows);
+    for (size_t cluster = 0; cluster < PLANES_CLUSTERS; cluster++) {
+        code_keys(&coder, cluster, order + cluster * PLANES_CLUSTER);
+        code_values(&coder, cluster, order + cluster * PLANES_CLUSTER);
+    }
+    put_head(&coder);
+    struct planes unused;
+    struct error why = { 0 };
+    if (planes_open(layout, ret_hi, ret_lo, &unused, &why) < 0)
+        return error_set(err, MEMD_EUNSUPPORTED, "rows out of range: %s", why.text);
+    return 0;
+}
