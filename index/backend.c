@@ -12,6 +12,10 @@
 static const struct plane_backend tables[CPU_LEVELS] = {
     [CPU_REF] = { "ref", plane_score_ref, plane_centroid_ref, plane_soften_ref, plane_weigh_ref,
                   plane_means_ref, plane_row_ref },
+#if defined(__x86_64__)
+    [CPU_AVX2] = { "avx2", plane_score_avx2, plane_centroid_avx2, plane_soften_avx2,
+                   plane_weigh_avx2, plane_means_avx2, plane_row_avx2 },
+#endif
 };
 
 const struct plane_backend *plane_backend_for(enum cpu_level level)

@@ -62,7 +62,8 @@ struct plane_centroid_args {
 };
 typedef void plane_centroid_fn(const struct plane_centroid_args *args);
 
-/* scores → weights exp(score - shift[m]) in place, with their sums and sums of squares per tile. */
+/* scores → weights exp(score - shift[m]) in place, with their sums and sums of squares per tile.
+ * score - shift ≤ 40, so that squares are finite; below -88 the weight is 0. */
 struct plane_soften_args {
     float *scores;      /* (M, stride) in, weights out */
     const float *shift; /* (M) */

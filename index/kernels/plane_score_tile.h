@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* plane_score_tile.h — the walk of plane_score over tiles and blocks of query rows, for all
+ * instruction sets; the including file defines score_rows, one tile for one block.
+ *
+ * The list jumps, so the CPU's own prefetcher knows little: score_rows touches one line of the tile
+ * `soon`, SCORE_AHEAD bytes further in the list, for each line that it reads.
+ */
+#ifndef MEMD_INDEX_KERNELS_PLANE_SCORE_TILE_H
+#define MEMD_INDEX_KERNELS_PLANE_SCORE_TILE_H
+
+#include "index/kernels/plane.h"
+
+#define INLINE static inline __attribute__((always_inline))
+
+enum {
+    SCORE_ROWS = 4,        /* query rows of a block */
+    SCORE_STEP_BYTES = 64, /* 16 tokens × 8 dimensions */
+    SCORE_AHEAD = 2048,
+};
+
+/* One tile. */
+struct scan {
+    const struct plane_queries *queries;
+    const uint8_t *codes, *soon;
+    const uint16_t *key_scale; /* (16) */
+    float *scores;             /* (M, stride) at the tile */
+    size_t stride;
+};
+
+/* Query rows first … first + rows - 1 ≤ SCORE_ROWS of a tile. */
+INLINE void score_rows(const struct scan *scan, size_t first, size_t rows);
+
+static void score_tile(const struct scan *scan)
+{
+    size_t left = scan->queries->count, first = 0;
+    for (; left >= SCORE_ROWS; left -= SCORE_ROWS, first += SCORE_ROWS)
+        score_rows(scan, first, SCORE_ROWS);
+    if (left == 3) score_rows(scan, first, 3);
+    if (left == 2) score_rows(scan, first, 2);
+    if (left == 1) score_rows(scan, first, 1);
+}
+
+static void score_tiles(const struct plane_score_args *args)
+{
+    const size_t tile_bytes = PLANE_TILE / 2 * args->queries->head_dim;
+    const size_t ahead = (SCORE_AHEAD + tile_bytes - 1) / tile_bytes;
+    for (size_t at = 0; at < args->count; at++) {
+        size_t tile = plane_tile(args->tiles, at);
+        size_t soon = at + ahead < args->count ? plane_tile(args->tiles, at + ahead) : tile;
+        score_tile(&(struct scan){ .queries = args->queries,
+                                   .codes = args->key_hi + tile * tile_bytes,
+                                   .soon = args->key_hi + soon * tile_bytes,
+                                   .key_scale = args->key_scale + tile * PLANE_TILE,
+                                   .scores = args->scores + at * PLANE_TILE,
+                                   .stride = args->stride });
+    }
+}
+
+#endif

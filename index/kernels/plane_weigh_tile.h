@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* plane_weigh_tile.h — the walk of plane_weigh over tiles and query rows, for all instruction sets;
+ * the including file defines round_weights and weigh_groups.
+ *
+ * Weights times value steps of the 16 tokens of a tile become integers 0 … 255 against their
+ * largest, so that a tile is one sum of products of integers:
+ *
+ *     n_i = round(w_i step_i / unit),  unit = max(w_i step_i) / 255
+ *     Σ_i w_i step_i (h_i - 7.5) ≈ unit (Σ_i n_i h_i - 7.5 Σ_i n_i)
+ *
+ * The second term is one number per query row and tile, the same for all dimensions, and is taken
+ * off at the end. With the rounded n_i in both terms their rounding only weighs h - 7.5, never the
+ * whole code: the error of a dimension is at most Σ_i |h_i - 7.5| unit / 2.
+ *
+ * Rejected: floats of codes (8 conversions and 8 multiply-adds for one vpmaddubsw); one unit for
+ * all tiles (rounds away the tiles that a peaked row hardly weighs, which together may count).
+ */
+#ifndef MEMD_INDEX_KERNELS_PLANE_WEIGH_TILE_H
+#define MEMD_INDEX_KERNELS_PLANE_WEIGH_TILE_H
+
+#include "index/kernels/plane.h"
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* Weights times steps of a tile that are all smaller count as none: their inverse would
+ * overflow. */
+#define WEIGHT_MIN 1e-30F
+
+enum {
+    WEIGH_ROWS = 4,   /* query rows of a block */
+    WEIGH_CHUNK = 16, /* query rows that go over a tile while it is in L1 */
+    WEIGH_AHEAD = 2048,
+    QUADS = 4,        /* of tokens of a tile */
+};
+
+/* The weights of a row and tile. */
+struct rounded {
+    int32_t quads[QUADS]; /* four bytes each: n of tokens 4 quad … 4 quad + 3 */
+    float unit;           /* 0: the tile has no weight for this row */
+    int32_t sum;          /* Σ n */
+};
+
+/* A tile, and the query rows that weigh it. */
+struct weighing {
+    const uint8_t *codes, *soon; /* [2][D][4]; the tile to prefetch */
+    size_t head_dim;
+    struct rounded weights[WEIGH_ROWS];
+    float *acc[WEIGH_ROWS]; /* (D) each */
+};
+
+/* weights, value_scale (16) */
+INLINE struct rounded round_weights(const float *weights, const uint16_t *value_scale);
+
+/* acc += unit * Σ n h for the dimensions d … d + 8 * groups - 1, groups ≤ 2, and for `rows` rows:
+ * two groups share the broadcasts of the weights. */
+INLINE void weigh_groups(const struct weighing *w, size_t d, size_t groups, size_t rows);
+
+INLINE void weigh_rows(const struct weighing *w, size_t rows)
+{
+    size_t d = 0;
+    for (; d + 16 <= w->head_dim; d += 16) weigh_groups(w, d, 2, rows);
+    if (d < w->head_dim) weigh_groups(w, d, 1, rows);
+}
+
+/* The `at`-th tile of the list for M ≤ WEIGH_ROWS query rows; less (M) grows by unit * Σ n. */
+static void weigh_block(const struct plane_weigh_args *args, struct weighing *w, size_t at,
+                        float *less)
+{
+    const uint16_t *steps = args->value_scale + plane_tile(args->tiles, at) * PLANE_TILE;
+    size_t active = 0; /* rows that have weight here */
+    for (size_t m = 0; m < args->queries; m++) {
+        struct rounded *weights = &w->weights[active];
+        *weights = round_weights(args->weights + m * args->stride + at * PLANE_TILE, steps);
+        w->acc[active] = args->acc + m * args->head_dim;
+        less[m] += weights->unit * (float)weights->sum;
+        active += weights->unit > 0.0F;
+    }
+    switch (active) {
+    case 0: break;
+    case 1: weigh_rows(w, 1); break;
+    case 2: weigh_rows(w, 2); break;
+    case 3: weigh_rows(w, 3); break;
+    default: weigh_rows(w, 4); break;
+    }
+}
+
+/* The same for at most `most` query rows from `first`. */
+static struct plane_weigh_args weigh_part(const struct plane_weigh_args *args, size_t first,
+                                          size_t most)
+{
+    struct plane_weigh_args part = *args;
+    part.weights += first * args->stride;
+    part.acc += first * args->head_dim;
+    part.queries -= first;
+    if (part.queries > most) part.queries = most;
+    return part;
+}
+
+/* All tiles for at most WEIGH_CHUNK query rows. */
+static void weigh_chunk(const struct plane_weigh_args *args)
+{
+    const size_t tile_bytes = PLANE_TILE / 2 * args->head_dim;
+    const size_t ahead = (WEIGH_AHEAD + tile_bytes - 1) / tile_bytes;
+    float less[WEIGH_CHUNK] = { 0.0F };
+    for (size_t at = 0; at < args->count; at++) {
+        size_t tile = plane_tile(args->tiles, at);
+        size_t soon = at + ahead < args->count ? plane_tile(args->tiles, at + ahead) : tile;
+        struct weighing w = { .codes = args->value_hi + tile * tile_bytes,
+                              .soon = args->value_hi + soon * tile_bytes,
+                              .head_dim = args->head_dim };
+        for (size_t first = 0; first < args->queries; first += WEIGH_ROWS) {
+            struct plane_weigh_args part = weigh_part(args, first, WEIGH_ROWS);
+            weigh_block(&part, &w, at, less + first);
+        }
+    }
+    for (size_t m = 0; m < args->queries; m++)
+        for (size_t d = 0; d < args->head_dim; d++)
+            args->acc[m * args->head_dim + d] -= 7.5F * less[m];
+}
+
+static void weigh_tiles(const struct plane_weigh_args *args)
+{
+    for (size_t first = 0; first < args->queries; first += WEIGH_CHUNK) {
+        struct plane_weigh_args part = weigh_part(args, first, WEIGH_CHUNK);
+        weigh_chunk(&part);
+    }
+}
+
+#endif
