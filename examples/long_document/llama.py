@@ -32,43 +32,56 @@ class Attention(Protocol):
 
 
 class Llama:
+    architecture = "llama"
+    # llama.cpp stores the rotary pairs of a Llama side by side, not as dimensions i and i + D/2.
+    pairs_side_by_side = True
+
     def __init__(self, path: str):
         reader = GGUFReader(path)
 
         def field(name: str):
-            return reader.fields[name].contents()
+            return reader.fields[name.format(arch=self.architecture)].contents()
 
-        assert field("general.architecture") == "llama", "this example knows Llama models only"
+        found = field("general.architecture")
+        assert found == self.architecture, f"{path} is a {found} model, not {self.architecture}"
         self.name: str = field("general.name")
-        self.layers: int = field("llama.block_count")
-        self.context_length: int = field("llama.context_length")
-        self.H: int = field("llama.attention.head_count")
-        self.G: int = field("llama.attention.head_count_kv")
-        self.D: int = field("llama.embedding_length") // self.H
-        self.eps = np.float32(field("llama.attention.layer_norm_rms_epsilon"))
-        self.theta: float = field("llama.rope.freq_base")
-        self.tokenizer = Tokenizer(field("tokenizer.ggml.tokens"), field("tokenizer.ggml.merges"))
+        self.layers: int = field("{arch}.block_count")
+        self.context_length: int = field("{arch}.context_length")
+        self.H: int = field("{arch}.attention.head_count")
+        self.G: int = field("{arch}.attention.head_count_kv")
+        self.D: int = self._head_dim(field)
+        self.eps = np.float32(field("{arch}.attention.layer_norm_rms_epsilon"))
+        self.theta: float = field("{arch}.rope.freq_base")
+        self.tokenizer = self._make_tokenizer(field)
         self._weights = {tensor.name: self._load(tensor) for tensor in reader.tensors}
         self._embedding = self._weights["token_embd.weight"]
         # Small models use the embedding once more to turn hidden states into token scores.
         self._head = self._weights.get("output.weight", self._embedding)
 
+    def _head_dim(self, field) -> int:
+        return field("{arch}.embedding_length") // self.H
+
+    def _make_tokenizer(self, field):
+        return Tokenizer(field("tokenizer.ggml.tokens"), field("tokenizer.ggml.merges"))
+
     def _load(self, tensor) -> np.ndarray:
         weight = np.ascontiguousarray(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
-        if tensor.name.endswith(("attn_q.weight", "attn_k.weight")):
-            # llama.cpp stores rotary pairs side by side; back to dimension i with i + D/2.
+        if self.pairs_side_by_side and tensor.name.endswith(("attn_q.weight", "attn_k.weight")):
             weight = weight.reshape(-1, self.D // 2, 2, weight.shape[-1]).swapaxes(1, 2)
             weight = np.ascontiguousarray(weight.reshape(-1, weight.shape[-1]))
         return weight
 
     def forward(self, ids: np.ndarray, start: int, attention: Attention) -> np.ndarray:
         """Read the tokens `ids` at positions start, start + 1, …; hidden states (n, E)."""
-        x, positions = self._embedding[ids], start + np.arange(len(ids))
+        x, positions = self._embed(ids), start + np.arange(len(ids))
         for layer in range(self.layers):
             q, k, v = by_rows(partial(self._before_attention, layer), x, positions)
             o = attention.attend(layer, start, q, k, v)
             x = by_rows(partial(self._after_attention, layer), x, o)
         return self._norm(x, self._weights["output_norm.weight"])
+
+    def _embed(self, ids: np.ndarray) -> np.ndarray:
+        return self._embedding[ids]
 
     def _before_attention(self, layer: int, x: np.ndarray, positions: np.ndarray):
         """x (n, E) -> q (n, H, D), k, v (n, G, D), queries and keys rotated to their positions."""
@@ -76,7 +89,7 @@ class Llama:
         q = (h @ self._weight(layer, "attn_q").T).reshape(-1, self.H, self.D)
         k = (h @ self._weight(layer, "attn_k").T).reshape(-1, self.G, self.D)
         v = (h @ self._weight(layer, "attn_v").T).reshape(-1, self.G, self.D)
-        return self._rope(q, positions), self._rope(k, positions), v
+        return self._rope(q, positions, self.theta), self._rope(k, positions, self.theta), v
 
     def _after_attention(self, layer: int, x: np.ndarray, o: np.ndarray) -> np.ndarray:
         """Output projection of o (n, H, D) and the gated feed-forward, each added to x (n, E)."""
@@ -103,10 +116,10 @@ class Llama:
     def _norm(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
         return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + self.eps) * weight
 
-    def _rope(self, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    def _rope(self, x: np.ndarray, positions: np.ndarray, theta: float) -> np.ndarray:
         """Turn dimension pair (i, i + D/2) of the token at position p by p * theta**(-2i/D)."""
         half = self.D // 2
-        angles = positions[:, None, None] * self.theta ** (-np.arange(half) / half)
+        angles = positions[:, None, None] * theta ** (-np.arange(half) / half)
         cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
         a, b = x[..., :half], x[..., half:]
         return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
