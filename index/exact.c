@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* exact.c — scores of a few queries over a few hundred rows at a time, then a heap per query head.
  *
- * The heap of the k best (topk.h) lies in the caller's result row; a last heapsort in place puts the
- * best first.
+ * The heap of the k best (topk.h) lies in the caller's result row; a last heapsort in place puts
+ * the best first.
  *
  * Rejected: nth_element over all scores (n * H * T floats of scratch); a threshold from a sample
  * (exact must stay obviously right: it is every other index's oracle).

@@ -70,4 +70,9 @@ struct index_hits {
     size_t k;
 };
 
+struct index_found {
+    struct index_hits hits;
+    struct index_quality *quality; /* may be NULL, and so may its arrays */
+};
+
 #endif

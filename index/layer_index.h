@@ -11,8 +11,8 @@
  *
  * Threads  build: the builder's thread, which may use the pool; attend, search: any, concurrently
  * Memory   a version is on the heap; the last layer_index_put frees it
- * Errors   MEMD_ENOMEM · MEMD_ECANCELLED by `stop` · MEMD_ECORRUPT from load · MEMD_EUNSUPPORTED where
- *          queries are needed and none were kept
+ * Errors   MEMD_ENOMEM · MEMD_ECANCELLED by `stop` · MEMD_ECORRUPT from load · MEMD_EUNSUPPORTED
+ *          where queries are needed and none were kept
  */
 #ifndef MEMD_INDEX_LAYER_INDEX_H
 #define MEMD_INDEX_LAYER_INDEX_H
@@ -83,8 +83,8 @@ struct layer_index_type {
                   const double *options, struct arena *arena, const struct index_answer *ret_answer,
                   struct error *err);
     int (*search)(const struct layer_index *version, const struct index_args *args,
-                  const double *options, struct arena *arena, const struct index_hits *ret_hits,
-                  struct index_quality *ret_quality, struct error *err);
+                  const double *options, struct arena *arena, const struct index_found *ret_found,
+                  struct error *err);
 };
 
 struct layer_index *layer_index_get(struct layer_index *version);

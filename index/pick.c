@@ -1,0 +1,409 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* pick.c — sets of positions become runs of rows: straight from the views where they lie together,
+ * through a small tile where they do not (or where keys have to be rotated).
+ *
+ * Rejected: the union of what the heads of a group picked, read once for all of them: heads of a
+ * top-k index attend to their own rows only, as published, and their picks overlap little.
+ */
+#include "index/pick.h"
+
+#include <assert.h>
+#include <math.h>
+#include <string.h>
+
+#include "attention/backend.h"
+#include "attention/scan.h"
+#include "base/arena.h"
+#include "base/error.h"
+#include "base/half.h"
+#include "base/pool.h"
+#include "proto/limits.h"
+
+enum {
+    RUN_ROWS = 512,            /* read between two looks at `stop` */
+    SCORE_FLOATS = 4096,       /* scores in flight, on the stack */
+    TILE_BYTES = 32 << 10,     /* of gathered keys, and of values */
+    WAVE_BYTES = 8 << 20,      /* scratch of all tasks of a wave, if more than one query */
+};
+
+/* Rows that lie together. */
+struct run {
+    const unsigned char *k, *v;
+    size_t k_stride_bytes, v_stride_bytes, count;
+    uint32_t k_dtype, v_dtype;
+};
+
+/* The heads that a set of rows is for. */
+struct heads {
+    size_t first, count;
+};
+
+void pick_count(struct pick *pick, enum index_level level, uint64_t rows, uint64_t bytes)
+{
+    pick->read_rows[level] += rows;
+    pick->read_bytes[level] += bytes;
+}
+
+void pick_dropped(struct pick *pick)
+{
+    for (size_t m = 0; m < pick->group; m++) {
+        pick->predicted[m] = NAN;
+        for (size_t level = 0; level < INDEX_LEVELS; level++)
+            pick->mass[m * INDEX_LEVELS + level] = NAN;
+    }
+}
+
+static void attend_run(struct pick *pick, struct heads heads, const struct run *run)
+{
+    for (size_t m = 0; m < heads.count; m++) pick->visible[m] = (uint32_t)run->count;
+    backend_get()->partial(&(struct partial_args){
+        .q = pick->q + heads.first * pick->head_dim, .visible = pick->visible,
+        .queries = heads.count, .head_dim = pick->head_dim, .k = run->k, .v = run->v,
+        .k_stride_bytes = run->k_stride_bytes, .v_stride_bytes = run->v_stride_bytes,
+        .tokens = run->count, .k_dtype = run->k_dtype, .v_dtype = run->v_dtype,
+        .max = pick->max + heads.first, .sum = pick->sum + heads.first,
+        .acc = pick->acc + heads.first * pick->head_dim });
+}
+
+/* scores (heads.count, run->count) */
+static void score_run(const struct pick *pick, struct heads heads, const struct run *run,
+                      float *scores)
+{
+    backend_get()->score(&(struct score_args){
+        .q = pick->q + heads.first * pick->head_dim, .queries = heads.count,
+        .head_dim = pick->head_dim, .k = run->k, .k_stride_bytes = run->k_stride_bytes,
+        .tokens = run->count, .dtype = run->k_dtype, .scores = scores });
+}
+
+/* positions (run->count), or NULL: consecutive from `position` on. */
+static void search_run(struct pick *pick, struct heads heads, const struct run *run,
+                       const uint64_t *positions, uint64_t position)
+{
+    float scores[SCORE_FLOATS];
+    size_t step = SCORE_FLOATS / heads.count;
+    for (size_t begin = 0; begin < run->count; begin += step) {
+        struct run part = *run;
+        part.k += begin * run->k_stride_bytes;
+        part.count = run->count - begin < step ? run->count - begin : step;
+        score_run(pick, heads, &part, scores);
+        for (size_t m = 0; m < heads.count; m++)
+            for (size_t i = 0; i < part.count; i++)
+                topk_offer(&pick->top[heads.first + m], scores[m * part.count + i],
+                           positions == NULL ? position + begin + i : positions[begin + i]);
+    }
+}
+
+static void consume(struct pick *pick, struct heads heads, const struct run *run,
+                    const uint64_t *positions, uint64_t position)
+{
+    if (pick->call->partial != NULL) attend_run(pick, heads, run);
+    else search_run(pick, heads, run, positions, position);
+}
+
+static bool asked_to_stop(struct pick *pick)
+{
+    const struct attend_args *args = &pick->call->args->attend;
+    if (pick->stopped == 0 && args->stop != NULL) pick->stopped = args->stop(args->stop_arg);
+    return pick->stopped != 0;
+}
+
+/* Bytes of one token that are read: K, and V unless this is a search. */
+static void count_exact(struct pick *pick, uint64_t tokens, uint32_t dtype, bool values)
+{
+    uint64_t parts = values ? 2 : 1;
+    pick_count(pick, INDEX_EXACT, tokens * parts,
+               tokens * parts * pick->head_dim * dtype_bytes(dtype));
+}
+
+/* A run of up to `most` rows from `position` on, straight from the view; its keys rotated in `tile`
+ * if need be. */
+static struct run run_at(const struct pick *pick, uint64_t position, size_t most, float *tile)
+{
+    const struct view *view = rows_view(&pick->rows, pick->kv_head, position);
+    size_t row = (size_t)(position - view->position), left = view->tokens - row;
+    struct run run = { .k = (const unsigned char *)view->k + row * view->k_stride_bytes,
+                       .v = (const unsigned char *)view->v + row * view->v_stride_bytes,
+                       .k_stride_bytes = view->k_stride_bytes,
+                       .v_stride_bytes = view->v_stride_bytes, .k_dtype = view->dtype,
+                       .v_dtype = view->dtype, .count = left < most ? left : most };
+    if (pick->rows.rope == NULL) return run;
+    size_t room = TILE_BYTES / (pick->head_dim * sizeof *tile);
+    if (run.count > room) run.count = room;
+    backend_get()->rotate(&(struct rotate_args){
+        .rope = pick->rows.rope, .rows = run.k, .stride_bytes = run.k_stride_bytes,
+        .dtype = view->dtype, .count = run.count, .position = position, .out = tile });
+    run.k = (const unsigned char *)tile;
+    run.k_dtype = DTYPE_FP32;
+    run.k_stride_bytes = pick->head_dim * sizeof *tile;
+    return run;
+}
+
+void pick_range(struct pick *pick, uint64_t begin, uint64_t end)
+{
+    assert(end <= pick->limit || begin >= end);
+    _Alignas(64) float tile[TILE_BYTES / sizeof(float)];
+    struct heads heads = { 0, pick->group };
+    while (begin < end && !asked_to_stop(pick)) {
+        size_t most = end - begin < RUN_ROWS ? (size_t)(end - begin) : RUN_ROWS;
+        struct run run = run_at(pick, begin, most, tile);
+        consume(pick, heads, &run, NULL, begin);
+        count_exact(pick, run.count, run.v_dtype, pick->call->partial != NULL);
+        begin += run.count;
+    }
+}
+
+void pick_scores(struct pick *pick, uint64_t begin, size_t count, float *ret_scores)
+{
+    _Alignas(64) float tile[TILE_BYTES / sizeof(float)];
+    float scores[SCORE_FLOATS];
+    struct heads heads = { 0, pick->group };
+    size_t step = SCORE_FLOATS / pick->group;
+    for (size_t done = 0; done < count && !asked_to_stop(pick);) {
+        struct run run = run_at(pick, begin + done, count - done < step ? count - done : step,
+                                tile);
+        score_run(pick, heads, &run, scores);
+        for (size_t m = 0; m < pick->group; m++)
+            memcpy(ret_scores + m * count + done, scores + m * run.count,
+                   run.count * sizeof *scores);
+        count_exact(pick, run.count, run.v_dtype, false);
+        done += run.count;
+    }
+}
+
+/* Copies of the rows at `positions` (count ≤ what the tiles hold). */
+static struct run gather(const struct pick *pick, const uint64_t *positions, size_t count,
+                         unsigned char *k, unsigned char *v)
+{
+    struct run run = { .k = k, .v = v, .count = count };
+    for (size_t i = 0; i < count; i++) {
+        assert(positions[i] < pick->limit);
+        const struct view *view = rows_view(&pick->rows, pick->kv_head, positions[i]);
+        size_t row = (size_t)(positions[i] - view->position);
+        const unsigned char *key = (const unsigned char *)view->k + row * view->k_stride_bytes;
+        const unsigned char *value = (const unsigned char *)view->v + row * view->v_stride_bytes;
+        size_t row_bytes = pick->head_dim * dtype_bytes(view->dtype);
+        assert(i == 0 || run.v_dtype == view->dtype);
+        run.v_dtype = view->dtype;
+        run.v_stride_bytes = row_bytes;
+        memcpy(v + i * row_bytes, value, row_bytes);
+        if (pick->rows.rope == NULL) {
+            memcpy(k + i * row_bytes, key, row_bytes);
+            continue;
+        }
+        backend_get()->rotate(&(struct rotate_args){
+            .rope = pick->rows.rope, .rows = key, .stride_bytes = row_bytes, .dtype = view->dtype,
+            .count = 1, .position = positions[i],
+            .out = (float *)(void *)k + i * pick->head_dim });
+    }
+    run.k_dtype = pick->rows.rope == NULL ? run.v_dtype : DTYPE_FP32;
+    run.k_stride_bytes = pick->head_dim * dtype_bytes(run.k_dtype);
+    return run;
+}
+
+void pick_list(struct pick *pick, size_t head, const uint64_t *positions, size_t count)
+{
+    _Alignas(64) unsigned char k[TILE_BYTES], v[TILE_BYTES];
+    struct heads heads = { head, 1 };
+    if (head == PICK_GROUP) heads = (struct heads){ 0, pick->group };
+    size_t step = TILE_BYTES / (pick->head_dim * sizeof(float));
+    for (size_t begin = 0; begin < count && !asked_to_stop(pick); begin += step) {
+        size_t some = count - begin < step ? count - begin : step;
+        struct run run = gather(pick, positions + begin, some, k, v);
+        consume(pick, heads, &run, positions + begin, 0);
+        count_exact(pick, some, run.v_dtype, pick->call->partial != NULL);
+    }
+}
+
+struct pick_middle pick_steady(struct pick *pick, uint64_t sinks, uint64_t window,
+                               uint64_t covered)
+{
+    uint64_t limit = pick->limit;
+    if (sinks > limit) sinks = limit;
+    uint64_t begin = limit > window ? limit - window : 0;
+    if (begin > covered) begin = covered;
+    if (begin < sinks) begin = sinks;
+    pick_range(pick, 0, sinks);
+    pick_range(pick, begin, limit);
+    return (struct pick_middle){ sinks, begin };
+}
+
+void pick_merge(struct pick *pick, size_t head, float max, float sum, const float *acc)
+{
+    if (max == -INFINITY) return;
+    float *into = pick->acc + head * pick->head_dim;
+    float top = fmaxf(pick->max[head], max);
+    float keep = pick->max[head] == -INFINITY ? 0.0F : expf(pick->max[head] - top);
+    float add = expf(max - top);
+    for (size_t d = 0; d < pick->head_dim; d++) into[d] = keep * into[d] + add * acc[d];
+    pick->sum[head] = keep * pick->sum[head] + add * sum;
+    pick->max[head] = top;
+}
+
+/* ---- the driver ---- */
+
+struct outcome {
+    int code;
+    struct error error;
+    uint64_t rows[INDEX_LEVELS], bytes[INDEX_LEVELS];
+};
+
+struct wave {
+    const struct pick_call *call;
+    struct scan scan;
+    struct rows rows;
+    uint64_t tokens;
+    float *max, *sum;      /* (queries, H) */
+    struct topk *top;      /* (queries, H) */
+    uint32_t *visible;     /* (queries, H) */
+    float *mass;           /* (queries, H, INDEX_LEVELS) */
+    float *predicted;      /* (queries, H) */
+    unsigned char *scratch; /* (queries, G, scratch_bytes) */
+    size_t scratch_bytes;
+    struct outcome *outcomes; /* (queries, G) */
+};
+
+static void begin_task(struct wave *wave, struct pick *pick, size_t row, size_t out_row)
+{
+    const struct pick_call *call = wave->call;
+    for (size_t m = 0; m < pick->group; m++) {
+        pick->max[m] = -INFINITY;
+        pick->sum[m] = 0.0F;
+        pick->predicted[m] = 0.0F;
+        for (size_t level = 0; level < INDEX_LEVELS; level++)
+            pick->mass[m * INDEX_LEVELS + level] = level == INDEX_EXACT ? 1.0F : 0.0F;
+        if (call->hits == NULL) continue;
+        size_t at = (out_row + m) * call->hits->k;
+        wave->top[row + m] = (struct topk){ call->hits->ids + at, call->hits->scores + at,
+                                            call->hits->k };
+        topk_clear(&wave->top[row + m]);
+    }
+    if (call->partial == NULL) return;
+    pick->acc = call->partial->o + out_row * pick->head_dim;
+    memset(pick->acc, 0, pick->group * pick->head_dim * sizeof *pick->acc);
+}
+
+static void end_task(const struct pick_call *call, struct pick *pick, size_t out_row)
+{
+    if (call->partial != NULL)
+        partial_finish(pick->max, pick->sum,
+                       &(struct partial){ .o = pick->acc, .lse = call->partial->lse + out_row,
+                                          .rows = pick->group, .head_dim = pick->head_dim });
+    for (size_t m = 0; call->hits != NULL && m < pick->group; m++) topk_sort(&pick->top[m]);
+    struct index_quality *quality = call->quality;
+    if (quality == NULL) return;
+    if (quality->predicted_error != NULL)
+        memcpy(quality->predicted_error + out_row, pick->predicted,
+               pick->group * sizeof *pick->predicted);
+    if (quality->mass != NULL)
+        memcpy(quality->mass + out_row * INDEX_LEVELS, pick->mass,
+               pick->group * INDEX_LEVELS * sizeof *pick->mass);
+    if (quality->limited != NULL)
+        memset(quality->limited + out_row, 0, pick->group * sizeof *quality->limited);
+}
+
+/* idx = query * G + g */
+static void run_task(void *arg, size_t idx)
+{
+    struct wave *wave = arg;
+    const struct scan *scan = &wave->scan;
+    const struct attend_args *args = &wave->call->args->attend;
+    struct outcome *outcome = &wave->outcomes[idx];
+    size_t i = idx / args->kv_heads, g = idx % args->kv_heads;
+    size_t row = i * scan->heads + g * scan->group, out_row = scan->first * scan->heads + row;
+    uint64_t limit = args->limits[scan->first + i];
+    struct pick pick = {
+        .call = wave->call, .rows = wave->rows, .kv_head = g, .query = scan->first + i,
+        .group = scan->group, .head_dim = scan->head_dim,
+        .limit = limit < wave->tokens ? limit : wave->tokens,
+        .q = scan->q + (g * scan->queries + i) * scan->group * scan->head_dim,
+        .max = wave->max + row, .sum = wave->sum + row, .visible = wave->visible + row,
+        .top = wave->top == NULL ? NULL : wave->top + row, .predicted = wave->predicted + row,
+        .mass = wave->mass + row * INDEX_LEVELS,
+        .scratch = wave->scratch + idx * wave->scratch_bytes };
+    begin_task(wave, &pick, row, out_row);
+    if (!asked_to_stop(&pick)) outcome->code = wave->call->task(&pick, &outcome->error);
+    if (outcome->code == 0 && pick.stopped != 0)
+        outcome->code = error_set(&outcome->error, pick.stopped, "%s while reading rows",
+                                  error_text(pick.stopped));
+    if (outcome->code == 0) end_task(wave->call, &pick, out_row);
+    memcpy(outcome->rows, pick.read_rows, sizeof outcome->rows);
+    memcpy(outcome->bytes, pick.read_bytes, sizeof outcome->bytes);
+}
+
+static int reserve(struct wave *wave, size_t queries, struct arena *arena, struct error *err)
+{
+    const struct attend_args *args = &wave->call->args->attend;
+    size_t heads = args->q.shape[1], rows = queries * heads, tasks = queries * args->kv_heads;
+    wave->scratch_bytes = (wave->call->scratch_bytes + 63) / 64 * 64;
+    float *q = arena_alloc_aligned(arena, rows * args->q.shape[2] * sizeof *q, 64);
+    wave->max = arena_calloc(arena, rows, sizeof *wave->max);
+    wave->sum = arena_calloc(arena, rows, sizeof *wave->sum);
+    wave->visible = arena_calloc(arena, rows, sizeof *wave->visible);
+    wave->mass = arena_calloc(arena, rows, INDEX_LEVELS * sizeof *wave->mass);
+    wave->predicted = arena_calloc(arena, rows, sizeof *wave->predicted);
+    wave->top = arena_calloc(arena, rows, sizeof *wave->top);
+    wave->outcomes = arena_calloc(arena, tasks, sizeof *wave->outcomes);
+    wave->scratch = arena_alloc_aligned(arena, tasks * wave->scratch_bytes, 64);
+    if (q == NULL || wave->max == NULL || wave->sum == NULL || wave->visible == NULL ||
+        wave->mass == NULL || wave->predicted == NULL || wave->top == NULL ||
+        wave->outcomes == NULL || wave->scratch == NULL)
+        return error_set(err, MEMD_ENOMEM, "no memory for %zu queries with %zu bytes of scratch",
+                         queries, tasks * wave->scratch_bytes);
+    wave->scan.q = q;
+    return 0;
+}
+
+/* Sum up what the tasks read; the first error of any. */
+static int collect(const struct wave *wave, size_t tasks, struct error *err)
+{
+    struct index_quality *quality = wave->call->quality;
+    for (size_t i = 0; i < tasks; i++) {
+        const struct outcome *outcome = &wave->outcomes[i];
+        if (outcome->code != 0)
+            return error_set(err, outcome->code, "%s", outcome->error.text);
+        for (size_t level = 0; quality != NULL && level < INDEX_LEVELS; level++) {
+            quality->rows[level] += outcome->rows[level];
+            quality->bytes[level] += outcome->bytes[level];
+        }
+    }
+    return 0;
+}
+
+/* Queries of a wave: what fits WAVE_BYTES, one at least. */
+static size_t wave_queries(const struct pick_call *call)
+{
+    const struct attend_args *args = &call->args->attend;
+    size_t task_bytes = call->scratch_bytes + sizeof(struct outcome) + 64;
+    size_t bytes = args->kv_heads * task_bytes + args->q.shape[1] * args->q.shape[2] * 4;
+    size_t wanted = WAVE_BYTES / bytes + 1;
+    return wanted < args->q.shape[0] ? wanted : args->q.shape[0];
+}
+
+int pick_run(const struct pick_call *call, struct arena *arena, struct error *err)
+{
+    const struct attend_args *args = &call->args->attend;
+    assert((call->partial == NULL) != (call->hits == NULL));
+    assert(call->hits == NULL || call->hits->k > 0);
+    if (call->quality != NULL) {
+        memset(call->quality->rows, 0, sizeof call->quality->rows);
+        memset(call->quality->bytes, 0, sizeof call->quality->bytes);
+    }
+    size_t queries = args->q.shape[0];
+    if (queries == 0) return 0;
+    assert(args->q.shape[1] / args->kv_heads <= SCORE_FLOATS);
+    struct wave wave = { .call = call, .rows = { args->views, args->view_count, args->q.shape[2],
+                                                 args->rope } };
+    wave.tokens = rows_tokens(&wave.rows);
+    size_t step = wave_queries(call);
+    int rc = reserve(&wave, step, arena, err);
+    float *q = wave.scan.q;
+    for (size_t first = 0; rc == 0 && first < queries; first += step) {
+        size_t count = queries - first < step ? queries - first : step;
+        size_t tasks = count * args->kv_heads;
+        memset(wave.outcomes, 0, tasks * sizeof *wave.outcomes);
+        scan_init(&wave.scan, args, first, count, q);
+        pool_for(args->pool, tasks, run_task, &wave);
+        rc = collect(&wave, tasks, err);
+    }
+    return rc;
+}

@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* pick.h — answers from chosen rows: what every index shares that picks tokens and reads them
+ * exactly.
+ *
+ * A call is cut into tasks, one per query and KV head; a task names sets of positions, disjoint and
+ * below the query's limit, and pick reads them: into the running softmax of attend, or into the
+ * heaps of search. So the choice of an index is written once for both, and all indexes count what
+ * they read in the same place.
+ *
+ *     middle = pick_steady(pick, sinks, window, covered);    reads the rows that are always read
+ *     … choose among middle.begin … middle.end - 1 …
+ *     pick_list(pick, PICK_GROUP, positions, count);
+ *
+ * A query of a batch is a task of its own: these indexes are asked by decoding, one query at a
+ * time.
+ *
+ * Shapes   as index.h; views ascending from position 0 without gaps (rows.h)
+ * Memory   scratch of all tasks of a wave from the arena, some MiB at most
+ * Threads  tasks run on the pool; a task's functions are called by that task only
+ * Errors   MEMD_ENOMEM · what `stop` or a task returns
+ * Quality  set to "all was read exactly"; a task that leaves rows out says so with pick_dropped, or
+ *          writes pick->mass and pick->predicted itself
+ * Tests    tests/unit/test_streaming.c
+ */
+#ifndef MEMD_INDEX_PICK_H
+#define MEMD_INDEX_PICK_H
+
+#include "index/index.h"
+#include "index/rows.h"
+#include "index/topk.h"
+
+struct arena;
+struct error;
+struct pick;
+
+struct pick_call {
+    const struct index_args *args;
+    int (*task)(struct pick *pick, struct error *err);
+    size_t scratch_bytes;  /* for each task */
+    const void *version;   /* whatever the tasks need */
+    const double *options;
+    /* one of the two */
+    const struct partial *partial; /* attend: rows = n * H */
+    const struct index_hits *hits; /* search: k ≥ 1 */
+    struct index_quality *quality; /* may be NULL, and so may its arrays */
+};
+
+/* One query of one KV head, on one thread. */
+struct pick {
+    const struct pick_call *call;
+    struct rows rows;
+    size_t kv_head, query, group, head_dim;
+    uint64_t limit;  /* the query sees positions below; at most the tokens there are */
+    const float *q;  /* (group, D) scaled, rotated */
+    float *max, *sum; /* (group) attend: the running state of kernels/partial.h */
+    float *acc;       /* (group, D) attend: the same */
+    struct topk *top; /* (group) search */
+    uint32_t *visible; /* (group) scratch of pick.c */
+    float *mass;       /* (group, INDEX_LEVELS) */
+    float *predicted;  /* (group) */
+    void *scratch;     /* 64-byte aligned */
+    uint64_t read_rows[INDEX_LEVELS], read_bytes[INDEX_LEVELS];
+    int stopped; /* what `stop` returned: reading has ended early */
+};
+
+/* Positions that an index may choose among. */
+struct pick_middle {
+    uint64_t begin, end;
+};
+
+#define PICK_GROUP SIZE_MAX /* all query heads of the KV head */
+
+int pick_run(const struct pick_call *call, struct arena *arena, struct error *err);
+
+/* All rows begin … end-1, for every head of the group. */
+void pick_range(struct pick *pick, uint64_t begin, uint64_t end);
+
+/* The rows at `positions` for one head (0 … group-1) or PICK_GROUP. */
+void pick_list(struct pick *pick, size_t head, const uint64_t *positions, size_t count);
+
+/* Read the first `sinks` rows, the last `window`, and everything from `covered` on. What is left in
+ * between is for the index. */
+struct pick_middle pick_steady(struct pick *pick, uint64_t sinks, uint64_t window,
+                               uint64_t covered);
+
+/* Scores of consecutive rows for every head of the group, counted as exact rows read.
+ * ret_scores (group, count) */
+void pick_scores(struct pick *pick, uint64_t begin, size_t count, float *ret_scores);
+
+/* Join a state over other rows to that of a head: max, sum, acc (D) as in kernels/partial.h. */
+void pick_merge(struct pick *pick, size_t head, float max, float sum, const float *acc);
+
+/* Rows were left out and nobody looked at them: error and mass are unknown (NaN). */
+void pick_dropped(struct pick *pick);
+
+void pick_count(struct pick *pick, enum index_level level, uint64_t rows, uint64_t bytes);
+
+#endif

@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* rows.c — a binary search over views, then copies of runs. */
+#include "index/rows.h"
+
+#include <assert.h>
+
+#include "attention/backend.h"
+#include "base/half.h"
+
+uint64_t rows_tokens(const struct rows *rows)
+{
+    if (rows->view_count == 0) return 0;
+    const struct view *last = &rows->views[rows->view_count - 1];
+    return last->position + last->tokens;
+}
+
+const struct view *rows_view(const struct rows *rows, size_t g, uint64_t position)
+{
+    const struct view *views = rows->views + g * rows->view_count;
+    size_t low = 0, high = rows->view_count; /* the first view that ends behind `position` */
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (views[middle].position + views[middle].tokens <= position) low = middle + 1;
+        else high = middle;
+    }
+    assert(low < rows->view_count && views[low].position <= position);
+    return &views[low];
+}
+
+/* Rows of `view` from `position` on, `count` at most. */
+static size_t here(const struct view *view, uint64_t position, size_t count)
+{
+    uint64_t left = view->position + view->tokens - position;
+    return left < count ? (size_t)left : count;
+}
+
+void rows_keys(const struct rows *rows, size_t g, uint64_t begin, size_t count, float *ret_keys)
+{
+    while (count > 0) {
+        const struct view *view = rows_view(rows, g, begin);
+        size_t some = here(view, begin, count);
+        const unsigned char *from = view->k;
+        from += (size_t)(begin - view->position) * view->k_stride_bytes;
+        if (rows->rope != NULL)
+            backend_get()->rotate(&(struct rotate_args){
+                .rope = rows->rope, .rows = from, .stride_bytes = view->k_stride_bytes,
+                .dtype = view->dtype, .count = some, .position = begin, .out = ret_keys });
+        for (size_t i = 0; rows->rope == NULL && i < some; i++)
+            half_load(from + i * view->k_stride_bytes, view->dtype, rows->head_dim,
+                      ret_keys + i * rows->head_dim);
+        ret_keys += some * rows->head_dim;
+        begin += some;
+        count -= some;
+    }
+}
+
+void rows_values(const struct rows *rows, size_t g, uint64_t begin, size_t count,
+                 float *ret_values)
+{
+    for (size_t i = 0; i < count; i++) {
+        const struct view *view = rows_view(rows, g, begin + i);
+        const unsigned char *from = view->v;
+        from += (size_t)(begin + i - view->position) * view->v_stride_bytes;
+        half_load(from, view->dtype, rows->head_dim, ret_values + i * rows->head_dim);
+    }
+}
