@@ -13,9 +13,9 @@
 
 #include "base/arena.h"
 #include "base/error.h"
-#include "index/kernels/encode.h"
+#include "index/encode_backend.h"
 
-enum { ROWS_MAX = 1024, LEAF = 16, SAMPLE = 64, STEPS = 3 };
+enum { ROWS_MAX = 1024, LEAF = 16, SAMPLE = 64, STEPS = 2 };
 
 struct scratch {
     const float *rows; /* (n, D) */
@@ -61,8 +61,8 @@ static void find_direction(struct scratch *scratch, const uint16_t *order, size_
     for (size_t i = 0; i < taken; i++) factors[i] = (float)i;
     for (int step = 0; step <= STEPS; step++) {
         balance(factors, taken);
-        encode_combine_ref(&rows, factors, scratch->direction);
-        if (step < STEPS) encode_project_ref(&rows, scratch->direction, factors);
+        encode_backend_get()->combine(&rows, factors, scratch->direction);
+        if (step < STEPS) encode_backend_get()->project(&rows, scratch->direction, factors);
     }
 }
 
@@ -93,7 +93,7 @@ static void halve(struct scratch *scratch, uint16_t *order, size_t count)
 {
     find_direction(scratch, order, count);
     struct encode_rows rows = { scratch->rows, order, count, scratch->head_dim };
-    encode_project_ref(&rows, scratch->direction, scratch->dots);
+    encode_backend_get()->project(&rows, scratch->direction, scratch->dots);
     for (size_t i = 0; i < count; i++)
         scratch->keys[i] = (uint64_t)ordered(scratch->dots[i]) << 16 | order[i];
     select_half(scratch->keys, count, count / 2);

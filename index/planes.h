@@ -8,7 +8,8 @@
  *     hi   head (64 bytes), per-channel vectors, order of tokens, clusters, scales, K-hi, V-hi
  *     lo   K-lo and V-lo, row by row
  *
- * Space of keys      k' = H S diag(t) (k - key_mean)     t_c = sqrt(rms_q,c / rms_k,c), or 1
+ * Space of keys      k' = H S diag(t) (k - key_mean)     t_c ~ sqrt(rms_q,c / rms_k,c); rms_q,c is
+ *                                                        1 where no queries were observed
  * Space of queries   q' = H S diag(1/t) q                q·k = q'·k' + q·key_mean
  * Space of values    v' = H S v
  * H S is the signed Hadamard rotation of rotation.h. Keys are coded *rotated by RoPE* at their

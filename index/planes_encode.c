@@ -26,7 +26,7 @@
 #include "base/bytes.h"
 #include "base/error.h"
 #include "index/bisect.h"
-#include "index/kernels/encode.h"
+#include "index/encode_backend.h"
 #include "index/rotation.h"
 
 enum { ALIGN = 64 };
@@ -46,7 +46,7 @@ struct coder {
     float *factor;  /* (D) t / w */
     float *weight;  /* (D) query_square / w² */
     float *square;  /* (D) Σ over the rows of (k - mean)² */
-    float *scratch; /* (18, D) */
+    float *scratch; /* (17, D) and slack */
     float *balance, *query_square, *key_mean; /* (D) in the payload */
 };
 
@@ -70,7 +70,7 @@ static void find_mean(const struct coder *coder)
         shares[i] = 1.0F / PLANES_TOKENS;
     }
     struct encode_rows rows = { coder->rows, all, PLANES_TOKENS, coder->layout->head_dim };
-    encode_combine_ref(&rows, shares, coder->key_mean);
+    encode_backend_get()->combine(&rows, shares, coder->key_mean);
 }
 
 static double mean_of(const float *values, size_t count)
@@ -96,10 +96,9 @@ static void choose_balance(const struct coder *coder)
 {
     size_t head_dim = coder->layout->head_dim;
     double key_mean = mean_of(coder->square, head_dim), total = 0.0;
-    bool observed = mean_of(coder->query_square, head_dim) > 0.0 && key_mean > 0.0;
     for (size_t d = 0; d < head_dim; d++) {
         double key = fmax((double)coder->square[d], FLOOR * FLOOR * key_mean);
-        double ratio = observed ? (double)coder->metric[d] / sqrt(key / key_mean) : 1.0;
+        double ratio = key_mean > 0.0 ? (double)coder->metric[d] / sqrt(key / key_mean) : 1.0;
         coder->balance[d] = (float)sqrt(ratio);
         total += (double)coder->square[d] * ratio;
     }
@@ -133,7 +132,7 @@ static void code_keys(const struct coder *coder, size_t cluster, const uint16_t 
     const struct planes_layout *layout = coder->layout;
     size_t head_dim = layout->head_dim, place = cluster * PLANES_CLUSTER;
     uint8_t codes[1024];
-    encode_keys_ref(&(struct encode_keys_args){
+    encode_backend_get()->keys(&(struct encode_keys_args){
         .rows = coder->rows, .order = order, .factor = coder->factor, .weight = coder->weight,
         .signs = { rotation_signs(0), rotation_signs(1) }, .head_dim = head_dim,
         .scratch = coder->scratch,
@@ -150,7 +149,7 @@ static void code_values(const struct coder *coder, size_t cluster, const uint16_
     const struct planes_layout *layout = coder->layout;
     const struct view *view = coder->source->view;
     size_t head_dim = layout->head_dim, place = cluster * PLANES_CLUSTER;
-    encode_values_ref(&(struct encode_values_args){
+    encode_backend_get()->values(&(struct encode_values_args){
         .rows = view->v, .stride_bytes = view->v_stride_bytes, .dtype = view->dtype,
         .order = order, .signs = { rotation_signs(0), rotation_signs(1) }, .head_dim = head_dim,
         .scratch = coder->scratch,
@@ -178,7 +177,8 @@ static bool prepare(struct coder *coder, struct arena *arena)
     const struct planes_layout *layout = coder->layout;
     size_t head_dim = layout->head_dim;
     float *memory = arena_alloc_aligned(
-        arena, (PLANES_TOKENS + 4 + ENCODE_ROWS + 2) * head_dim * sizeof *memory, ALIGN);
+        arena, ((PLANES_TOKENS + 4 + ENCODE_ROWS + 1) * head_dim + ENCODE_SLACK) * sizeof *memory,
+        ALIGN);
     if (memory == NULL) return false;
     coder->rows = memory;
     coder->metric = coder->rows + PLANES_TOKENS * head_dim;
@@ -213,7 +213,7 @@ int planes_encode(const struct planes_layout *layout, const struct planes_source
     load_keys(&coder, straight);
     find_mean(&coder);
     choose_metric(&coder);
-    encode_centre_ref(&(struct encode_centre_args){
+    encode_backend_get()->centre(&(struct encode_centre_args){
         .rows = coder.rows, .count = PLANES_TOKENS, .head_dim = layout->head_dim,
         .mean = coder.key_mean, .factor = coder.metric, .square = coder.square });
     choose_balance(&coder);

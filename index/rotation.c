@@ -7,7 +7,7 @@
 
 #include <assert.h>
 
-#include "index/kernels/encode.h"
+#include "index/encode_backend.h"
 
 static const uint8_t signs[2][128] = {
     {
@@ -45,7 +45,7 @@ const uint8_t *rotation_signs(int pass)
 static void rotate(float *rows, size_t count, size_t head_dim, bool invert)
 {
     assert(head_dim % 8 == 0 && head_dim >= 8 && head_dim <= 1024);
-    encode_rotate_ref(&(struct encode_rotate_args){ .rows = rows, .count = count,
+    encode_backend_get()->rotate(&(struct encode_rotate_args){ .rows = rows, .count = count,
         .head_dim = head_dim, .signs = { signs[0], signs[1] }, .invert = invert });
 }
 

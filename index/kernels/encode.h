@@ -9,7 +9,7 @@
  * Shapes   rows (count, D) fp32, contiguous; D a multiple of 8, ≤ 1024
  * Threads  pure
  * Errors   none: the caller has checked
- * Tests    tests/unit/test_planes.c
+ * Tests    tests/kernels/test_encode.c: every level against the reference
  */
 #ifndef MEMD_INDEX_KERNELS_ENCODE_H
 #define MEMD_INDEX_KERNELS_ENCODE_H
@@ -18,7 +18,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { ENCODE_ROWS = 16 }; /* of a tile */
+enum {
+    ENCODE_ROWS = 16,  /* of a tile */
+    ENCODE_SLACK = 32, /* floats behind a scratch that may be read and mean nothing */
+};
 
 /* The signed Hadamard rotation of rotation.h, in place. */
 struct encode_rotate_args {
@@ -70,7 +73,7 @@ struct encode_keys_args {
     const float *weight;     /* (D) of a square in the metric, for the spread */
     const uint8_t *signs[2]; /* as in encode_rotate_args */
     size_t head_dim;
-    float *scratch;          /* (18, D) */
+    float *scratch;          /* (17, D) and slack */
     struct encode_tile tile;
 };
 typedef void encode_keys_fn(const struct encode_keys_args *args);
@@ -82,7 +85,7 @@ struct encode_values_args {
     const uint16_t *order; /* (16) */
     const uint8_t *signs[2];
     size_t head_dim;
-    float *scratch; /* (18, D) */
+    float *scratch; /* (17, D) and slack */
     struct encode_tile tile;
 };
 typedef void encode_values_fn(const struct encode_values_args *args);

@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* encode_neon.c — encode_tile.h in NEON. */
+#include "index/kernels/encode_tile.h"
+
+void encode_rotate_neon(const struct encode_rotate_args *args)
+{
+    rotate_rows(args);
+}
+
+void encode_project_neon(const struct encode_rows *rows, const float *direction, float *ret_dots)
+{
+    project_rows(rows, direction, ret_dots);
+}
+
+void encode_combine_neon(const struct encode_rows *rows, const float *factors, float *ret_sum)
+{
+    combine_rows(rows, factors, ret_sum);
+}
+
+void encode_centre_neon(const struct encode_centre_args *args)
+{
+    centre_rows(args);
+}
+
+void encode_keys_neon(const struct encode_keys_args *args)
+{
+    keys_tile(args);
+}
+
+void encode_values_neon(const struct encode_values_args *args)
+{
+    values_tile(args);
+}

@@ -1,0 +1,521 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* encode_tile.h — the encode kernels, written once for all instruction sets.
+ *
+ * Vectors of 8 floats are the compiler's (GNU vector extensions): D is a multiple of 8, so there
+ * are no remainders, and shuffles, conversions and integer work need no names of their own. Where
+ * there are only lanes to fill, plain loops are left to the compiler. Included by one file per
+ * instruction set and compiled with its flags and with -ffp-contract=fast.
+ *
+ * Codes of rows are made 32 at a time and may run over the end of a row: buffers have room for it
+ * (ENCODE_SLACK), and what stands there never reaches a real code.
+ */
+#ifndef MEMD_INDEX_KERNELS_ENCODE_TILE_H
+#define MEMD_INDEX_KERNELS_ENCODE_TILE_H
+
+#include <string.h>
+
+#include "base/tensor.h"
+#include "index/kernels/encode.h"
+
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float wide __attribute__((vector_size(32)));
+typedef int32_t wide_int __attribute__((vector_size(32)));
+typedef uint8_t wide_bytes __attribute__((vector_size(32)));
+typedef uint16_t eight_halves __attribute__((vector_size(16)));
+
+enum {
+    LANES = 8,
+    DIM_MAX = 1024,
+    SUMS = 8, /* accumulators of a register block */
+};
+
+INLINE wide load(const float *at)
+{
+    wide a;
+    memcpy(&a, at, sizeof a);
+    return a;
+}
+
+INLINE void store(float *at, wide a)
+{
+    memcpy(at, &a, sizeof a);
+}
+
+INLINE wide fill(float value)
+{
+    return (wide){ 0 } + value;
+}
+
+/* The sums over the lanes of eight vectors. */
+INLINE wide sums_of(const wide a[8])
+{
+    wide pair[4], four[2];
+    for (size_t i = 0; i < 4; i++)
+        pair[i] = __builtin_shufflevector(a[2 * i], a[2 * i + 1], 0, 8, 1, 9, 4, 12, 5, 13)
+            + __builtin_shufflevector(a[2 * i], a[2 * i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+    for (size_t i = 0; i < 2; i++)
+        four[i] = __builtin_shufflevector(pair[2 * i], pair[2 * i + 1], 0, 1, 8, 9, 4, 5, 12, 13)
+            + __builtin_shufflevector(pair[2 * i], pair[2 * i + 1], 2, 3, 10, 11, 6, 7, 14, 15);
+    return __builtin_shufflevector(four[0], four[1], 0, 1, 2, 3, 8, 9, 10, 11)
+        + __builtin_shufflevector(four[0], four[1], 4, 5, 6, 7, 12, 13, 14, 15);
+}
+
+/* ---- sums over rows ---- */
+
+static void project_rows(const struct encode_rows *rows, const float *direction, float *ret_dots)
+{
+    const size_t head_dim = rows->head_dim;
+    for (size_t at = 0; at < rows->count; at += SUMS) {
+        const float *row[SUMS];
+        size_t count = rows->count - at < SUMS ? rows->count - at : SUMS;
+        for (size_t i = 0; i < SUMS; i++)
+            row[i] = rows->rows + rows->order[at + (i < count ? i : 0)] * head_dim;
+        wide sums[SUMS] = { 0 };
+        for (size_t d = 0; d < head_dim; d += LANES) {
+            wide along = load(direction + d);
+            for (size_t i = 0; i < SUMS; i++) sums[i] += load(row[i] + d) * along;
+        }
+        wide dots = sums_of(sums);
+        memcpy(ret_dots + at, &dots, count * sizeof *ret_dots);
+    }
+}
+
+/* `count` vectors of the sum, a constant. */
+INLINE void combine_block(const struct encode_rows *rows, const float *factors, size_t d,
+                          size_t count, float *ret_sum)
+{
+    wide sums[SUMS] = { 0 };
+    for (size_t i = 0; i < rows->count; i++) {
+        const float *row = rows->rows + rows->order[i] * rows->head_dim + d;
+        wide factor = fill(factors[i]);
+        for (size_t j = 0; j < count; j++) sums[j] += load(row + j * LANES) * factor;
+    }
+    for (size_t j = 0; j < count; j++) store(ret_sum + d + j * LANES, sums[j]);
+}
+
+static void combine_rows(const struct encode_rows *rows, const float *factors, float *ret_sum)
+{
+    size_t d = 0;
+    for (; d + (size_t)SUMS * LANES <= rows->head_dim; d += (size_t)SUMS * LANES)
+        combine_block(rows, factors, d, SUMS, ret_sum);
+    for (; d < rows->head_dim; d += LANES) combine_block(rows, factors, d, 1, ret_sum);
+}
+
+static void centre_rows(const struct encode_centre_args *args)
+{
+    const size_t head_dim = args->head_dim;
+    memset(args->square, 0, head_dim * sizeof *args->square);
+    for (size_t row = 0; row < args->count; row += 2) {
+        size_t step = row + 1 < args->count ? head_dim : 0;
+        float *x = args->rows + row * head_dim; /* two rows of D, or one */
+        for (size_t d = 0; d < head_dim; d += LANES) {
+            wide mean = load(args->mean + d), factor = load(args->factor + d);
+            wide a = load(x + d) - mean, b = load(x + step + d) - mean;
+            wide square = a * a + load(args->square + d);
+            store(args->square + d, step > 0 ? square + b * b : square);
+            store(x + d, a * factor);
+            if (step > 0) store(x + step + d, b * factor);
+        }
+    }
+}
+
+/* ---- rotation ---- */
+
+/* The signs of both passes with 1 / √P in them. */
+struct turn {
+    size_t size, rest; /* P, D - P */
+    float signs[2][DIM_MAX];
+};
+
+static void turn_init(const uint8_t *const bits[2], size_t head_dim, struct turn *ret_turn)
+{
+    size_t size = LANES;
+    float scale = 8.0F;
+    for (; 2 * size <= head_dim; size *= 2) scale *= 2.0F;
+    scale = 1.0F / __builtin_sqrtf(scale);
+    ret_turn->size = size;
+    ret_turn->rest = head_dim - size;
+    for (size_t pass = 0; pass < (ret_turn->rest > 0 ? 2U : 1U); pass++)
+        for (size_t d = 0; d < size; d++)
+            ret_turn->signs[pass][d] = (bits[pass][d / 8] >> (d % 8) & 1) != 0 ? -scale : scale;
+}
+
+/* Butterflies inside a vector. */
+INLINE wide within(wide a)
+{
+    const wide ones = { 1, -1, 1, -1, 1, -1, 1, -1 }, twos = { 1, 1, -1, -1, 1, 1, -1, -1 };
+    const wide fours = { 1, 1, 1, 1, -1, -1, -1, -1 };
+    a = __builtin_shufflevector(a, a, 1, 0, 3, 2, 5, 4, 7, 6) + a * ones;
+    a = __builtin_shufflevector(a, a, 2, 3, 0, 1, 6, 7, 4, 5) + a * twos;
+    return __builtin_shufflevector(a, a, 4, 5, 6, 7, 0, 1, 2, 3) + a * fours;
+}
+
+/* Two stages of butterflies between vectors that stand `gap` floats apart. */
+INLINE void between_four(float *x, size_t gap)
+{
+    wide a = load(x), b = load(x + gap), c = load(x + 2 * gap), d = load(x + 3 * gap);
+    wide ab = a + b, cd = c + d;
+    a -= b;
+    c -= d;
+    store(x, ab + cd);
+    store(x + gap, a + c);
+    store(x + 2 * gap, ab - cd);
+    store(x + 3 * gap, a - c);
+}
+
+INLINE void between(float *x, size_t size)
+{
+    size_t gap = LANES;
+    for (; gap * 4 <= size; gap *= 4)
+        for (size_t from = 0; from < size; from += 4 * gap)
+            for (size_t d = from; d < from + gap; d += LANES) between_four(x + d, gap);
+    if (gap * 2 > size) return;
+    for (size_t d = 0; d < gap; d += LANES) {
+        wide a = load(x + d), b = load(x + gap + d);
+        store(x + d, a + b);
+        store(x + gap + d, a - b);
+    }
+}
+
+/* The usual sizes as constants. */
+static inline void between_all(float *x, size_t size)
+{
+    switch (size) {
+    case 64: between(x, 64); break;
+    case 128: between(x, 128); break;
+    case 256: between(x, 256); break;
+    default: between(x, size); break;
+    }
+}
+
+/* What follows when the first pass is within its vectors already. */
+static inline void turn_finish(const struct turn *turn, float *x)
+{
+    between_all(x, turn->size);
+    if (turn->rest == 0) return;
+    for (size_t d = 0; d < turn->size; d += LANES) {
+        float *at = x + turn->rest + d;
+        store(at, within(load(at) * load(turn->signs[1] + d)));
+    }
+    between_all(x + turn->rest, turn->size);
+}
+
+static inline void turn_row(const struct turn *turn, float *x)
+{
+    for (size_t d = 0; d < turn->size; d += LANES)
+        store(x + d, within(load(x + d) * load(turn->signs[0] + d)));
+    turn_finish(turn, x);
+}
+
+static inline void turn_back(const struct turn *turn, float *x)
+{
+    for (size_t pass = turn->rest > 0 ? 2 : 1; pass-- > 0;) {
+        float *from = pass == 1 ? x + turn->rest : x;
+        for (size_t d = 0; d < turn->size; d += LANES) store(from + d, within(load(from + d)));
+        between_all(from, turn->size);
+        for (size_t d = 0; d < turn->size; d += LANES)
+            store(from + d, load(from + d) * load(turn->signs[pass] + d));
+    }
+}
+
+static void rotate_rows(const struct encode_rotate_args *args)
+{
+    struct turn turn;
+    turn_init(args->signs, args->head_dim, &turn);
+    for (size_t row = 0; row < args->count; row++) {
+        float *x = args->rows + row * args->head_dim;
+        if (args->invert) turn_back(&turn, x);
+        else turn_row(&turn, x);
+    }
+}
+
+/* ---- codes ---- */
+
+/* The largest |x|; finite numbers without their sign are ordered as integers. x (D) */
+static inline float largest(const float *x, size_t head_dim)
+{
+    int32_t most = 0;
+    for (size_t d = 0; d < head_dim; d++) {
+        int32_t bits;
+        memcpy(&bits, x + d, sizeof bits);
+        bits &= 0x7fffffff;
+        most = bits > most ? bits : most;
+    }
+    float value;
+    memcpy(&value, &most, sizeof value);
+    return value;
+}
+
+/* Truncate 32 numbers 0 … 255 to bytes. */
+INLINE void put_bytes(const wide from[4], uint8_t *to)
+{
+    wide_int words = { 0 };
+    for (int i = 0; i < 4; i++) words |= __builtin_convertvector(from[i], wide_int) << (8 * i);
+    wide_bytes bytes; /* 4 i + j of from[j][i] */
+    memcpy(&bytes, &words, sizeof bytes);
+    bytes = __builtin_shufflevector(bytes, bytes, 0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11,
+                                    15, 16, 20, 24, 28, 17, 21, 25, 29, 18, 22, 26, 30, 19, 23, 27,
+                                    31);
+    memcpy(&words, &bytes, sizeof words);
+    words = __builtin_shufflevector(words, words, 0, 4, 1, 5, 2, 6, 3, 7);
+    memcpy(to, &words, sizeof words);
+}
+
+/* bytes = x * inverse + zero. x (D) and slack, to (D) and slack */
+static inline void put_codes(const float *x, size_t head_dim, float inverse, float zero,
+                             uint8_t *to)
+{
+    for (size_t d = 0; d < head_dim; d += ENCODE_SLACK) {
+        wide four[4];
+        for (size_t i = 0; i < 4; i++) four[i] = load(x + d + i * LANES) * inverse + zero;
+        put_bytes(four, to + d);
+    }
+}
+
+static inline float inverse_of(float scale)
+{
+    /* a little less, so that the largest does not reach the next code */
+    return scale > 0.0F ? 0.9999995F / scale : 0.0F;
+}
+
+/* encode_step and back, without calls. */
+static inline uint16_t step_of(float value, float *ret_step)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    if (bits > 0x477fe000) { /* 65504 */
+        *ret_step = 0.0F;
+        return 0x7c00;
+    }
+    if (bits < 0x38800000) { /* 2^-14: subnormal in fp16 */
+        float units = value * 16777216.0F;
+        uint32_t whole = (uint32_t)units;
+        whole += (float)whole < units;
+        *ret_step = (float)whole * 5.9604645e-8F;
+        return (uint16_t)whole;
+    }
+    bits = (bits + 0x1fff) & ~UINT32_C(0x1fff);
+    memcpy(ret_step, &bits, sizeof bits);
+    return (uint16_t)((bits >> 13) - (112U << 10));
+}
+
+/* x (D) and slack, ret_codes (D) and slack */
+static inline uint16_t code_row(const float *x, size_t head_dim, uint8_t *ret_codes)
+{
+    float wide_step;
+    uint16_t step = step_of(largest(x, head_dim) * 0.125F, &wide_step);
+    put_codes(x, head_dim, inverse_of(wide_step * 0.0625F), 128.0F, ret_codes);
+    return step;
+}
+
+/* codes (D) and slack, lo (D / 2) */
+static inline void put_lo(const uint8_t *restrict codes, size_t head_dim, uint8_t *restrict lo)
+{
+    for (size_t i = 0; i < head_dim / 2; i++) {
+        uint16_t two;
+        memcpy(&two, codes + 2 * i, sizeof two);
+        lo[i] = (uint8_t)((two & 15) | (two >> 4 & 0xf0));
+    }
+}
+
+/* One row of K-hi: a word every 64 bytes. */
+static inline void put_key_hi(const uint8_t *restrict codes, size_t head_dim, uint8_t *restrict hi)
+{
+    for (size_t d = 0; d < head_dim; d += LANES) {
+        uint64_t eight;
+        memcpy(&eight, codes + d, sizeof eight);
+        uint32_t word = (uint32_t)(eight >> 4 & 0x0f0f0f0f) | (uint32_t)(eight >> 32 & 0xf0f0f0f0);
+        memcpy(hi + 8 * d, &word, sizeof word);
+    }
+}
+
+/* Eight rows of V-hi. codes (8, DIM_MAX + slack) */
+static inline void put_value_hi(const uint8_t *restrict codes, size_t head_dim,
+                                uint8_t *restrict hi)
+{
+    enum { STRIDE = DIM_MAX + ENCODE_SLACK };
+    for (size_t d = 0; d < head_dim; d++) {
+        uint32_t word = 0;
+        for (size_t j = 0; j < 4; j++) {
+            uint32_t low = codes[j * STRIDE + d], high = codes[(j + 4) * STRIDE + d];
+            word |= (low >> 4 | (high & 0xf0)) << (8 * j);
+        }
+        memcpy(hi + 4 * d, &word, sizeof word);
+    }
+}
+
+/* x (16, D), ret_mean (D) */
+static inline void mean_rows(const float *x, size_t head_dim, float *ret_mean)
+{
+    for (size_t d = 0; d < head_dim; d += LANES) {
+        wide even = load(x + d), odd = load(x + head_dim + d);
+        for (size_t i = 2; i < ENCODE_ROWS; i += 2) {
+            even += load(x + i * head_dim + d);
+            odd += load(x + (i + 1) * head_dim + d);
+        }
+        store(ret_mean + d, (even + odd) * (1.0F / ENCODE_ROWS));
+    }
+}
+
+/* ---- tiles ---- */
+
+/* Mean over the rows of Σ weight (row - centroid)². centroid (D) */
+static inline float key_spread(const struct encode_keys_args *args, const float *centroid)
+{
+    wide sums[ENCODE_ROWS / 2] = { 0 };
+    for (size_t d = 0; d < args->head_dim; d += LANES) {
+        wide from = load(centroid + d), weight = load(args->weight + d);
+        for (size_t i = 0; i < ENCODE_ROWS; i++) {
+            wide away = load(args->rows + args->order[i] * args->head_dim + d) - from;
+            sums[i / 2] += away * away * weight;
+        }
+    }
+    wide each = sums_of(sums);
+    float sum = 0.0F;
+    for (size_t i = 0; i < LANES; i++) sum += each[i];
+    return sum / ENCODE_ROWS;
+}
+
+/* Code the centroid x and give back the decoded one, in the metric. x (D) and slack */
+static inline void code_centroid(const struct encode_keys_args *args, const struct turn *turn,
+                                 float *x)
+{
+    const size_t head_dim = args->head_dim;
+    float scale = largest(x, head_dim) / 64.0F;
+    uint8_t codes[DIM_MAX + ENCODE_SLACK];
+    put_codes(x, head_dim, inverse_of(scale), 64.0F, codes);
+    memcpy(args->tile.mean, codes, head_dim);
+    *args->tile.mean_scale = scale;
+    for (size_t d = 0; d < head_dim; d++) x[d] = scale * ((float)codes[d] - 63.5F);
+    turn_back(turn, x);
+    for (size_t d = 0; d < head_dim; d++) x[d] /= args->factor[d];
+}
+
+static void keys_tile(const struct encode_keys_args *args)
+{
+    const size_t head_dim = args->head_dim;
+    const struct encode_tile *tile = &args->tile;
+    float *x = args->scratch, *centroid = x + ENCODE_ROWS * head_dim;
+    struct turn turn;
+    turn_init(args->signs, head_dim, &turn);
+    for (size_t i = 0; i < ENCODE_ROWS; i++) {
+        const float *from = args->rows + args->order[i] * head_dim;
+        float *to = x + i * head_dim;
+        for (size_t d = 0; d < turn.size; d += LANES)
+            store(to + d, within(load(from + d) * load(args->factor + d) * load(turn.signs[0] + d)));
+        for (size_t d = turn.size; d < head_dim; d += LANES)
+            store(to + d, load(from + d) * load(args->factor + d));
+        turn_finish(&turn, to);
+    }
+    mean_rows(x, head_dim, centroid);
+    for (size_t i = 0; i < ENCODE_ROWS; i++) {
+        uint8_t codes[DIM_MAX + ENCODE_SLACK];
+        tile->step[i] = code_row(x + i * head_dim, head_dim, codes);
+        put_key_hi(codes, head_dim, tile->hi + 4 * i);
+        put_lo(codes, head_dim, tile->lo + i * tile->lo_stride_bytes);
+    }
+    code_centroid(args, &turn, centroid);
+    *tile->spread = key_spread(args, centroid);
+}
+
+/* 8 finite elements from element d. */
+INLINE wide load_stored(const unsigned char *row, size_t d, uint32_t dtype)
+{
+    if (dtype == DTYPE_FP32) {
+        wide a;
+        memcpy(&a, row + 4 * d, sizeof a);
+        return a;
+    }
+    eight_halves halves;
+    memcpy(&halves, row + 2 * d, sizeof halves);
+    wide_int bits = __builtin_convertvector(halves, wide_int);
+    wide value;
+    if (dtype == DTYPE_BF16) {
+        bits <<= 16;
+        memcpy(&value, &bits, sizeof value);
+        return value;
+    }
+    wide_int sign = (bits & 0x8000) << 16;
+    bits = (bits & 0x7fff) << 13;
+    memcpy(&value, &bits, sizeof value);
+    value *= 0x1p112F; /* the difference of the biases; exact for subnormals too */
+    memcpy(&bits, &value, sizeof bits);
+    bits |= sign;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+INLINE void load_values(const struct encode_values_args *args, const struct turn *turn,
+                        uint32_t dtype)
+{
+    for (size_t i = 0; i < ENCODE_ROWS; i++) {
+        const unsigned char *from = (const unsigned char *)args->rows
+            + args->order[i] * args->stride_bytes;
+        float *to = args->scratch + i * args->head_dim;
+        for (size_t d = 0; d < turn->size; d += LANES)
+            store(to + d, within(load_stored(from, d, dtype) * load(turn->signs[0] + d)));
+        for (size_t d = turn->size; d < args->head_dim; d += LANES)
+            store(to + d, load_stored(from, d, dtype));
+        turn_finish(turn, to);
+    }
+}
+
+/* Code the mean x and give back the decoded one. x (D) and slack */
+static inline void code_mean(const struct encode_values_args *args, float *x)
+{
+    const size_t head_dim = args->head_dim;
+    float scale = largest(x, head_dim) / 127.0F;
+    uint8_t codes[DIM_MAX + ENCODE_SLACK];
+    put_codes(x, head_dim, inverse_of(scale), 128.5F, codes);
+    int8_t *to = args->tile.mean;
+    for (size_t d = 0; d < head_dim; d++) {
+        to[d] = (int8_t)(codes[d] - 128);
+        x[d] = scale * (float)(codes[d] - 128);
+    }
+    *args->tile.mean_scale = scale;
+}
+
+/* row -= mean; returns the squared length of what is left. row, mean (D) */
+static inline float subtract(float *row, const float *mean, size_t head_dim)
+{
+    wide square = { 0 };
+    for (size_t d = 0; d < head_dim; d += LANES) {
+        wide away = load(row + d) - load(mean + d);
+        square += away * away;
+        store(row + d, away);
+    }
+    float sum = 0.0F;
+    for (size_t i = 0; i < LANES; i++) sum += square[i];
+    return sum;
+}
+
+static void values_tile(const struct encode_values_args *args)
+{
+    const size_t head_dim = args->head_dim;
+    const struct encode_tile *tile = &args->tile;
+    float *x = args->scratch, *mean = x + ENCODE_ROWS * head_dim;
+    struct turn turn;
+    turn_init(args->signs, head_dim, &turn);
+    switch (args->dtype) {
+    case DTYPE_FP32: load_values(args, &turn, DTYPE_FP32); break;
+    case DTYPE_FP16: load_values(args, &turn, DTYPE_FP16); break;
+    default: load_values(args, &turn, DTYPE_BF16); break;
+    }
+    mean_rows(x, head_dim, mean);
+    code_mean(args, mean);
+    float spread = 0.0F;
+    for (size_t from = 0; from < ENCODE_ROWS; from += LANES) {
+        uint8_t codes[LANES][DIM_MAX + ENCODE_SLACK];
+        for (size_t j = 0; j < LANES; j++) {
+            size_t i = from + j;
+            spread += subtract(x + i * head_dim, mean, head_dim);
+            tile->step[i] = code_row(x + i * head_dim, head_dim, codes[j]);
+            put_lo(codes[j], head_dim, tile->lo + i * tile->lo_stride_bytes);
+        }
+        put_value_hi(codes[0], head_dim, tile->hi + from / LANES * head_dim * 4);
+    }
+    *tile->spread = spread / ENCODE_ROWS;
+}
+
+#endif
