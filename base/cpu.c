@@ -21,7 +21,8 @@ enum cpu_level cpu_level_best(void)
     int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
     int avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                  __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    if (avx2 && avx512) return CPU_AVX512;
+    if (avx2 && avx512)
+        return __builtin_cpu_supports("avx512vnni") ? CPU_VNNI : CPU_AVX512;
     return avx2 ? CPU_AVX2 : CPU_REF;
 }
 #elif defined(__aarch64__)

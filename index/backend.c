@@ -2,7 +2,9 @@
 /* backend.c — one row per instruction set that this build was compiled for, as
  * attention/backend.c.
  *
- * A level without a row (neon on an x86) falls to the next lower one that has it.
+ * A level without a row (neon on an x86) falls to the next lower one that has it. AVX-512 without
+ * VNNI multiplies integers as AVX2 does (docs/decisions/0035); one row is decoded too seldom for
+ * more than AVX2.
  */
 #include "index/backend.h"
 
@@ -15,6 +17,13 @@ static const struct plane_backend tables[CPU_LEVELS] = {
 #if defined(__x86_64__)
     [CPU_AVX2] = { "avx2", plane_score_avx2, plane_centroid_avx2, plane_soften_avx2,
                    plane_weigh_avx2, plane_means_avx2, plane_row_avx2 },
+    [CPU_AVX512] = { "avx512", plane_score_avx2, plane_centroid_avx2, plane_soften_avx512,
+                     plane_weigh_avx2, plane_means_avx512, plane_row_avx2 },
+    [CPU_VNNI] = { "vnni", plane_score_vnni, plane_centroid_vnni, plane_soften_avx512,
+                   plane_weigh_vnni, plane_means_avx512, plane_row_avx2 },
+#elif defined(__aarch64__)
+    [CPU_NEON] = { "neon", plane_score_neon, plane_centroid_neon, plane_soften_neon,
+                   plane_weigh_neon, plane_means_neon, plane_row_neon },
 #endif
 };
 

@@ -46,6 +46,12 @@ static inline vec vec_load_row(const unsigned char *row, size_t d, uint32_t dtyp
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
 }
 
+static inline vec vec_load_s8(const int8_t *at)
+{
+    __m128i bytes = _mm_loadl_epi64((const __m128i *)(const void *)at);
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+}
+
 /* The four sums over the elements of a, b, c, d. */
 static inline void vec_store_sums(float *at, const vec sums[4])
 {

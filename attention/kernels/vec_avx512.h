@@ -50,6 +50,12 @@ static inline vec vec_load_row(const unsigned char *row, size_t d, uint32_t dtyp
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
 
+static inline vec vec_load_s8(const int8_t *at)
+{
+    __m128i bytes = _mm_loadu_si128((const __m128i *)(const void *)at);
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+}
+
 static inline __m256 vec_low(vec a) { return _mm512_castps512_ps256(a); }
 
 static inline __m256 vec_high(vec a)

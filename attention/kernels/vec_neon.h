@@ -9,6 +9,7 @@
 #include <arm_neon.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "base/tensor.h"
 
@@ -43,6 +44,14 @@ static inline vec vec_load_row(const unsigned char *row, size_t d, uint32_t dtyp
     uint16x4_t bits = vreinterpret_u16_u8(vld1_u8(row + 2 * d));
     if (dtype == DTYPE_FP16) return vcvt_f32_f16(vreinterpret_f16_u16(bits));
     return vreinterpretq_f32_u32(vshll_n_u16(bits, 16));
+}
+
+static inline vec vec_load_s8(const int8_t *at)
+{
+    int32_t four;
+    memcpy(&four, at, sizeof four);
+    int16x8_t wide = vmovl_s8(vcreate_s8((uint32_t)four));
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
 }
 
 /* The four sums over the elements of each of `sums`. */

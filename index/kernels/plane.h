@@ -106,12 +106,11 @@ struct plane_row_args {
 };
 typedef void plane_row_fn(const struct plane_row_args *args);
 
-plane_score_fn plane_score_ref, plane_score_avx2, plane_score_avx512, plane_score_neon;
-plane_centroid_fn plane_centroid_ref, plane_centroid_avx2, plane_centroid_avx512,
-    plane_centroid_neon;
+plane_score_fn plane_score_ref, plane_score_avx2, plane_score_vnni, plane_score_neon;
+plane_centroid_fn plane_centroid_ref, plane_centroid_avx2, plane_centroid_vnni, plane_centroid_neon;
 plane_soften_fn plane_soften_ref, plane_soften_avx2, plane_soften_avx512, plane_soften_neon;
-plane_weigh_fn plane_weigh_ref, plane_weigh_avx2, plane_weigh_avx512, plane_weigh_neon;
+plane_weigh_fn plane_weigh_ref, plane_weigh_avx2, plane_weigh_vnni, plane_weigh_neon;
 plane_means_fn plane_means_ref, plane_means_avx2, plane_means_avx512, plane_means_neon;
-plane_row_fn plane_row_ref, plane_row_avx2, plane_row_avx512, plane_row_neon;
+plane_row_fn plane_row_ref, plane_row_avx2, plane_row_neon;
 
 #endif

@@ -4,17 +4,10 @@
  * A pair of products is at most 2 × 127 × 127 = 32,258 and fills 16 bits: that is why centroids
  * have 7 bits and not 8, and every pair is widened at once.
  */
-#include "index/kernels/plane.h"
+#include "index/kernels/plane_centroid_tile.h"
 
 #include <immintrin.h>
 #include <string.h>
-
-#define INLINE static inline __attribute__((always_inline))
-
-enum {
-    ROWS = 4,        /* query rows of a block */
-    STEP_BYTES = 64, /* 16 centroids × 4 dimensions */
-};
 
 INLINE __m256i add_products(__m256i sums, __m256i codes, __m256i query)
 {
@@ -33,20 +26,20 @@ INLINE void finish(const struct plane_centroid_args *args, size_t m, size_t c, _
                      _mm256_fmadd_ps(scale, dots, _mm256_set1_ps(queries->offset[m])));
 }
 
-/* Scores of the centroids c … c + 15 for the query rows first … first + rows - 1. */
-INLINE void score_rows(const struct plane_centroid_args *args, size_t c, size_t first, size_t rows)
+INLINE void centroid_rows(const struct plane_centroid_args *args, size_t c, size_t first,
+                          size_t rows)
 {
     const size_t head_dim = args->queries->head_dim;
     const int8_t *q8 = args->queries->q8 + first * head_dim; /* (rows, D) */
-    const uint8_t *tile = args->centroids + c * head_dim;
-    __m256i sums[ROWS][2];
+    const uint8_t *at = args->centroids + c * head_dim;
+    __m256i sums[CENTROID_ROWS][2];
     for (size_t m = 0; m < rows; m++) sums[m][0] = sums[m][1] = _mm256_setzero_si256();
-    for (size_t step = 0; step < head_dim / 4; step++) {
-        const __m256i *codes = (const __m256i *)(const void *)(tile + step * STEP_BYTES);
-        __m256i left = _mm256_load_si256(codes), right = _mm256_load_si256(codes + 1);
+    for (size_t d = 0; d < head_dim; d += 4, at += CENTROID_STEP_BYTES) {
+        __m256i left = _mm256_load_si256((const __m256i *)(const void *)at);
+        __m256i right = _mm256_load_si256((const __m256i *)(const void *)(at + 32));
         for (size_t m = 0; m < rows; m++) {
             int32_t four;
-            memcpy(&four, q8 + m * head_dim + step * 4, sizeof four);
+            memcpy(&four, q8 + m * head_dim + d, sizeof four);
             __m256i query = _mm256_set1_epi32(four);
             sums[m][0] = add_products(sums[m][0], left, query);
             sums[m][1] = add_products(sums[m][1], right, query);
@@ -59,11 +52,5 @@ INLINE void score_rows(const struct plane_centroid_args *args, size_t c, size_t 
 
 void plane_centroid_avx2(const struct plane_centroid_args *args)
 {
-    for (size_t c = 0; c < PLANE_TILES; c += PLANE_TILE) {
-        size_t left = args->queries->count, first = 0;
-        for (; left >= ROWS; left -= ROWS, first += ROWS) score_rows(args, c, first, ROWS);
-        if (left == 3) score_rows(args, c, first, 3);
-        if (left == 2) score_rows(args, c, first, 2);
-        if (left == 1) score_rows(args, c, first, 1);
-    }
+    centroid_tiles(args, centroid_rows);
 }

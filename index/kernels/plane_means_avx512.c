@@ -5,14 +5,6 @@
 
 #include "attention/kernels/vec_avx512.h"
 
-#define INLINE static inline __attribute__((always_inline))
-
-static inline vec means_load(const int8_t *at)
-{
-    __m128i bytes = _mm_loadu_si128((const __m128i *)(const void *)at);
-    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
-}
-
 #include "index/kernels/plane_means_tile.h"
 
 void plane_means_avx512(const struct plane_means_args *args)

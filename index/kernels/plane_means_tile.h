@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* plane_means_tile.h — plane_means, written once over the vocabulary of vec_<isa>.h and
- * means_load (VEC_FLOATS int8 to floats), which the including file defines.
+/* plane_means_tile.h — plane_means, written once over the vocabulary of vec_<isa>.h.
  *
  * As weigh of attention/kernels/partial_tile.h: along a few rows at once with their weights in
  * registers, sums in L1. Clusters without mass are left out before, so that only what counts is
@@ -10,6 +9,8 @@
 #define MEMD_INDEX_KERNELS_PLANE_MEANS_TILE_H
 
 #include "index/kernels/plane.h"
+
+#define INLINE static inline __attribute__((always_inline))
 
 enum { MEANS_QUERIES = 4, MEANS_ROWS = VEC_ROWS };
 
@@ -36,7 +37,7 @@ INLINE void means_rows(const struct means_block *block, size_t queries, size_t r
     }
     for (size_t d = 0; d < head_dim; d += VEC_FLOATS) {
         vec mean[MEANS_ROWS];
-        for (size_t i = 0; i < rows; i++) mean[i] = means_load(row[i] + d);
+        for (size_t i = 0; i < rows; i++) mean[i] = vec_load_s8(row[i] + d);
         for (size_t m = 0; m < queries; m++) {
             vec sum = vec_load(acc + m * head_dim + d);
             for (size_t i = 0; i < rows; i++) sum = vec_fma(weight[m][i], mean[i], sum);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* plane_round_avx2.h — round_weights of plane_weigh_tile.h in AVX2; also for the twin in AVX-512,
+/* plane_round_avx2.h — weigh_isa.round of plane_weigh_tile.h in AVX2; also for the twin in AVX-512,
  * where 16 weights are too few to gain by it.
  */
 #ifndef MEMD_INDEX_KERNELS_PLANE_ROUND_AVX2_H

@@ -90,5 +90,5 @@ INLINE void score_rows(const struct scan *scan, size_t first, size_t rows)
 
 void plane_score_avx2(const struct plane_score_args *args)
 {
-    score_tiles(args);
+    score_tiles(args, score_rows);
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* plane_score_tile.h — the walk of plane_score over tiles and blocks of query rows, for all
- * instruction sets; the including file defines score_rows, one tile for one block.
+ * instruction sets; each gives its score_rows, one tile for one block, which is inlined.
  *
  * The list jumps, so the CPU's own prefetcher knows little: score_rows touches one line of the tile
  * `soon`, SCORE_AHEAD bytes further in the list, for each line that it reads.
@@ -27,10 +27,10 @@ struct scan {
     size_t stride;
 };
 
-/* Query rows first … first + rows - 1 ≤ SCORE_ROWS of a tile. */
-INLINE void score_rows(const struct scan *scan, size_t first, size_t rows);
+/* Query rows first … first + rows - 1 of a tile; `rows` ≤ SCORE_ROWS is a constant at each call. */
+typedef void score_rows_fn(const struct scan *scan, size_t first, size_t rows);
 
-static void score_tile(const struct scan *scan)
+INLINE void score_tile(const struct scan *scan, score_rows_fn *score_rows)
 {
     size_t left = scan->queries->count, first = 0;
     for (; left >= SCORE_ROWS; left -= SCORE_ROWS, first += SCORE_ROWS)
@@ -40,7 +40,7 @@ static void score_tile(const struct scan *scan)
     if (left == 1) score_rows(scan, first, 1);
 }
 
-static void score_tiles(const struct plane_score_args *args)
+INLINE void score_tiles(const struct plane_score_args *args, score_rows_fn *score_rows)
 {
     const size_t tile_bytes = PLANE_TILE / 2 * args->queries->head_dim;
     const size_t ahead = (SCORE_AHEAD + tile_bytes - 1) / tile_bytes;
@@ -52,7 +52,8 @@ static void score_tiles(const struct plane_score_args *args)
                                    .soon = args->key_hi + soon * tile_bytes,
                                    .key_scale = args->key_scale + tile * PLANE_TILE,
                                    .scores = args->scores + at * PLANE_TILE,
-                                   .stride = args->stride });
+                                   .stride = args->stride },
+                   score_rows);
     }
 }
 

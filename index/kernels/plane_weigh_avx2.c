@@ -44,5 +44,6 @@ INLINE void weigh_groups(const struct weighing *w, size_t d, size_t groups, size
 
 void plane_weigh_avx2(const struct plane_weigh_args *args)
 {
-    weigh_tiles(args);
+    const struct weigh_isa isa = { round_weights, weigh_groups };
+    weigh_tiles(&isa, args);
 }

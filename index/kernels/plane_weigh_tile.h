@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* plane_weigh_tile.h — the walk of plane_weigh over tiles and query rows, for all instruction sets;
- * the including file defines round_weights and weigh_groups.
+ * each gives its struct weigh_isa, whose functions are inlined.
  *
  * Weights times value steps of the 16 tokens of a tile become integers 0 … 255 against their
  * largest, so that a tile is one sum of products of integers:
@@ -48,39 +48,40 @@ struct weighing {
     float *acc[WEIGH_ROWS]; /* (D) each */
 };
 
-/* weights, value_scale (16) */
-INLINE struct rounded round_weights(const float *weights, const uint16_t *value_scale);
+struct weigh_isa {
+    /* weights, value_scale (16) */
+    struct rounded (*round)(const float *weights, const uint16_t *value_scale);
+    /* acc += unit * Σ n h for the dimensions d … d + 8 * groups - 1 and for `rows` rows: two groups
+     * share the broadcasts of the weights. `groups` ≤ 2 and `rows` are constants at each call. */
+    void (*groups)(const struct weighing *w, size_t d, size_t groups, size_t rows);
+};
 
-/* acc += unit * Σ n h for the dimensions d … d + 8 * groups - 1, groups ≤ 2, and for `rows` rows:
- * two groups share the broadcasts of the weights. */
-INLINE void weigh_groups(const struct weighing *w, size_t d, size_t groups, size_t rows);
-
-INLINE void weigh_rows(const struct weighing *w, size_t rows)
+INLINE void weigh_rows(const struct weigh_isa *isa, const struct weighing *w, size_t rows)
 {
     size_t d = 0;
-    for (; d + 16 <= w->head_dim; d += 16) weigh_groups(w, d, 2, rows);
-    if (d < w->head_dim) weigh_groups(w, d, 1, rows);
+    for (; d + 16 <= w->head_dim; d += 16) isa->groups(w, d, 2, rows);
+    if (d < w->head_dim) isa->groups(w, d, 1, rows);
 }
 
 /* The `at`-th tile of the list for M ≤ WEIGH_ROWS query rows; less (M) grows by unit * Σ n. */
-static void weigh_block(const struct plane_weigh_args *args, struct weighing *w, size_t at,
-                        float *less)
+INLINE void weigh_block(const struct weigh_isa *isa, const struct plane_weigh_args *args,
+                        struct weighing *w, size_t at, float *less)
 {
     const uint16_t *steps = args->value_scale + plane_tile(args->tiles, at) * PLANE_TILE;
     size_t active = 0; /* rows that have weight here */
     for (size_t m = 0; m < args->queries; m++) {
         struct rounded *weights = &w->weights[active];
-        *weights = round_weights(args->weights + m * args->stride + at * PLANE_TILE, steps);
+        *weights = isa->round(args->weights + m * args->stride + at * PLANE_TILE, steps);
         w->acc[active] = args->acc + m * args->head_dim;
         less[m] += weights->unit * (float)weights->sum;
         active += weights->unit > 0.0F;
     }
     switch (active) {
     case 0: break;
-    case 1: weigh_rows(w, 1); break;
-    case 2: weigh_rows(w, 2); break;
-    case 3: weigh_rows(w, 3); break;
-    default: weigh_rows(w, 4); break;
+    case 1: weigh_rows(isa, w, 1); break;
+    case 2: weigh_rows(isa, w, 2); break;
+    case 3: weigh_rows(isa, w, 3); break;
+    default: weigh_rows(isa, w, 4); break;
     }
 }
 
@@ -97,7 +98,7 @@ static struct plane_weigh_args weigh_part(const struct plane_weigh_args *args, s
 }
 
 /* All tiles for at most WEIGH_CHUNK query rows. */
-static void weigh_chunk(const struct plane_weigh_args *args)
+INLINE void weigh_chunk(const struct weigh_isa *isa, const struct plane_weigh_args *args)
 {
     const size_t tile_bytes = PLANE_TILE / 2 * args->head_dim;
     const size_t ahead = (WEIGH_AHEAD + tile_bytes - 1) / tile_bytes;
@@ -110,7 +111,7 @@ static void weigh_chunk(const struct plane_weigh_args *args)
                               .head_dim = args->head_dim };
         for (size_t first = 0; first < args->queries; first += WEIGH_ROWS) {
             struct plane_weigh_args part = weigh_part(args, first, WEIGH_ROWS);
-            weigh_block(&part, &w, at, less + first);
+            weigh_block(isa, &part, &w, at, less + first);
         }
     }
     for (size_t m = 0; m < args->queries; m++)
@@ -118,11 +119,11 @@ static void weigh_chunk(const struct plane_weigh_args *args)
             args->acc[m * args->head_dim + d] -= 7.5F * less[m];
 }
 
-static void weigh_tiles(const struct plane_weigh_args *args)
+INLINE void weigh_tiles(const struct weigh_isa *isa, const struct plane_weigh_args *args)
 {
     for (size_t first = 0; first < args->queries; first += WEIGH_CHUNK) {
         struct plane_weigh_args part = weigh_part(args, first, WEIGH_CHUNK);
-        weigh_chunk(&part);
+        weigh_chunk(isa, &part);
     }
 }
 

@@ -31,7 +31,8 @@ def main(root, build, c_compiler, cxx_compiler=""):
     includes = [root, pathlib.Path(build) / "proto", pathlib.Path(build) / "clients/include"]
     # NEON headers need an ARM compiler: ./check neon compiles them.
     headers = sorted(h for f in FOLDERS for h in (root / f).rglob("*.h") if "neon" not in h.stem)
-    templates = {h for name in TEMPLATES for h in (root / "attention/kernels").glob(name)}
+    templates = {h for name in TEMPLATES for f in ("attention", "index")
+                 for h in (root / f / "kernels").glob(name)}
     isa = {"avx2": ["-mavx2", "-mfma", "-mf16c"], "avx512": ["-mavx512f", "-mavx512bw"]}
     trials = []
     for header in headers:

@@ -5,7 +5,7 @@
 
 enum cpu_level cpu_level_best(void)
 {
-    return __builtin_cpu_supports("avx2") ? CPU_AVX512 : CPU_REF;
+    return __builtin_cpu_supports("avx2") ? CPU_VNNI : CPU_REF;
 }
 
 enum cpu_level cpu_level(void)
@@ -15,5 +15,5 @@ enum cpu_level cpu_level(void)
 
 const char *cpu_level_name(enum cpu_level level)
 {
-    return level == CPU_AVX512 ? "avx512" : "other";
+    return level == CPU_VNNI ? "vnni" : "other";
 }

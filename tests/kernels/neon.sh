@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Build base, attention and the kernel tests for AArch64 with a cross compiler and run them under qemu-user: the
+# Build base, the kernels and their tests for AArch64 with a cross compiler and run them under qemu-user: the
 # NEON twins are tested on every machine. Static, so that qemu needs no foreign libc. Exit 77: tools missing.
 set -eu
 cd "$(dirname "$0")/../.."
@@ -16,10 +16,14 @@ attention="attention/backend.c attention/rope.c attention/softmax.c
     attention/kernels/partial.c attention/kernels/partial_neon.c
     attention/kernels/rotate.c attention/kernels/rotate_neon.c
     attention/kernels/score.c attention/kernels/score_neon.c"
-for test in partial score rotate; do
+planes="index/backend.c"
+for op in score centroid soften weigh means row; do
+    planes="$planes index/kernels/plane_$op.c index/kernels/plane_${op}_neon.c"
+done
+for test in partial score rotate plane; do
     # shellcheck disable=SC2086
     "$cc" -std=c17 -D_GNU_SOURCE -O2 -Wall -Wextra -Wconversion -Werror -I. -static \
-        $base $attention "tests/kernels/test_$test.c" -lm -o "$out/test_$test"
+        $base $attention $planes "tests/kernels/test_$test.c" -lm -o "$out/test_$test"
     echo "test_$test (AArch64):"
     "$emulator" "$out/test_$test"
 done

@@ -1,0 +1,9 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* emulated_planes.c — the index's AVX-512 and VNNI twins, emulated. */
+#include "tests/kernels/emulated.h"
+
+#include "index/kernels/plane_centroid_vnni.c"
+#include "index/kernels/plane_means_avx512.c"
+#include "index/kernels/plane_score_vnni.c"
+#include "index/kernels/plane_soften_avx512.c"
+#include "index/kernels/plane_weigh_vnni.c"
