@@ -1,0 +1,254 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* progressive_block.c — the flow of one block, from exact rows to the answer.
+ *
+ * 1. Rows without planes, or that some query of the block does not see, are read exactly.
+ * 2. All clusters are scored. A few are opened by a first guess; then a sample of the shut ones
+ *    says how wrong they are together, and as many more are opened as that error is too large: it
+ *    falls about in proportion to the priorities left shut. Two rounds mostly, four at most.
+ * 3. Tokens whose codes matter too much are refined.
+ * 4. Everything is joined.
+ *
+ * The two errors add up in the square: shut clusters may use shut_share of the target, codes what
+ * is left of it.
+ *
+ *     answer Z = exact + refined + (open - removed) + residual + R (base - take) + correction Z
+ *
+ * base: mean values of all clusters by W; take: those of opened ones; open: the same by their
+ * tokens' weights; residual: V-hi of opened ones; removed: both, of tokens that were refined.
+ *
+ * Rejected: opening clusters segment by segment (those of a context compete with each other); a
+ * fixed share of them (layers differ by 100×).
+ */
+#include <assert.h>
+#include <math.h>
+#include <string.h>
+
+#include "attention/backend.h"
+#include "attention/kernels/partial.h"
+#include "base/tensor.h"
+#include "index/backend.h"
+#include "index/progressive_block.h"
+#include "index/rotation.h"
+
+enum { SINKS = 4 }; /* tokens */
+
+static const double shut_share = 0.8;   /* of the target, for shut clusters */
+static const double aim = 0.75;         /* of that, when clusters are opened */
+static const double first_guess = 0.02; /* error per priority left shut, before any sample */
+
+uint64_t block_bytes_left(const struct block *block)
+{
+    uint64_t used = 0;
+    for (size_t level = 0; level < INDEX_LEVELS; level++) used += block->level_bytes[level];
+    return used < block->call->block_bytes ? block->call->block_bytes - used : 0;
+}
+
+static size_t query_of(const struct block *block, size_t m)
+{
+    return (block->first + m) / block->call->scan.group;
+}
+
+/* Attention over rows begin … end-1 of the scan, exactly. */
+static void read_rows(struct block *block, size_t begin, size_t end)
+{
+    struct scan *scan = (struct scan *)&block->call->scan;
+    struct scan_run run;
+    struct partial_args args = { .q = block->q, .visible = block->visible, .queries = block->rows,
+                                 .head_dim = block->head_dim, .max = block->exact.max,
+                                 .sum = block->exact.sum, .acc = block->exact.acc };
+    scan_open(block->cursor, scan, block->kv_head, begin, end);
+    while (scan_next(block->cursor, &run)) {
+        for (size_t m = 0; m < block->rows; m++)
+            block->visible[m] = scan_visible(scan, query_of(block, m), &run);
+        args.k = run.k;
+        args.v = run.v;
+        args.k_stride_bytes = run.k_stride_bytes;
+        args.v_stride_bytes = run.v_stride_bytes;
+        args.k_dtype = run.k_dtype;
+        args.v_dtype = run.v_dtype;
+        args.tokens = run.rows;
+        block->call->backend->partial(&args);
+        block->level_rows[INDEX_EXACT] += 2 * run.rows;
+        block->level_bytes[INDEX_EXACT] += 2 * run.rows * block->head_dim *
+                                           dtype_bytes(run.v_dtype);
+    }
+}
+
+static uint64_t least_limit(const struct block *block)
+{
+    const struct scan *scan = &block->call->scan;
+    uint64_t least = UINT64_MAX;
+    for (size_t m = 0; m < block->rows; m++) {
+        uint64_t limit = scan->args->limits[scan->first + query_of(block, m)];
+        if (limit < least) least = limit;
+    }
+    return least;
+}
+
+/* Sort views into segments with planes and rows to be read exactly, and read those. */
+static void begin(struct block *block)
+{
+    const struct progressive_args *args = block->call->args;
+    const struct attend_args *attend = &args->base.attend;
+    const struct view *views = attend->views + block->kv_head * attend->view_count;
+    const struct planes *const *planes = args->planes + block->kv_head * attend->view_count;
+    uint64_t visible = least_limit(block), limit = block->call->scan.limit_max;
+    size_t row = 0, exact_from = 0;
+    for (size_t i = 0; i < attend->view_count; i++) {
+        const struct view *view = &views[i];
+        size_t tokens = limit <= view->position ? 0 : view->tokens;
+        if (tokens > limit - view->position) tokens = (size_t)(limit - view->position);
+        if (planes[i] != NULL && view->position + view->tokens <= visible) {
+            assert(view->tokens == PLANES_TOKENS);
+            block->segments[block->segment_count++] = (struct block_segment){ planes[i], view, 0 };
+            if (row > exact_from) read_rows(block, exact_from, row);
+            exact_from = row + tokens;
+        }
+        row += tokens;
+    }
+    if (row > exact_from) read_rows(block, exact_from, row);
+}
+
+void block_sum_up(struct block *block)
+{
+    for (size_t m = 0; m < block->rows; m++) {
+        size_t at = m * block->head_dim;
+        const struct block_state *exact = &block->exact, *refined = &block->refined;
+        double exact_scale = exp((double)exact->max[m] - (double)block->shift[m]);
+        double refined_scale = exp((double)refined->max[m] - (double)block->shift[m]);
+        double ratio = block->mass_shut[m] > 0.0 ? (double)block->ratio[m] : 0.0;
+        double total = (double)exact->sum[m] * exact_scale + block->mass_open[m] +
+                       (double)refined->sum[m] * refined_scale + ratio * block->mass_shut[m];
+        double inverse = total > 0.0 ? 1.0 / total : 0.0, norm = 0.0;
+        for (size_t d = 0; d < block->head_dim; d++) {
+            double sum = (double)block->exact_turned[at + d] * exact_scale +
+                         (double)refined->acc[at + d] * refined_scale +
+                         (double)block->open[at + d] - (double)block->removed[at + d] +
+                         (double)block->residual[at + d] +
+                         ratio * ((double)block->base[at + d] - (double)block->take[at + d]);
+            block->output[at + d] = (float)(sum * inverse);
+            norm += sum * inverse * sum * inverse;
+        }
+        block->total[m] = total;
+        block->norm[m] = sqrt(norm);
+    }
+}
+
+static void turn_exact(struct block *block)
+{
+    memcpy(block->exact_turned, block->exact.acc,
+           block->rows * block->head_dim * sizeof *block->exact_turned);
+    rotation_apply(block->exact_turned, block->rows, block->head_dim);
+}
+
+static size_t shut_count(const struct block *block)
+{
+    size_t count = 0;
+    for (size_t p = 0; p < block->segment_count; p++)
+        count += PLANES_CLUSTERS - (size_t)__builtin_popcountll(block->segments[p].opened);
+    return count;
+}
+
+/* The clusters of the first tokens of the context, attention sinks: their keys are like no other's,
+ * and the centroid of a cluster they are in says nothing about them. Returns their number. */
+static size_t choose_sinks(struct block *block)
+{
+    size_t count = 0;
+    for (size_t p = 0; p < block->segment_count; p++) {
+        block->fresh[p] = 0;
+        if (block->segments[p].view->position != 0) continue;
+        const uint16_t *rows = block->segments[p].planes->rows;
+        for (size_t place = 0; place < PLANES_TOKENS; place++)
+            if (rows[place] < SINKS) block->fresh[p] |= UINT64_C(1) << place / PLANES_CLUSTER;
+        count += (size_t)__builtin_popcountll(block->fresh[p]);
+    }
+    return count;
+}
+
+/* Open until the sample says that shut clusters keep to their share. */
+static void open_clusters(struct block *block)
+{
+    double wanted = (double)block->call->target * shut_share, allowed[BLOCK_ROWS];
+    for (size_t m = 0; m < block->rows; m++) {
+        double unit = block->total[m] * block->norm[m];
+        allowed[m] = wanted / first_guess * unit *
+                     exp((double)block->shift[m] - (double)block->priority_shift[m]);
+    }
+    for (size_t round = 0;; round++) {
+        if (block_choose(block, allowed, block->fresh) > 0) block_scan_fresh(block, block->fresh);
+        block_sum_up(block);
+        block_probe(block);
+        bool met = true;
+        for (size_t m = 0; m < block->rows; m++) {
+            double error = block->shut_error[m];
+            met &= error <= wanted;
+            allowed[m] = error <= wanted ? INFINITY
+                                         : block->priority_shut[m] * aim * wanted / error;
+        }
+        if (met || block->limited || round + 1 == BLOCK_ROUNDS || shut_count(block) == 0) break;
+    }
+}
+
+/* Write row m of the answer, and what it was made of. */
+static void write_row(struct block *block, size_t m)
+{
+    const struct progressive *call = block->call;
+    const struct scan *scan = &call->scan;
+    size_t i = scan->first + query_of(block, m), j = (block->first + m) % scan->group;
+    size_t row = i * scan->heads + block->kv_head * scan->group + j;
+    double total = block->total[m], shift = (double)block->shift[m];
+    double inverse = total > 0.0 ? 1.0 / total : 0.0;
+    memcpy(call->out->o + row * block->head_dim, block->output + m * block->head_dim,
+           block->head_dim * sizeof(float));
+    call->out->lse[row] = total > 0.0 ? (float)(shift + log(total)) : -INFINITY;
+    if (call->quality == NULL) return;
+    double error = hypot(block->shut_error[m], block->code_error[m]);
+    float *mass = call->quality->mass + row * INDEX_LEVELS;
+    call->quality->predicted_error[row] = (float)error;
+    call->quality->limited[row] = block->limited && error > (double)call->target;
+    mass[INDEX_CLUSTERS] = (float)((double)block->ratio[m] * block->mass_shut[m] * inverse);
+    mass[INDEX_HI] = (float)(block->mass_open[m] * inverse);
+    mass[INDEX_LO] = (float)((double)block->refined.sum[m] * inverse *
+                             exp((double)block->refined.max[m] - shift));
+    mass[INDEX_EXACT] = (float)((double)block->exact.sum[m] * inverse *
+                                exp((double)block->exact.max[m] - shift));
+}
+
+static void finish(struct block *block)
+{
+    turn_exact(block);
+    block_sum_up(block);
+    size_t count = block->rows * block->head_dim;
+    for (size_t d = 0; d < count; d++) block->output[d] += block->correction[d];
+    rotation_invert(block->output, block->rows, block->head_dim);
+    for (size_t m = 0; m < block->rows; m++) write_row(block, m);
+}
+
+/* All rows were exact: no rotation there and back. */
+static void finish_exactly(struct block *block)
+{
+    for (size_t m = 0; m < block->rows; m++) {
+        float inverse = block->exact.sum[m] > 0.0F ? 1.0F / block->exact.sum[m] : 0.0F;
+        block->shift[m] = block->exact.max[m];
+        block->total[m] = (double)block->exact.sum[m];
+        for (size_t d = m * block->head_dim; d < (m + 1) * block->head_dim; d++)
+            block->output[d] = block->exact.acc[d] * inverse;
+        write_row(block, m);
+    }
+}
+
+void block_run(struct block *block)
+{
+    begin(block);
+    if (block->segment_count == 0) {
+        finish_exactly(block);
+        return;
+    }
+    turn_exact(block);
+    block_score_clusters(block);
+    if (choose_sinks(block) > 0) block_scan_fresh(block, block->fresh);
+    block_sum_up(block);
+    open_clusters(block);
+    block_refine(block);
+    finish(block);
+}

@@ -1,0 +1,174 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* progressive_block.h — one block of progressive attention: some queries of one KV head, and what
+ * its stages hand to each other.
+ *
+ * A block goes through the levels from coarse to exact (progressive_block.c has the flow):
+ *
+ *     queries    its M query rows in the space of every segment, as int8
+ *     clusters   every cluster of every segment by its centroid: a mass W and a priority
+ *     scan       K-hi of the clusters that were opened: a weight per token
+ *     probe      a sample of the clusters that stayed shut: how wrong are they together?
+ *     refine     tokens whose codes matter too much: 8 bits, or their exact rows
+ *
+ * All masses are exp(score - shift[m]) with one shift per query row, all sums of values but those
+ * of exact rows are in the rotated space of values, and are turned back once at the end.
+ *
+ * Internal to index/progressive*.c.
+ */
+#ifndef MEMD_INDEX_PROGRESSIVE_BLOCK_H
+#define MEMD_INDEX_PROGRESSIVE_BLOCK_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "attention/scan.h"
+#include "index/kernels/plane.h"
+#include "index/progressive.h"
+
+struct backend;
+struct plane_backend;
+
+enum {
+    BLOCK_ROWS = 16,     /* query rows of a block at most */
+    BLOCK_PROBES = 64,   /* clusters sampled at most */
+    BLOCK_ROUNDS = 4,    /* of opening clusters */
+    BLOCK_GATHER = 64,   /* refined rows that go through attention together */
+};
+
+/* What all blocks of a call share; immutable while they run, but for the scan's `stopped`. */
+struct progressive {
+    const struct progressive_args *args;
+    struct scan scan;
+    const struct backend *backend;
+    const struct plane_backend *planes;
+    const struct index_quality *quality; /* arrays of the answer */
+    const struct partial *out;           /* (n, H) rows */
+    struct planes_layout layout;
+    size_t block_rows, blocks;           /* per KV head; rows = queries × H/G */
+    uint64_t block_bytes;                /* that a block may read, UINT64_MAX = no bound */
+    float target;
+    atomic_uint_fast64_t rows[INDEX_LEVELS], bytes[INDEX_LEVELS]; /* read so far */
+};
+
+/* A segment that is answered from its planes. */
+struct block_segment {
+    const struct planes *planes;
+    const struct view *view;
+    uint64_t opened; /* bit c: cluster c is */
+};
+
+/* Opened tiles of one segment, with the weights of their tokens. */
+struct block_chunk {
+    size_t segment, count; /* count tiles */
+    uint16_t *tiles;       /* (count) ascending */
+    float *weights;        /* (M, 16 count) */
+    float *tile_sum;       /* (M, count) */
+    float *tile_square;    /* (M, count) */
+};
+
+/* A cluster of the sample. */
+struct block_probe {
+    size_t segment, cluster, draws;
+    double chance; /* of one draw */
+};
+
+/* One running state of kernels/partial.h. */
+struct block_state {
+    float *max, *sum; /* (M) */
+    float *acc;       /* (M, D) */
+};
+
+struct block {
+    const struct progressive *call;
+    size_t kv_head, first; /* row 0 is row `first` of the KV head's n × H/G */
+    size_t rows, head_dim; /* M, D */
+    const float *q;                 /* (M, D) scaled, rotated by RoPE */
+
+    struct block_segment *segments;
+    size_t segment_count;
+
+    /* Queries, per segment. */
+    int8_t *q8;        /* (P, M, D) */
+    float *scale;      /* (P, M) */
+    float *offset;     /* (P, M) */
+    int32_t *sum;      /* (P, M) */
+    float *deviation;  /* (P, M): times sqrt(key_spread) = deviation of a score in a cluster */
+    float *square;     /* (P, M): |q'|² */
+    float *turned;     /* (M, D) fp32 queries of one segment */
+
+    /* Clusters, per segment. */
+    float *mass;       /* (P, M, 64): W, 16 exp(centroid score + …) */
+    float *priority;   /* (P, M, 64): which to open first; own unit per query row */
+    float *shift;      /* (M) */
+    float *priority_shift; /* (M): priority = exp(… - priority_shift) */
+    double *mass_shut, *priority_shut; /* (M) sums over clusters that are not opened */
+    float *base, *take, *open, *removed, *residual; /* (M, D), see progressive_block.c */
+    double *mass_open; /* (M) of the tokens that are answered from hi */
+    uint64_t *fresh;   /* (P) */
+    float *ratio;      /* (M): true mass of shut clusters / W, from the sample */
+
+    struct block_chunk *chunks;
+    size_t chunk_count, tiles_used;
+    uint16_t *tiles;    /* (64 P) */
+    float *weights;     /* (M 1024 P) */
+    float *tile_sums;   /* (2 M 64 P) */
+
+    struct block_probe probes[BLOCK_PROBES];
+    size_t probe_count, draws;
+    float *probe_values; /* (BLOCK_PROBES, M, D): Σ w v of the cluster */
+    float *probe_means;  /* (BLOCK_PROBES, D) */
+    float *probe_masses; /* (BLOCK_PROBES, M): Σ w */
+    float *correction;   /* (M, D) what the sample adds to the output */
+
+    struct block_state exact, refined; /* in original space; in rotated space */
+    float *exact_turned; /* (M, D): exact.acc in rotated space */
+    struct block_state row;            /* of one segment's refined rows */
+    float *gather_k, *gather_v;        /* (BLOCK_GATHER, D) */
+    uint32_t *visible;   /* (M) */
+
+    double *total;       /* (M) Σ of all masses */
+    float *output;       /* (M, D) the answer so far, rotated */
+    double *norm;        /* (M) its length */
+    double *shut_error;  /* (M) predicted, of what stayed at clusters */
+    double *code_error;  /* (M) predicted, of codes */
+    float *histogram;    /* (M, 1024) */
+    bool limited;        /* bytes ran out */
+
+    uint64_t level_rows[INDEX_LEVELS], level_bytes[INDEX_LEVELS];
+    struct scan_cursor *cursor;
+};
+
+/* Queries of segment p as int8, with everything that goes with them. */
+void block_turn_queries(struct block *block, size_t p);
+/* The same in fp32, into block->turned. */
+void block_turn_exactly(struct block *block, size_t p);
+struct plane_queries block_plane_queries(const struct block *block, size_t p);
+
+/* Masses, priorities and mean values of all clusters. Sets shift. */
+void block_score_clusters(struct block *block);
+/* Mark clusters until the priorities of those left shut sum to no more than allowed[m] (M); as many
+ * as the byte budget allows. Returns how many were newly opened; their bits are in ret_fresh
+ * (P). */
+size_t block_choose(struct block *block, const double *allowed, uint64_t *ret_fresh);
+
+/* K-hi and V-hi of the fresh clusters: chunks with weights, masses moved from shut to open. */
+void block_scan_fresh(struct block *block, const uint64_t *fresh);
+
+/* Sample shut clusters: sets ratio, shut_error, correction. */
+void block_probe(struct block *block);
+
+/* total, output, norm from what is known. */
+void block_sum_up(struct block *block);
+
+/* Read tokens more finely until codes meet what the target leaves them; sets code_error. */
+void block_refine(struct block *block);
+
+/* Bytes that may still be read. */
+uint64_t block_bytes_left(const struct block *block);
+
+/* The flow. */
+void block_run(struct block *block);
+
+#endif

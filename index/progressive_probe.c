@@ -1,0 +1,207 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* progressive_probe.c — how wrong are the clusters that stayed shut? Ask a sample of them.
+ *
+ * The error of an answer from shut clusters is a sum of vectors, one per cluster,
+ *
+ *     e_c = (M_c - R W_c) (v_c - o) + Σ_i w_i r_i          (over Z)
+ *
+ * M_c the true mass, W_c the estimate, v_c the mean value, r_i a value's residual to it. No model
+ * of its size held on real keys: in the first, diffuse layers keys and values of a cluster vary
+ * together in the same way everywhere, the vectors add up, and a sum of variances is 12 times too
+ * small; elsewhere they cancel. So the sum is *estimated*: S clusters are drawn with chances pi_c
+ * in proportion to their priority, read as if they were open, and y = e / pi averaged. That mean is
+ * unbiased whatever the keys are (Horvitz-Thompson), its own variance N is known from the spread of
+ * the y, and so
+ *
+ *     |Σ e|² ≈ U = |mean y|² - N                  (at least Σ pi |e|²/pi², were they independent)
+ *
+ * is a prediction without a fitted constant. Two things more come from the same reads: R, the mass
+ * that the shut clusters really have over what was estimated, and a correction: adding lambda
+ * mean y with lambda = U / (U + N) (Stein's shrinkage) leaves an error of U N / (U + N), in diffuse
+ * heads a third of what it was. The answer is then importance sampling with the clusters as control
+ * variate; MagicPIG (arXiv 2410.16179) samples tokens without one.
+ *
+ * Drawn systematically (one pass, even distances), from the mean of the query rows' chances, so
+ * that all rows of the block share the sample. Measured: docs/decisions/0032.
+ */
+#include <math.h>
+#include <string.h>
+
+#include "index/backend.h"
+#include "index/progressive_block.h"
+
+static const float probe_slack = 60.0F; /* scores above the shift at most: no infinity */
+static const double ratio_least = 0.5, ratio_most = 2.0;
+
+/* Sum over rows of priority / all shut priority, for 64 clusters; 0 for opened ones. */
+static void chances(const struct block *block, size_t p, const double *inverse, double *ret_chance)
+{
+    for (size_t c = 0; c < PLANES_CLUSTERS; c++) ret_chance[c] = 0.0;
+    for (size_t m = 0; m < block->rows; m++) {
+        const float *priority = block->priority + (p * block->rows + m) * PLANES_CLUSTERS;
+        for (size_t c = 0; c < PLANES_CLUSTERS; c++)
+            ret_chance[c] += (double)priority[c] * inverse[m];
+    }
+    for (uint64_t opened = block->segments[p].opened; opened != 0; opened &= opened - 1)
+        ret_chance[__builtin_ctzll(opened)] = 0.0;
+}
+
+static size_t shut_clusters(const struct block *block)
+{
+    size_t count = 0;
+    for (size_t p = 0; p < block->segment_count; p++)
+        count += PLANES_CLUSTERS - (size_t)__builtin_popcountll(block->segments[p].opened);
+    return count;
+}
+
+/* Fill probes; draws = 0 when there is nothing to draw from. */
+static void draw(struct block *block)
+{
+    double inverse[BLOCK_ROWS], total = 0.0;
+    block->probe_count = block->draws = 0;
+    for (size_t m = 0; m < block->rows; m++) {
+        double shut = block->priority_shut[m];
+        inverse[m] = shut > 1e-30 ? 1.0 / shut : 0.0;
+        total += shut > 1e-30 ? 1.0 : 0.0;
+    }
+    size_t shut = shut_clusters(block), draws = shut / 4 < BLOCK_PROBES ? shut / 4 : BLOCK_PROBES;
+    if (shut == 0 || total == 0.0) return;
+    if (draws < 8) draws = 8;
+    double step = total / (double)draws, next = 0.5 * step, sum = 0.0;
+    for (size_t p = 0; p < block->segment_count; p++) {
+        double chance[PLANES_CLUSTERS];
+        chances(block, p, inverse, chance);
+        for (size_t c = 0; c < PLANES_CLUSTERS; c++) {
+            sum += chance[c];
+            if (sum < next || chance[c] == 0.0) continue;
+            struct block_probe *probe = &block->probes[block->probe_count++];
+            *probe = (struct block_probe){ .segment = p, .cluster = c,
+                                           .chance = chance[c] / total };
+            for (; next <= sum; next += step) probe->draws++;
+            block->draws += probe->draws;
+            if (block->probe_count == BLOCK_PROBES) return;
+        }
+    }
+}
+
+/* Read probe i: its mass, its Σ w v and its mean value. */
+static void read_probe(struct block *block, size_t i)
+{
+    const struct block_probe *probe = &block->probes[i];
+    const struct planes *planes = block->segments[probe->segment].planes;
+    const struct plane_backend *kernels = block->call->planes;
+    size_t rows = block->rows, head_dim = block->head_dim;
+    uint16_t tile = (uint16_t)probe->cluster;
+    _Alignas(64) float weights[BLOCK_ROWS * PLANE_TILE];
+    float square[BLOCK_ROWS], *sum = block->probe_masses + i * rows;
+    struct plane_queries queries = block_plane_queries(block, probe->segment);
+    kernels->score(&(struct plane_score_args){
+        .queries = &queries, .key_hi = planes->key_hi, .key_scale = planes->key_scale,
+        .tiles = &tile, .count = 1, .stride = PLANE_TILE, .scores = weights });
+    for (size_t m = 0; m < rows; m++) {
+        float most = block->shift[m] + probe_slack;
+        for (size_t t = 0; t < PLANE_TILE; t++) {
+            float *score = &weights[m * PLANE_TILE + t];
+            *score = *score < most ? *score : most;
+        }
+    }
+    kernels->soften(&(struct plane_soften_args){
+        .scores = weights, .shift = block->shift, .queries = rows, .count = 1,
+        .stride = PLANE_TILE, .tile_sum = sum, .tile_square = square });
+    float *mean = block->probe_means + i * head_dim;
+    const int8_t *codes = planes->means + probe->cluster * head_dim;
+    float scale = planes->mean_scale[probe->cluster];
+    for (size_t d = 0; d < head_dim; d++) mean[d] = scale * (float)codes[d];
+    float *values = block->probe_values + i * rows * head_dim;
+    for (size_t m = 0; m < rows; m++)
+        for (size_t d = 0; d < head_dim; d++) values[m * head_dim + d] = sum[m] * mean[d];
+    kernels->weigh(&(struct plane_weigh_args){
+        .weights = weights, .value_hi = planes->value_hi, .value_scale = planes->value_scale,
+        .tiles = &tile, .queries = rows, .head_dim = head_dim, .count = 1, .stride = PLANE_TILE,
+        .acc = values });
+}
+
+static float estimated_mass(const struct block *block, const struct block_probe *probe, size_t m)
+{
+    return block->mass[(probe->segment * block->rows + m) * PLANES_CLUSTERS + probe->cluster];
+}
+
+/* R of row m. */
+static void set_ratio(struct block *block, size_t m)
+{
+    double truth = 0.0, estimate = 0.0;
+    for (size_t i = 0; i < block->probe_count; i++) {
+        const struct block_probe *probe = &block->probes[i];
+        double weight = (double)probe->draws / probe->chance;
+        truth += weight * (double)block->probe_masses[i * block->rows + m];
+        estimate += weight * (double)estimated_mass(block, probe, m);
+    }
+    double ratio = estimate > 0.0 ? truth / estimate : 1.0;
+    block->ratio[m] = (float)fmin(fmax(ratio, ratio_least), ratio_most);
+}
+
+/* e_c of probe i and row m, not yet over Z |o|. ret_e (D); returns |e|². */
+static double probe_vector(const struct block *block, size_t i, size_t m, float *ret_e)
+{
+    size_t head_dim = block->head_dim;
+    float is = block->probe_masses[i * block->rows + m];
+    float was = block->ratio[m] * estimated_mass(block, &block->probes[i], m);
+    const float *values = block->probe_values + (i * block->rows + m) * head_dim;
+    const float *mean = block->probe_means + i * head_dim;
+    const float *output = block->output + m * head_dim;
+    double square = 0.0;
+    for (size_t d = 0; d < head_dim; d++) {
+        float e = values[d] - was * mean[d] - (is - was) * output[d];
+        ret_e[d] = e;
+        square += (double)e * (double)e;
+    }
+    return square;
+}
+
+/* Prediction and correction of row m; scratch (D). */
+static void judge(struct block *block, size_t m, float *scratch)
+{
+    size_t head_dim = block->head_dim;
+    double draws = (double)block->draws, squares = 0.0, independent = 0.0, mean_square = 0.0;
+    float *correction = block->correction + m * head_dim;
+    memset(correction, 0, head_dim * sizeof *correction);
+    for (size_t i = 0; i < block->probe_count; i++) {
+        const struct block_probe *probe = &block->probes[i];
+        double square = probe_vector(block, i, m, scratch);
+        double share = (double)probe->draws / draws;
+        independent += share * square / probe->chance;
+        squares += share * square / (probe->chance * probe->chance);
+        float weight = (float)(share / probe->chance);
+        for (size_t d = 0; d < head_dim; d++) correction[d] += weight * scratch[d];
+    }
+    for (size_t d = 0; d < head_dim; d++)
+        mean_square += (double)correction[d] * (double)correction[d];
+    double noise = fmax(squares - mean_square, 0.0) / fmax(draws - 1.0, 1.0);
+    double signal = fmax(mean_square - noise, independent);
+    double lambda = signal + noise > 0.0 ? signal / (signal + noise) : 0.0;
+    double unit = block->total[m] * block->norm[m];
+    double left = signal + noise > 0.0 ? signal * noise / (signal + noise) : 0.0;
+    block->shut_error[m] = unit > 0.0 ? sqrt(left) / unit : 0.0;
+    float factor = block->total[m] > 0.0 ? (float)(lambda / block->total[m]) : 0.0F;
+    for (size_t d = 0; d < head_dim; d++) correction[d] *= factor;
+}
+
+void block_probe(struct block *block)
+{
+    size_t rows = block->rows, head_dim = block->head_dim;
+    memset(block->correction, 0, rows * head_dim * sizeof *block->correction);
+    for (size_t m = 0; m < rows; m++) {
+        block->ratio[m] = 1.0F;
+        block->shut_error[m] = 0.0;
+    }
+    draw(block);
+    for (size_t i = 0; i < block->probe_count; i++) read_probe(block, i);
+    size_t tokens = block->probe_count * PLANES_CLUSTER * 2;
+    block->level_rows[INDEX_HI] += tokens;
+    block->level_bytes[INDEX_HI] += tokens * (head_dim / 2 + sizeof(uint16_t));
+    if (block->draws > 0)
+        for (size_t m = 0; m < rows; m++) set_ratio(block, m);
+    block_sum_up(block);
+    if (block->draws > 0)
+        for (size_t m = 0; m < rows; m++) judge(block, m, block->turned);
+}

@@ -1,0 +1,358 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* progressive_refine.c — tokens whose 4-bit codes would move the answer too much are read again: at
+ * 8 bits, or exactly.
+ *
+ * Rounding is the one error here that is known beforehand: a code with step d is off by d²/12 per
+ * dimension, independently from token to token. A token of weight w therefore moves the answer by
+ *
+ *     e² = w² (|q'|² dk²/12 |v - o|² + D dv²/12) / (Z² |o|²)
+ *
+ * and 16 times less (256 in the square) once its low nibbles are read. The terms are collected in a
+ * histogram of quarter octaves per query row; from it follow the smallest set of tokens to take to
+ * 8 bits and, when that cannot be enough, the set to read exactly. No sorting, one more pass.
+ *
+ * Refined tokens leave the weights (0) and the open mass (`removed`), and come back with all their
+ * rows through attention/kernels/partial.h: the 8-bit ones in the spaces of their segment, where
+ * their queries are turned already, a segment at a time (the offset q · key_mean is added to the
+ * maximum afterwards). All rows of the block profit from every token read.
+ */
+#include <assert.h>
+#include <math.h>
+#include <string.h>
+
+#include "attention/backend.h"
+#include "attention/kernels/partial.h"
+#include "base/half.h"
+#include "base/tensor.h"
+#include "index/backend.h"
+#include "index/progressive_block.h"
+
+enum { BINS = 1024, BIN_SHIFT = 21 };
+
+static const float lo_share = 1.0F / 256.0F; /* of hi's error, squared */
+
+/* What of e² belongs to one tile: e² = w² (key step² + value step²), the steps squared. */
+struct terms {
+    float key[BLOCK_ROWS], value[BLOCK_ROWS];
+    float key_steps[PLANE_TILE], value_steps[PLANE_TILE]; /* squared */
+};
+
+/* At and above: read at 8 bits, exactly. Per row, of e². */
+struct refine_thresholds {
+    float lo[BLOCK_ROWS], exact[BLOCK_ROWS];
+};
+
+static uint32_t bin_of(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits >> BIN_SHIFT;
+}
+
+static float bin_least(uint32_t bin)
+{
+    uint32_t bits = bin << BIN_SHIFT;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* |v - o|² of a token of cluster c, on the mean: exactly for clusters that count, else from the
+ * size of the codes. */
+static float value_distance(const struct block *block, const struct planes *planes, size_t c,
+                            size_t m, double share)
+{
+    size_t head_dim = block->head_dim;
+    float scale = planes->mean_scale[c], spread = planes->value_spread[c];
+    if (share < 0.01) {
+        float rms = scale * 127.0F / 2.75F;
+        return rms * rms * (float)head_dim + spread + (float)(block->norm[m] * block->norm[m]);
+    }
+    const int8_t *codes = planes->means + c * head_dim;
+    const float *output = block->output + m * head_dim;
+    float sum = 0.0F;
+    for (size_t d = 0; d < head_dim; d++) {
+        float e = scale * (float)codes[d] - output[d];
+        sum += e * e;
+    }
+    return sum + spread;
+}
+
+static void tile_terms(const struct block *block, const struct block_chunk *chunk, size_t i,
+                       struct terms *ret_terms)
+{
+    const struct planes *planes = block->segments[chunk->segment].planes;
+    size_t c = chunk->tiles[i], place = c * PLANES_CLUSTER;
+    float dims = (float)block->head_dim;
+    for (size_t t = 0; t < PLANE_TILE; t++) {
+        float key = half_from_fp16(planes->key_scale[place + t]);
+        float value = half_from_fp16(planes->value_scale[place + t]);
+        ret_terms->key_steps[t] = key * key;
+        ret_terms->value_steps[t] = value * value;
+    }
+    for (size_t m = 0; m < block->rows; m++) {
+        double unit = block->total[m] * block->norm[m];
+        float over = unit > 0.0 ? (float)(1.0 / (12.0 * unit * unit)) : 0.0F;
+        double share = (double)chunk->tile_sum[m * chunk->count + i] / block->total[m];
+        float square = block->square[chunk->segment * block->rows + m];
+        ret_terms->key[m] = square * value_distance(block, planes, c, m, share) * over;
+        ret_terms->value[m] = dims * over;
+    }
+}
+
+static inline float token_term(const struct terms *terms, size_t m, size_t t, float weight)
+{
+    return weight * weight *
+           (terms->key[m] * terms->key_steps[t] + terms->value[m] * terms->value_steps[t]);
+}
+
+/* sums (M, BINS) of e² */
+static void collect(const struct block *block, float *sums)
+{
+    memset(sums, 0, block->rows * BINS * sizeof *sums);
+    for (size_t at = 0; at < block->chunk_count; at++) {
+        const struct block_chunk *chunk = &block->chunks[at];
+        for (size_t i = 0; i < chunk->count; i++) {
+            struct terms terms;
+            tile_terms(block, chunk, i, &terms);
+            for (size_t m = 0; m < block->rows; m++) {
+                const float *weights = chunk->weights + (m * chunk->count + i) * PLANE_TILE;
+                for (size_t t = 0; t < PLANE_TILE; t++) {
+                    float term = token_term(&terms, m, t, weights[t]);
+                    sums[m * BINS + bin_of(term)] += term;
+                }
+            }
+        }
+    }
+}
+
+/* The first bin that makes the bins below it sum to more than `budget`; that sum in *ret_below. */
+static uint32_t cut(const float *sums, double budget, double *ret_below)
+{
+    *ret_below = 0.0;
+    for (uint32_t bin = 0; bin < BINS; bin++) {
+        if (*ret_below + (double)sums[bin] > budget) return bin;
+        *ret_below += (double)sums[bin];
+    }
+    return BINS;
+}
+
+/* The thresholds of one row that leave at most `budget` (of e²) behind; what will be left goes to
+ * *ret_left. First the tokens that 8 bits would not help enough, and half of the budget for those
+ * that they do help. sums (BINS) */
+static void set_thresholds(const float *sums, double budget, float *ret_lo, float *ret_exact,
+                           double *ret_left)
+{
+    double all = 0.0, coded, below = 0.0;
+    for (size_t bin = 0; bin < BINS; bin++) all += (double)sums[bin];
+    *ret_lo = *ret_exact = INFINITY;
+    *ret_left = all;
+    if (all <= budget) return;
+    uint32_t exact = cut(sums, 0.5 * budget / (double)lo_share, &coded), lo = 0;
+    for (; lo < exact; lo++) {
+        double more = below + (double)sums[lo];
+        if (more + (coded - more) * (double)lo_share > budget) break;
+        below = more;
+    }
+    if (exact < BINS) *ret_exact = bin_least(exact);
+    *ret_lo = bin_least(lo);
+    *ret_left = below + (coded - below) * (double)lo_share;
+}
+
+/* Rows gathered for one segment's run of attention. */
+struct gathering {
+    size_t segment, count;
+    bool begun; /* queries are turned, the state is empty */
+};
+
+static void clear_state(const struct block *block, const struct block_state *state)
+{
+    memset(state->acc, 0, block->rows * block->head_dim * sizeof *state->acc);
+    for (size_t m = 0; m < block->rows; m++) {
+        state->max[m] = -INFINITY;
+        state->sum[m] = 0.0F;
+    }
+}
+
+/* refined ⊕= row, whose scores lack the offset of their segment. */
+static void merge_row(struct block *block, size_t p)
+{
+    const struct block_state *into = &block->refined, *from = &block->row;
+    for (size_t m = 0; m < block->rows; m++) {
+        if (from->max[m] == -INFINITY) continue;
+        float score = from->max[m] + block->offset[p * block->rows + m];
+        float top = score > into->max[m] ? score : into->max[m];
+        float keep = expf(into->max[m] - top), add = expf(score - top);
+        float *acc = into->acc + m * block->head_dim;
+        const float *more = from->acc + m * block->head_dim;
+        for (size_t d = 0; d < block->head_dim; d++) acc[d] = acc[d] * keep + more[d] * add;
+        into->sum[m] = into->sum[m] * keep + from->sum[m] * add;
+        into->max[m] = top;
+    }
+}
+
+static void flush(struct block *block, struct gathering *gathering)
+{
+    if (gathering->count == 0) return;
+    for (size_t m = 0; m < block->rows; m++) block->visible[m] = (uint32_t)gathering->count;
+    size_t stride = block->head_dim * sizeof(float);
+    block->call->backend->partial(&(struct partial_args){
+        .q = block->turned, .visible = block->visible, .queries = block->rows,
+        .head_dim = block->head_dim, .k = block->gather_k, .v = block->gather_v,
+        .k_stride_bytes = stride, .v_stride_bytes = stride, .tokens = gathering->count,
+        .k_dtype = DTYPE_FP32, .v_dtype = DTYPE_FP32, .max = block->row.max,
+        .sum = block->row.sum, .acc = block->row.acc });
+    gathering->count = 0;
+}
+
+static void end_segment(struct block *block, struct gathering *gathering)
+{
+    flush(block, gathering);
+    if (gathering->begun) merge_row(block, gathering->segment);
+    gathering->begun = false;
+}
+
+/* Token at `place` of its segment, at 8 bits. */
+static void gather_lo(struct block *block, struct gathering *gathering, size_t place)
+{
+    const struct planes *planes = block->segments[gathering->segment].planes;
+    size_t head_dim = block->head_dim, cluster = place / PLANES_CLUSTER;
+    if (!gathering->begun) {
+        block_turn_exactly(block, gathering->segment);
+        clear_state(block, &block->row);
+        gathering->begun = true;
+    }
+    float *v = block->gather_v + gathering->count * head_dim;
+    block->call->planes->row(&(struct plane_row_args){
+        .key_hi = planes->key_hi, .value_hi = planes->value_hi, .lo = planes->lo,
+        .key_scale = planes->key_scale, .value_scale = planes->value_scale, .place = place,
+        .head_dim = head_dim, .k = block->gather_k + gathering->count * head_dim, .v = v });
+    const int8_t *codes = planes->means + cluster * head_dim;
+    for (size_t d = 0; d < head_dim; d++) v[d] += planes->mean_scale[cluster] * (float)codes[d];
+    block->level_rows[INDEX_LO] += 2;
+    block->level_bytes[INDEX_LO] += head_dim;
+    if (++gathering->count == BLOCK_GATHER) flush(block, gathering);
+}
+
+/* The exact row of a token, at once. */
+static void read_exact(struct block *block, size_t p, size_t place)
+{
+    const struct view *view = block->segments[p].view;
+    const struct rope *rope = block->call->args->base.attend.rope;
+    size_t row = block->segments[p].planes->rows[place];
+    const unsigned char *k = (const unsigned char *)view->k + row * view->k_stride_bytes;
+    struct partial_args args = { .q = block->q, .visible = block->visible, .queries = block->rows,
+                                 .head_dim = block->head_dim, .k = k,
+                                 .v = (const unsigned char *)view->v + row * view->v_stride_bytes,
+                                 .k_stride_bytes = view->k_stride_bytes,
+                                 .v_stride_bytes = view->v_stride_bytes, .tokens = 1,
+                                 .k_dtype = view->dtype, .v_dtype = view->dtype,
+                                 .max = block->exact.max, .sum = block->exact.sum,
+                                 .acc = block->exact.acc };
+    _Alignas(64) float turned[1024];
+    if (rope != NULL) {
+        block->call->backend->rotate(&(struct rotate_args){
+            .rope = rope, .rows = k, .stride_bytes = view->k_stride_bytes, .dtype = view->dtype,
+            .count = 1, .position = view->position + row, .out = turned });
+        args.k = turned;
+        args.k_dtype = DTYPE_FP32;
+        args.k_stride_bytes = block->head_dim * sizeof *turned;
+    }
+    for (size_t m = 0; m < block->rows; m++) block->visible[m] = 1;
+    block->call->backend->partial(&args);
+    block->level_rows[INDEX_EXACT] += 2;
+    block->level_bytes[INDEX_EXACT] += 2 * block->head_dim * dtype_bytes(view->dtype);
+}
+
+/* Residuals of tile i of a chunk, with its weights as they are now, into acc (M, D). */
+static void weigh_tile(const struct block *block, const struct block_chunk *chunk, size_t i,
+                       float *acc)
+{
+    const struct planes *planes = block->segments[chunk->segment].planes;
+    block->call->planes->weigh(&(struct plane_weigh_args){
+        .weights = chunk->weights + i * PLANE_TILE, .value_hi = planes->value_hi,
+        .value_scale = planes->value_scale, .tiles = chunk->tiles + i, .queries = block->rows,
+        .head_dim = block->head_dim, .count = 1, .stride = chunk->count * PLANE_TILE,
+        .acc = acc });
+}
+
+/* Take token t of tile i out of what hi answers. removed (M, 64) gets its weights. */
+static void take_out(struct block *block, const struct block_chunk *chunk, size_t i, size_t t,
+                     float *removed)
+{
+    for (size_t m = 0; m < block->rows; m++) {
+        float *weight = chunk->weights + (m * chunk->count + i) * PLANE_TILE + t;
+        removed[m * PLANES_CLUSTERS + chunk->tiles[i]] += *weight;
+        block->mass_open[m] -= (double)*weight;
+        *weight = 0.0F;
+    }
+}
+
+/* 0 leave, 1 read at 8 bits, 2 read exactly. */
+static int wanted_level(const struct block *block, const struct block_chunk *chunk, size_t i,
+                        size_t t, const struct terms *terms,
+                        const struct refine_thresholds *thresholds)
+{
+    int level = 0;
+    for (size_t m = 0; m < block->rows; m++) {
+        float weight = chunk->weights[(m * chunk->count + i) * PLANE_TILE + t];
+        float term = token_term(terms, m, t, weight);
+        if (term >= thresholds->exact[m]) return 2;
+        if (term >= thresholds->lo[m]) level = 1;
+    }
+    return level;
+}
+
+static void refine_chunk(struct block *block, const struct block_chunk *chunk,
+                         const struct refine_thresholds *thresholds)
+{
+    const struct planes *planes = block->segments[chunk->segment].planes;
+    struct gathering gathering = { .segment = chunk->segment };
+    float removed[BLOCK_ROWS * PLANES_CLUSTERS] = { 0 };
+    bool any = false;
+    for (size_t i = 0; i < chunk->count; i++) {
+        struct terms terms;
+        bool here = false;
+        tile_terms(block, chunk, i, &terms);
+        for (size_t t = 0; t < PLANE_TILE; t++) {
+            int level = wanted_level(block, chunk, i, t, &terms, thresholds);
+            if (level == 0) continue;
+            uint64_t bytes = (level == 1 ? 1 : 4) * (uint64_t)block->head_dim;
+            if (block_bytes_left(block) < bytes) {
+                block->limited = true;
+                continue;
+            }
+            size_t place = (size_t)chunk->tiles[i] * PLANE_TILE + t;
+            if (!here) weigh_tile(block, chunk, i, block->removed);
+            take_out(block, chunk, i, t, removed);
+            any = here = true;
+            if (level == 1 && planes->lo != NULL) gather_lo(block, &gathering, place);
+            else read_exact(block, chunk->segment, place);
+        }
+        if (here) weigh_tile(block, chunk, i, block->residual);
+    }
+    end_segment(block, &gathering);
+    if (any)
+        block->call->planes->means(&(struct plane_means_args){
+            .mass = removed, .means = planes->means, .scale = planes->mean_scale,
+            .queries = block->rows, .head_dim = block->head_dim, .acc = block->removed });
+}
+
+void block_refine(struct block *block)
+{
+    float *sums = block->histogram;
+    struct refine_thresholds thresholds;
+    bool any = false;
+    collect(block, sums);
+    for (size_t m = 0; m < block->rows; m++) {
+        double target = (double)block->call->target, shut = block->shut_error[m], left = 0.0;
+        double budget = target * target - shut * shut, least = 0.25 * target * target;
+        set_thresholds(sums + m * BINS, budget > least ? budget : least, &thresholds.lo[m],
+                       &thresholds.exact[m], &left);
+        block->code_error[m] = sqrt(left);
+        any |= thresholds.lo[m] < INFINITY;
+    }
+    if (!any) return;
+    for (size_t i = 0; i < block->chunk_count; i++)
+        refine_chunk(block, &block->chunks[i], &thresholds);
+}

@@ -1,0 +1,271 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* test_progressive.c — progressive attention against a softmax in double over the same rows. */
+#include "index/progressive.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "attention/rope.h"
+#include "base/arena.h"
+#include "base/error.h"
+#include "base/pool.h"
+#include "tests/unit/past.h"
+
+/* A past whose full segments have planes. */
+struct coded {
+    struct past past;
+    struct planes *planes;             /* (G, view_count) */
+    const struct planes **table;       /* (G, view_count) */
+    unsigned char **payloads;          /* (G, view_count, 2) */
+    const struct rope *rope;
+};
+
+static unsigned char *payload(size_t bytes)
+{
+    unsigned char *memory = aligned_alloc(64, (bytes + 63) / 64 * 64);
+    if (memory == NULL) abort();
+    return memory;
+}
+
+/* Mean of q_c² over the queries of KV head g. ret_square (D) */
+static void mean_square(const struct past *past, size_t g, float *ret_square)
+{
+    size_t group = past->query_heads / past->kv_heads, head_dim = past->head_dim;
+    for (size_t d = 0; d < head_dim; d++) ret_square[d] = 0.0F;
+    for (size_t i = 0; i < past->queries; i++)
+        for (size_t h = g * group; h < (g + 1) * group; h++)
+            for (size_t d = 0; d < head_dim; d++) {
+                float q = past->q[(i * past->query_heads + h) * head_dim + d];
+                ret_square[d] += q * q / (float)(past->queries * group);
+            }
+}
+
+/* Views of 1,024 tokens; planes for all but the last `open` of the full ones. */
+static void code(struct coded *coded, size_t open, bool observed)
+{
+    struct past *past = &coded->past;
+    struct planes_layout layout;
+    planes_layout_init(past->head_dim, &layout);
+    uint64_t random = 1;
+    past_cut(past, past->tokens, &random);
+    struct view *whole = past->views;
+    size_t count = (past->tokens + PLANES_TOKENS - 1) / PLANES_TOKENS;
+    size_t row_bytes = past->head_dim * dtype_bytes(past->dtype);
+    past->views = past_alloc(past->kv_heads * count, sizeof *past->views);
+    past->view_count = count;
+    coded->planes = past_alloc(past->kv_heads * count, sizeof *coded->planes);
+    coded->table = past_alloc(past->kv_heads * count, sizeof *coded->table);
+    coded->payloads = past_alloc(past->kv_heads * count * 2, sizeof *coded->payloads);
+    float *square = past_alloc(past->head_dim, sizeof *square);
+    struct arena arena;
+    arena_init(&arena, (size_t)64 << 20);
+    for (size_t i = 0; i < past->kv_heads * count; i++) {
+        size_t g = i / count, at = i % count * PLANES_TOKENS;
+        struct view *view = &past->views[i];
+        *view = whole[g];
+        view->k = (const unsigned char *)view->k + at * row_bytes;
+        view->v = (const unsigned char *)view->v + at * row_bytes;
+        view->position = at;
+        view->tokens = past->tokens - at < PLANES_TOKENS ? past->tokens - at : PLANES_TOKENS;
+        if (view->tokens < PLANES_TOKENS || i % count + open >= count) continue;
+        unsigned char **hi = &coded->payloads[2 * i], **lo = hi + 1;
+        *hi = payload(layout.hi_bytes);
+        *lo = payload(layout.lo_bytes);
+        mean_square(past, g, square);
+        struct planes_source source = { .view = view, .rope = coded->rope,
+                                        .query_square = observed ? square : NULL,
+                                        .queries = observed ? past->queries : 0 };
+        assert_int_equal(planes_encode(&layout, &source, &arena, *hi, *lo, NULL), 0);
+        assert_int_equal(planes_open(&layout, *hi, *lo, &coded->planes[i], NULL), 0);
+        coded->table[i] = &coded->planes[i];
+        arena_reset(&arena);
+    }
+    arena_fini(&arena);
+    free(square);
+    free(whole);
+}
+
+static void coded_free(struct coded *coded)
+{
+    for (size_t i = 0; i < coded->past.kv_heads * coded->past.view_count * 2; i++)
+        free(coded->payloads[i]);
+    free(coded->payloads);
+    free(coded->planes);
+    free(coded->table);
+    past_free(&coded->past);
+}
+
+/* An answer with its record, memory of its own. */
+struct answer {
+    struct partial partial;
+    struct index_quality quality;
+};
+
+static struct answer answer_new(const struct past *past)
+{
+    size_t rows = past->queries * past->query_heads;
+    return (struct answer){
+        .partial = { .o = past_alloc(rows * past->head_dim, sizeof(float)),
+                     .lse = past_alloc(rows, sizeof(float)), .rows = rows,
+                     .head_dim = past->head_dim },
+        .quality = { .predicted_error = past_alloc(rows, sizeof(float)),
+                     .mass = past_alloc(rows * INDEX_LEVELS, sizeof(float)),
+                     .limited = past_alloc(rows, sizeof(bool)) } };
+}
+
+static void answer_free(struct answer *answer)
+{
+    free(answer->partial.o);
+    free(answer->partial.lse);
+    free(answer->quality.predicted_error);
+    free(answer->quality.mass);
+    free(answer->quality.limited);
+}
+
+struct question {
+    float target;
+    uint64_t max_bytes, exact_below;
+    struct pool *pool;
+};
+
+static struct answer ask(const struct coded *coded, const struct question *question)
+{
+    struct answer answer = answer_new(&coded->past);
+    struct arena arena;
+    arena_init(&arena, (size_t)1 << 30);
+    struct progressive_args args = { .base = { .attend = past_args(&coded->past),
+                                               .target_error = question->target,
+                                               .max_bytes = question->max_bytes },
+                                     .planes = coded->table,
+                                     .exact_below = question->exact_below };
+    args.base.attend.pool = question->pool;
+    args.base.attend.rope = coded->rope;
+    struct index_answer out = { .partial = answer.partial, .quality = &answer.quality };
+    assert_int_equal(progressive_attend(&args, &arena, &out, NULL), 0);
+    arena_fini(&arena);
+    return answer;
+}
+
+/* Relative L2 error of row (i, h), and |lse - truth|. */
+static double error_of(const struct past *past, const struct answer *answer, size_t i, size_t h,
+                       double *ret_lse)
+{
+    size_t visible = (size_t)past->limits[i], head_dim = past->head_dim;
+    size_t row = i * past->query_heads + h, g = h / (past->query_heads / past->kv_heads);
+    double max = -INFINITY, sum = 0.0, *o = past_alloc(head_dim, sizeof *o);
+    double *scores = past_alloc(visible, sizeof *scores);
+    for (size_t t = 0; t < visible; t++) {
+        scores[t] = past_score(past, i, h, t);
+        max = fmax(max, scores[t]);
+    }
+    for (size_t t = 0; t < visible; t++) {
+        double weight = exp(scores[t] - max);
+        sum += weight;
+        for (size_t d = 0; d < head_dim; d++)
+            o[d] += weight * (double)past->v[(g * past->tokens + t) * head_dim + d];
+    }
+    double wrong = 0.0, right = 0.0;
+    for (size_t d = 0; d < head_dim; d++) {
+        double truth = visible > 0 ? o[d] / sum : 0.0;
+        double e = (double)answer->partial.o[row * head_dim + d] - truth;
+        wrong += e * e;
+        right += truth * truth;
+    }
+    double lse = max + log(sum), given = (double)answer->partial.lse[row];
+    *ret_lse = visible == 0 && given == -INFINITY ? 0.0 : fabs(given - lse);
+    free(o);
+    free(scores);
+    return visible == 0 ? sqrt(wrong) : sqrt(wrong / (right + 1e-30));
+}
+
+struct tally {
+    double worst, sum, worst_lse;
+    size_t rows;
+};
+
+static struct tally judge(const struct past *past, const struct answer *answer)
+{
+    struct tally tally = { 0 };
+    for (size_t i = 0; i < past->queries; i++)
+        for (size_t h = 0; h < past->query_heads; h++) {
+            double lse, e = error_of(past, answer, i, h, &lse);
+            tally.worst = fmax(tally.worst, isnan(e) ? INFINITY : e);
+            tally.worst_lse = fmax(tally.worst_lse, isnan(lse) ? INFINITY : lse);
+            tally.sum += e;
+            tally.rows++;
+        }
+    return tally;
+}
+
+static void check_mass(const struct past *past, const struct answer *answer)
+{
+    for (size_t row = 0; row < past->queries * past->query_heads; row++) {
+        double sum = 0.0;
+        for (size_t level = 0; level < INDEX_LEVELS; level++) {
+            float mass = answer->quality.mass[row * INDEX_LEVELS + level];
+            assert_true(mass >= -1e-5F && mass <= 1.0F + 1e-5F);
+            sum += (double)mass;
+        }
+        if (past->limits[row / past->query_heads] > 0 && fabs(sum - 1.0) > 1e-4)
+            fail_msg("row %zu: mass %.6f", row, sum);
+    }
+}
+
+static const struct {
+    size_t kv_heads, group, head_dim, tokens, queries, open;
+} shapes[] = {
+    { 1, 1, 64, 4096 + 300, 1, 0 }, { 2, 3, 64, 3 * 1024, 2, 1 }, { 1, 8, 128, 4096 + 1, 3, 0 },
+    { 1, 4, 256, 3 * 1024 + 17, 1, 0 }, { 1, 2, 40, 2 * 1024 + 100, 5, 0 },
+    { 1, 5, 96, 5 * 1024, 4, 2 }, { 1, 20, 64, 2048 + 5, 2, 0 }, { 2, 1, 72, 700, 3, 0 },
+};
+enum { SHAPES = sizeof shapes / sizeof shapes[0] };
+
+static void make(struct coded *coded, size_t shape, uint64_t *random)
+{
+    static const uint32_t dtypes[] = { DTYPE_FP16, DTYPE_FP32, DTYPE_BF16 };
+    *coded = (struct coded){
+        .past = { .kv_heads = shapes[shape].kv_heads,
+                  .query_heads = shapes[shape].kv_heads * shapes[shape].group,
+                  .head_dim = shapes[shape].head_dim, .tokens = shapes[shape].tokens,
+                  .queries = shapes[shape].queries, .dtype = dtypes[shape % 3] } };
+    past_make(&coded->past, random);
+    code(coded, shapes[shape].open, shape % 2 == 0);
+}
+
+/* Random keys and values, limits anywhere: as wrong as was asked for, at most twice. */
+static void test_target(void **state)
+{
+    (void)state;
+    static const float targets[] = { 0.1F, 0.02F, 0.003F };
+    uint64_t random = random_seed();
+    for (size_t shape = 0; shape < SHAPES; shape++) {
+        struct coded coded;
+        make(&coded, shape, &random);
+        for (size_t i = 0; i < 3; i++) {
+            struct answer answer = ask(&coded, &(struct question){ .target = targets[i] });
+            struct tally tally = judge(&coded.past, &answer);
+            if (tally.worst > 2.5 * (double)targets[i] || tally.worst_lse > (double)targets[i])
+                fail_msg("shape %zu target %g: error %.6f lse %.6f", shape, (double)targets[i],
+                         tally.worst, tally.worst_lse);
+            check_mass(&coded.past, &answer);
+            answer_free(&answer);
+        }
+        coded_free(&coded);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_target),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
