@@ -131,10 +131,10 @@ def load(path: str, only: list[int] | None = None) -> tuple[dict, list[Layer]]:
     return facts, layers
 
 
-def synthetic(tokens: int, dim: int = 128, group: int = 4, sharpness: float = 4.0,
+def synthetic(tokens: int, dim: int = 128, group: int = 4, sharpness: float = 8.0,
               seed: int = 1) -> Layer:
     """One KV head of keys that drift through topics and have outlier channels, as real ones do. Queries look
-    for topics; `sharpness` is the standard deviation of their scores: 1.5 is flat, 4 is peaked. Good for times
+    for topics; `sharpness` is the standard deviation of their scores: 2 is flat, 8 is peaked. Good for times
     and bytes; its errors say nothing about a model."""
     rng = np.random.default_rng(seed)
     scale = np.ones(dim, np.float32)
