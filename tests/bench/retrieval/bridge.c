@@ -265,7 +265,7 @@ static struct reading reading_of(struct bench *bench, const struct bench_query *
                                  size_t first, size_t count)
 {
     const struct bench_shape *shape = &bench->shape;
-    uint64_t tokens = 0; /* stored when these are asked: what they may see, of the tokens there are */
+    uint64_t tokens = 0; /* stored when these are asked: what they may see */
     for (size_t i = first; i < first + count; i++)
         tokens = query->limits[i] > tokens ? query->limits[i] : tokens;
     if (tokens > query->tokens) tokens = query->tokens;
