@@ -473,15 +473,16 @@ static int knn_search(const struct layer_index *version, const struct index_args
     return run(&call, version, arena, err);
 }
 
-static const struct layer_index_type flat_type = {
+const struct layer_index_type faiss_flat_type = {
     .name = "faiss-flat", .options = &flat_table, .step_tokens = 1024, .build = build_flat,
     .free = free_version, .attend = knn_attend, .search = knn_search };
-static const struct layer_index_type ivf_type = {
+const struct layer_index_type faiss_ivf_type = {
     .name = "faiss-ivf", .options = &ivf_table, .step_tokens = 1024, .build = build_ivf,
     .free = free_version, .attend = knn_attend, .search = knn_search };
-static const struct layer_index_type hnsw_type = {
+const struct layer_index_type faiss_hnsw_type = {
     .name = "faiss-hnsw", .options = &hnsw_table, .step_tokens = 1024, .build = build_hnsw,
     .free = free_version, .attend = knn_attend, .search = knn_search };
 
 const struct layer_index_type *const faiss_types[] = {
-    [KIND_FLAT] = &flat_type, [KIND_IVF] = &ivf_type, [KIND_HNSW] = &hnsw_type, NULL };
+    [KIND_FLAT] = &faiss_flat_type, [KIND_IVF] = &faiss_ivf_type,
+    [KIND_HNSW] = &faiss_hnsw_type, NULL };

@@ -48,5 +48,7 @@ enum faiss_hnsw_option {
 
 /* faiss-flat, faiss-ivf, faiss-hnsw; NULL at the end. Without FAISS only the NULL. */
 extern const struct layer_index_type *const faiss_types[];
+/* The same by name; only in builds with FAISS. */
+extern const struct layer_index_type faiss_flat_type, faiss_ivf_type, faiss_hnsw_type;
 
 #endif
