@@ -40,24 +40,19 @@ struct progressive_wave {
     atomic_size_t next;
 };
 
-/* Tokens that have planes, of KV head 0. */
-static uint64_t planed_tokens(const struct progressive_args *args, size_t *ret_segments)
+size_t progressive_segments(const struct progressive_args *args)
 {
-    size_t segments = 0;
-    if (args->planes != NULL)
-        for (size_t i = 0; i < args->base.attend.view_count; i++)
-            segments += args->planes[i] != NULL;
-    for (size_t g = 1; args->planes != NULL && g < args->base.attend.kv_heads; g++) {
+    size_t most = 0, views = args->base.attend.view_count;
+    if (args->planes == NULL) return 0;
+    for (size_t g = 0; g < args->base.attend.kv_heads; g++) {
         size_t here = 0;
-        for (size_t i = 0; i < args->base.attend.view_count; i++)
-            here += args->planes[g * args->base.attend.view_count + i] != NULL;
-        if (here > segments) segments = here;
+        for (size_t i = 0; i < views; i++) here += args->planes[g * views + i] != NULL;
+        if (here > most) most = here;
     }
-    *ret_segments = segments;
-    return (uint64_t)segments * PLANES_TOKENS;
+    return most;
 }
 
-static uint64_t exact_bytes(const struct attend_args *args)
+uint64_t progressive_exact_bytes(const struct attend_args *args)
 {
     uint64_t bytes = 0, limit = 0;
     for (size_t i = 0; i < args->q.shape[0]; i++)
@@ -72,12 +67,12 @@ static uint64_t exact_bytes(const struct attend_args *args)
     return bytes;
 }
 
-/* Is it better to read everything? */
-static bool is_exact(const struct progressive_args *args, uint64_t planed)
+bool progressive_is_exact(const struct progressive_args *args, size_t segments)
 {
     const struct index_args *base = &args->base;
+    uint64_t planed = (uint64_t)segments * PLANES_TOKENS;
     if (planed == 0) return true;
-    bool fits = base->max_bytes == 0 || exact_bytes(&base->attend) <= base->max_bytes;
+    bool fits = base->max_bytes == 0 || progressive_exact_bytes(&base->attend) <= base->max_bytes;
     if (!fits) return false;
     if (!(base->target_error > 0.0F)) return true;
     uint64_t below = args->exact_below == UINT64_MAX ? EXACT_BELOW : args->exact_below;
@@ -100,7 +95,7 @@ static int run_exactly(const struct progressive_args *args, struct arena *arena,
         if (ret_answer->partial.lse[row] > -INFINITY)
             quality->mass[row * INDEX_LEVELS + INDEX_EXACT] = 1.0F;
     }
-    uint64_t bytes = exact_bytes(attend_args);
+    uint64_t bytes = progressive_exact_bytes(attend_args);
     quality->bytes[INDEX_EXACT] += bytes;
     if (attend_args->view_count > 0)
         quality->rows[INDEX_EXACT] += bytes / (attend_args->q.shape[2] *
@@ -162,13 +157,13 @@ static void lane_rows(struct lane_memory *memory, size_t rows, size_t head_dim,
                          &block->output };
     for (size_t i = 0; i < sizeof values / sizeof values[0]; i++)
         *values[i] = take_floats(memory, rows * head_dim);
-    double **sums[] = { &block->mass_shut, &block->priority_shut, &block->mass_open, &block->total,
-                        &block->norm, &block->shut_error, &block->code_error };
+    double **sums[] = { &block->mass_shut, &block->priority_shut, &block->mass_open,
+                        &block->correction_mass, &block->total, &block->norm, &block->shut_error,
+                        &block->code_error };
     for (size_t i = 0; i < sizeof sums / sizeof sums[0]; i++)
         *sums[i] = lane_take(memory, rows * sizeof(double));
     block->shift = take_floats(memory, rows);
     block->priority_shift = take_floats(memory, rows);
-    block->ratio = take_floats(memory, rows);
     block->visible = lane_take(memory, rows * sizeof *block->visible);
     block->probe_values = take_floats(memory, BLOCK_PROBES * rows * head_dim);
     block->probe_means = take_floats(memory, BLOCK_PROBES * head_dim);
@@ -188,6 +183,11 @@ static size_t lane_layout(unsigned char *at, const struct progressive *call, siz
     struct lane_memory memory = { .at = at };
     lane_segments(&memory, call->block_rows, call->scan.head_dim, segments, block);
     lane_rows(&memory, call->block_rows, call->scan.head_dim, block);
+    if (call->hits != NULL) {
+        size_t count = call->block_rows * PROGRESSIVE_SCRATCH(call->hits->k);
+        block->best_ids = lane_take(&memory, count * sizeof *block->best_ids);
+        block->best_scores = take_floats(&memory, count);
+    }
     return memory.used;
 }
 
@@ -215,11 +215,11 @@ static void begin_block(struct block *block, const struct progressive *call, siz
     float *values[] = { block->base, block->take, block->open, block->removed, block->residual,
                         block->correction };
     for (size_t i = 0; i < sizeof values / sizeof values[0]; i++) memset(values[i], 0, bytes);
-    double *sums[] = { block->mass_shut, block->priority_shut, block->mass_open, block->total,
-                       block->norm, block->shut_error, block->code_error };
+    double *sums[] = { block->mass_shut, block->priority_shut, block->mass_open,
+                       block->correction_mass, block->total, block->norm, block->shut_error,
+                       block->code_error };
     for (size_t i = 0; i < sizeof sums / sizeof sums[0]; i++)
         memset(sums[i], 0, block->rows * sizeof(double));
-    for (size_t m = 0; m < block->rows; m++) block->ratio[m] = 1.0F;
     clear_state(&block->exact, block->rows, head_dim);
     clear_state(&block->refined, block->rows, head_dim);
     memset(block->level_rows, 0, sizeof block->level_rows);
@@ -234,7 +234,7 @@ static void run_lane(void *arg, size_t idx)
         size_t task = atomic_fetch_add(&wave->next, 1);
         if (task >= wave->tasks || atomic_load(&wave->call->scan.stopped) != 0) return;
         begin_block(block, wave->call, task);
-        block_run(block);
+        wave->call->run(block);
         for (size_t level = 0; level < INDEX_LEVELS; level++) {
             atomic_fetch_add(&wave->call->rows[level], block->level_rows[level]);
             atomic_fetch_add(&wave->call->bytes[level], block->level_bytes[level]);
@@ -275,8 +275,8 @@ static int make_lanes(struct progressive_wave *wave, size_t segments, size_t tas
     return 0;
 }
 
-static int run_waves(struct progressive *call, size_t segments, struct arena *arena,
-                     struct error *err)
+int progressive_run(struct progressive *call, size_t segments, struct arena *arena,
+                    struct error *err)
 {
     const struct attend_args *args = &call->args->base.attend;
     size_t queries = args->q.shape[0], heads = args->q.shape[1], head_dim = args->q.shape[2];
@@ -302,26 +302,31 @@ static int run_waves(struct progressive *call, size_t segments, struct arena *ar
     return rc;
 }
 
+void progressive_count(const struct progressive *call, struct index_quality *quality)
+{
+    for (size_t level = 0; level < INDEX_LEVELS; level++) {
+        quality->rows[level] += atomic_load(&call->rows[level]);
+        quality->bytes[level] += atomic_load(&call->bytes[level]);
+    }
+}
+
 int progressive_attend(const struct progressive_args *args, struct arena *arena,
                        const struct index_answer *ret_answer, struct error *err)
 {
     const struct attend_args *attend_args = &args->base.attend;
-    size_t queries = attend_args->q.shape[0], heads = attend_args->q.shape[1], segments = 0;
+    size_t queries = attend_args->q.shape[0], heads = attend_args->q.shape[1];
     assert(ret_answer->partial.rows == queries * heads);
     assert(ret_answer->partial.head_dim == attend_args->q.shape[2]);
     if (queries == 0) return 0;
-    uint64_t planed = planed_tokens(args, &segments);
-    if (is_exact(args, planed)) return run_exactly(args, arena, ret_answer, err);
+    size_t segments = progressive_segments(args);
+    if (progressive_is_exact(args, segments))
+        return run_exactly(args, arena, ret_answer, err);
     struct index_quality *quality = ret_answer->quality;
     struct progressive call = { .args = args, .backend = backend_get(),
                                 .planes = plane_backend_get(), .quality = quality,
                                 .out = &ret_answer->partial, .block_bytes = UINT64_MAX,
-                                .target = args->base.target_error };
-    planes_layout_init(attend_args->q.shape[2], &call.layout);
-    int rc = run_waves(&call, segments, arena, err);
-    for (size_t level = 0; rc == 0 && quality != NULL && level < INDEX_LEVELS; level++) {
-        quality->rows[level] += atomic_load(&call.rows[level]);
-        quality->bytes[level] += atomic_load(&call.bytes[level]);
-    }
+                                .target = args->base.target_error, .run = block_run };
+    int rc = progressive_run(&call, segments, arena, err);
+    if (rc == 0 && quality != NULL) progressive_count(&call, quality);
     return rc;
 }

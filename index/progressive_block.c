@@ -43,7 +43,7 @@ uint64_t block_bytes_left(const struct block *block)
     return used < block->call->block_bytes ? block->call->block_bytes - used : 0;
 }
 
-static size_t query_of(const struct block *block, size_t m)
+size_t block_query(const struct block *block, size_t m)
 {
     return (block->first + m) / block->call->scan.group;
 }
@@ -59,7 +59,7 @@ static void read_rows(struct block *block, size_t begin, size_t end)
     scan_open(block->cursor, scan, block->kv_head, begin, end);
     while (scan_next(block->cursor, &run)) {
         for (size_t m = 0; m < block->rows; m++)
-            block->visible[m] = scan_visible(scan, query_of(block, m), &run);
+            block->visible[m] = scan_visible(scan, block_query(block, m), &run);
         args.k = run.k;
         args.v = run.v;
         args.k_stride_bytes = run.k_stride_bytes;
@@ -79,14 +79,14 @@ static uint64_t least_limit(const struct block *block)
     const struct scan *scan = &block->call->scan;
     uint64_t least = UINT64_MAX;
     for (size_t m = 0; m < block->rows; m++) {
-        uint64_t limit = scan->args->limits[scan->first + query_of(block, m)];
+        uint64_t limit = scan->args->limits[scan->first + block_query(block, m)];
         if (limit < least) least = limit;
     }
     return least;
 }
 
-/* Sort views into segments with planes and rows to be read exactly, and read those. */
-static void begin(struct block *block)
+void block_sort_views(struct block *block,
+                      void (*read)(struct block *block, size_t begin, size_t end))
 {
     const struct progressive_args *args = block->call->args;
     const struct attend_args *attend = &args->base.attend;
@@ -101,12 +101,12 @@ static void begin(struct block *block)
         if (planes[i] != NULL && view->position + view->tokens <= visible) {
             assert(view->tokens == PLANES_TOKENS);
             block->segments[block->segment_count++] = (struct block_segment){ planes[i], view, 0 };
-            if (row > exact_from) read_rows(block, exact_from, row);
+            if (row > exact_from) read(block, exact_from, row);
             exact_from = row + tokens;
         }
         row += tokens;
     }
-    if (row > exact_from) read_rows(block, exact_from, row);
+    if (row > exact_from) read(block, exact_from, row);
 }
 
 void block_sum_up(struct block *block)
@@ -116,16 +116,18 @@ void block_sum_up(struct block *block)
         const struct block_state *exact = &block->exact, *refined = &block->refined;
         double exact_scale = exp((double)exact->max[m] - (double)block->shift[m]);
         double refined_scale = exp((double)refined->max[m] - (double)block->shift[m]);
-        double ratio = block->mass_shut[m] > 0.0 ? (double)block->ratio[m] : 0.0;
+        double shut = block->mass_shut[m] > 0.0 ? 1.0 : 0.0; /* else rounding is left of it */
         double total = (double)exact->sum[m] * exact_scale + block->mass_open[m] +
-                       (double)refined->sum[m] * refined_scale + ratio * block->mass_shut[m];
+                       (double)refined->sum[m] * refined_scale + shut * block->mass_shut[m] +
+                       block->correction_mass[m];
         double inverse = total > 0.0 ? 1.0 / total : 0.0, norm = 0.0;
         for (size_t d = 0; d < block->head_dim; d++) {
             double sum = (double)block->exact_turned[at + d] * exact_scale +
                          (double)refined->acc[at + d] * refined_scale +
                          (double)block->open[at + d] - (double)block->removed[at + d] +
                          (double)block->residual[at + d] +
-                         ratio * ((double)block->base[at + d] - (double)block->take[at + d]);
+                         (double)block->correction[at + d] +
+                         shut * ((double)block->base[at + d] - (double)block->take[at + d]);
             block->output[at + d] = (float)(sum * inverse);
             norm += sum * inverse * sum * inverse;
         }
@@ -189,13 +191,18 @@ static void open_clusters(struct block *block)
     }
 }
 
+size_t block_answer_row(const struct block *block, size_t m)
+{
+    const struct scan *scan = &block->call->scan;
+    size_t i = scan->first + block_query(block, m), j = (block->first + m) % scan->group;
+    return i * scan->heads + block->kv_head * scan->group + j;
+}
+
 /* Write row m of the answer, and what it was made of. */
 static void write_row(struct block *block, size_t m)
 {
     const struct progressive *call = block->call;
-    const struct scan *scan = &call->scan;
-    size_t i = scan->first + query_of(block, m), j = (block->first + m) % scan->group;
-    size_t row = i * scan->heads + block->kv_head * scan->group + j;
+    size_t row = block_answer_row(block, m);
     double total = block->total[m], shift = (double)block->shift[m];
     double inverse = total > 0.0 ? 1.0 / total : 0.0;
     memcpy(call->out->o + row * block->head_dim, block->output + m * block->head_dim,
@@ -206,7 +213,7 @@ static void write_row(struct block *block, size_t m)
     float *mass = call->quality->mass + row * INDEX_LEVELS;
     call->quality->predicted_error[row] = (float)error;
     call->quality->limited[row] = block->limited && error > (double)call->target;
-    mass[INDEX_CLUSTERS] = (float)((double)block->ratio[m] * block->mass_shut[m] * inverse);
+    mass[INDEX_CLUSTERS] = (float)((block->mass_shut[m] + block->correction_mass[m]) * inverse);
     mass[INDEX_HI] = (float)(block->mass_open[m] * inverse);
     mass[INDEX_LO] = (float)((double)block->refined.sum[m] * inverse *
                              exp((double)block->refined.max[m] - shift));
@@ -218,8 +225,6 @@ static void finish(struct block *block)
 {
     turn_exact(block);
     block_sum_up(block);
-    size_t count = block->rows * block->head_dim;
-    for (size_t d = 0; d < count; d++) block->output[d] += block->correction[d];
     rotation_invert(block->output, block->rows, block->head_dim);
     for (size_t m = 0; m < block->rows; m++) write_row(block, m);
 }
@@ -239,7 +244,7 @@ static void finish_exactly(struct block *block)
 
 void block_run(struct block *block)
 {
-    begin(block);
+    block_sort_views(block, read_rows);
     if (block->segment_count == 0) {
         finish_exactly(block);
         return;

@@ -28,6 +28,9 @@
 #include "index/progressive.h"
 
 struct backend;
+struct arena;
+struct block;
+struct error;
 struct plane_backend;
 
 enum {
@@ -37,6 +40,9 @@ enum {
     BLOCK_GATHER = 64,   /* refined rows that go through attention together */
 };
 
+/* Entries of a search's scratch heaps. */
+#define PROGRESSIVE_SCRATCH(k) ((k) + 16)
+
 /* What all blocks of a call share; immutable while they run, but for the scan's `stopped`. */
 struct progressive {
     const struct progressive_args *args;
@@ -45,10 +51,11 @@ struct progressive {
     const struct plane_backend *planes;
     const struct index_quality *quality; /* arrays of the answer */
     const struct partial *out;           /* (n, H) rows */
-    struct planes_layout layout;
     size_t block_rows, blocks;           /* per KV head; rows = queries × H/G */
     uint64_t block_bytes;                /* that a block may read, UINT64_MAX = no bound */
     float target;
+    const struct index_hits *hits;       /* NULL: attention */
+    void (*run)(struct block *block);    /* block_run or block_search */
     atomic_uint_fast64_t rows[INDEX_LEVELS], bytes[INDEX_LEVELS]; /* read so far */
 };
 
@@ -107,7 +114,6 @@ struct block {
     float *base, *take, *open, *removed, *residual; /* (M, D), see progressive_block.c */
     double *mass_open; /* (M) of the tokens that are answered from hi */
     uint64_t *fresh;   /* (P) */
-    float *ratio;      /* (M): true mass of shut clusters / W, from the sample */
 
     struct block_chunk *chunks;
     size_t chunk_count, tiles_used;
@@ -120,7 +126,8 @@ struct block {
     float *probe_values; /* (BLOCK_PROBES, M, D): Σ w v of the cluster */
     float *probe_means;  /* (BLOCK_PROBES, D) */
     float *probe_masses; /* (BLOCK_PROBES, M): Σ w */
-    float *correction;   /* (M, D) what the sample adds to the output */
+    float *correction;   /* (M, D): Σ w v of shut clusters, what the sample adds to it */
+    double *correction_mass; /* (M): the same of Σ w */
 
     struct block_state exact, refined; /* in original space; in rotated space */
     float *exact_turned; /* (M, D): exact.acc in rotated space */
@@ -135,6 +142,9 @@ struct block {
     double *code_error;  /* (M) predicted, of codes */
     float *histogram;    /* (M, 1024) */
     bool limited;        /* bytes ran out */
+
+    uint64_t *best_ids; /* (M, PROGRESSIVE_SCRATCH(k)) of searching: a heap per row */
+    float *best_scores; /* the same */
 
     uint64_t level_rows[INDEX_LEVELS], level_bytes[INDEX_LEVELS];
     struct scan_cursor *cursor;
@@ -153,10 +163,12 @@ void block_score_clusters(struct block *block);
  * (P). */
 size_t block_choose(struct block *block, const double *allowed, uint64_t *ret_fresh);
 
+/* K-hi of the fresh clusters of segment p: a new chunk whose weights are scores still. */
+struct block_chunk *block_score_tokens(struct block *block, size_t p, uint64_t fresh);
 /* K-hi and V-hi of the fresh clusters: chunks with weights, masses moved from shut to open. */
 void block_scan_fresh(struct block *block, const uint64_t *fresh);
 
-/* Sample shut clusters: sets ratio, shut_error, correction. */
+/* Sample shut clusters: sets shut_error and the corrections. */
 void block_probe(struct block *block);
 
 /* total, output, norm from what is known. */
@@ -168,7 +180,28 @@ void block_refine(struct block *block);
 /* Bytes that may still be read. */
 uint64_t block_bytes_left(const struct block *block);
 
+/* Sort views into segments with planes and rows to be read exactly; `read` gets runs of the latter,
+ * rows begin … end-1 of the scan. */
+void block_sort_views(struct block *block,
+                      void (*read)(struct block *block, size_t begin, size_t end));
+/* Query of the scan that row m belongs to, and row m's number in the answer (n, H). */
+size_t block_query(const struct block *block, size_t m);
+size_t block_answer_row(const struct block *block, size_t m);
+
 /* The flow. */
 void block_run(struct block *block);
+
+/* Run every block of a call over `segments` segments per KV head; args, backend, planes, run and
+ * what run needs are set. */
+int progressive_run(struct progressive *call, size_t segments, struct arena *arena,
+                    struct error *err);
+/* Segments with planes, of the KV head that has most. */
+size_t progressive_segments(const struct progressive_args *args);
+/* Is it better to read everything? */
+bool progressive_is_exact(const struct progressive_args *args, size_t segments);
+/* K and V of all that the queries see. */
+uint64_t progressive_exact_bytes(const struct attend_args *args);
+/* Add what the blocks of a call read. */
+void progressive_count(const struct progressive *call, struct index_quality *quality);
 
 #endif

@@ -31,7 +31,6 @@
 #include "index/progressive_block.h"
 
 static const float probe_slack = 60.0F; /* scores above the shift at most: no infinity */
-static const double ratio_least = 0.5, ratio_most = 2.0;
 
 /* Sum over rows of priority / all shut priority, for 64 clusters; 0 for opened ones. */
 static void chances(const struct block *block, size_t p, const double *inverse, double *ret_chance)
@@ -126,26 +125,12 @@ static float estimated_mass(const struct block *block, const struct block_probe 
     return block->mass[(probe->segment * block->rows + m) * PLANES_CLUSTERS + probe->cluster];
 }
 
-/* R of row m. */
-static void set_ratio(struct block *block, size_t m)
-{
-    double truth = 0.0, estimate = 0.0;
-    for (size_t i = 0; i < block->probe_count; i++) {
-        const struct block_probe *probe = &block->probes[i];
-        double weight = (double)probe->draws / probe->chance;
-        truth += weight * (double)block->probe_masses[i * block->rows + m];
-        estimate += weight * (double)estimated_mass(block, probe, m);
-    }
-    double ratio = estimate > 0.0 ? truth / estimate : 1.0;
-    block->ratio[m] = (float)fmin(fmax(ratio, ratio_least), ratio_most);
-}
-
 /* e_c of probe i and row m, not yet over Z |o|. ret_e (D); returns |e|². */
 static double probe_vector(const struct block *block, size_t i, size_t m, float *ret_e)
 {
     size_t head_dim = block->head_dim;
     float is = block->probe_masses[i * block->rows + m];
-    float was = block->ratio[m] * estimated_mass(block, &block->probes[i], m);
+    float was = estimated_mass(block, &block->probes[i], m);
     const float *values = block->probe_values + (i * block->rows + m) * head_dim;
     const float *mean = block->probe_means + i * head_dim;
     const float *output = block->output + m * head_dim;
@@ -162,9 +147,10 @@ static double probe_vector(const struct block *block, size_t i, size_t m, float 
 static void judge(struct block *block, size_t m, float *scratch)
 {
     size_t head_dim = block->head_dim;
+    const float *output = block->output + m * head_dim;
     double draws = (double)block->draws, squares = 0.0, independent = 0.0, mean_square = 0.0;
+    double mass = 0.0;
     float *correction = block->correction + m * head_dim;
-    memset(correction, 0, head_dim * sizeof *correction);
     for (size_t i = 0; i < block->probe_count; i++) {
         const struct block_probe *probe = &block->probes[i];
         double square = probe_vector(block, i, m, scratch);
@@ -173,17 +159,19 @@ static void judge(struct block *block, size_t m, float *scratch)
         squares += share * square / (probe->chance * probe->chance);
         float weight = (float)(share / probe->chance);
         for (size_t d = 0; d < head_dim; d++) correction[d] += weight * scratch[d];
+        mass += share / probe->chance * ((double)block->probe_masses[i * block->rows + m] -
+                                         (double)estimated_mass(block, probe, m));
     }
     for (size_t d = 0; d < head_dim; d++)
         mean_square += (double)correction[d] * (double)correction[d];
     double noise = fmax(squares - mean_square, 0.0) / fmax(draws - 1.0, 1.0);
     double signal = fmax(mean_square - noise, independent);
-    double lambda = signal + noise > 0.0 ? signal / (signal + noise) : 0.0;
+    double sum = signal + noise, lambda = sum > 0.0 ? signal / sum : 0.0;
     double unit = block->total[m] * block->norm[m];
-    double left = signal + noise > 0.0 ? signal * noise / (signal + noise) : 0.0;
-    block->shut_error[m] = unit > 0.0 ? sqrt(left) / unit : 0.0;
-    float factor = block->total[m] > 0.0 ? (float)(lambda / block->total[m]) : 0.0F;
-    for (size_t d = 0; d < head_dim; d++) correction[d] *= factor;
+    block->shut_error[m] = unit > 0.0 && sum > 0.0 ? sqrt(signal * noise / sum) / unit : 0.0;
+    block->correction_mass[m] = fmax(lambda * mass, -0.9 * block->mass_shut[m]);
+    for (size_t d = 0; d < head_dim; d++)
+        correction[d] = (float)(lambda * ((double)correction[d] + mass * (double)output[d]));
 }
 
 void block_probe(struct block *block)
@@ -191,7 +179,7 @@ void block_probe(struct block *block)
     size_t rows = block->rows, head_dim = block->head_dim;
     memset(block->correction, 0, rows * head_dim * sizeof *block->correction);
     for (size_t m = 0; m < rows; m++) {
-        block->ratio[m] = 1.0F;
+        block->correction_mass[m] = 0.0;
         block->shut_error[m] = 0.0;
     }
     draw(block);
@@ -199,8 +187,6 @@ void block_probe(struct block *block)
     size_t tokens = block->probe_count * PLANES_CLUSTER * 2;
     block->level_rows[INDEX_HI] += tokens;
     block->level_bytes[INDEX_HI] += tokens * (head_dim / 2 + sizeof(uint16_t));
-    if (block->draws > 0)
-        for (size_t m = 0; m < rows; m++) set_ratio(block, m);
     block_sum_up(block);
     if (block->draws > 0)
         for (size_t m = 0; m < rows; m++) judge(block, m, block->turned);

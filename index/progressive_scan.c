@@ -4,7 +4,7 @@
  *
  * Weights are kept (4 M bytes per opened token): they say which tokens to refine. Residuals are
  * read at once all the same, because every prediction is relative to the length of the answer, and
- * an answer of mean values alone is too short. The tiles with refined tokens are weighed twice more,
+ * an answer of mean values alone is too short. Tiles with refined tokens are weighed twice more:
  * once as they were, to take that out, and once without those tokens.
  *
  * The shift of a row is fixed when its centroids are known; a token may lie above it. Up to e^40
@@ -118,7 +118,7 @@ static void weigh(struct block *block, const struct block_chunk *chunk)
     block->level_bytes[INDEX_HI] += tokens * (block->head_dim / 2 + sizeof(uint16_t));
 }
 
-static void scan_segment(struct block *block, size_t p, uint64_t fresh)
+struct block_chunk *block_score_tokens(struct block *block, size_t p, uint64_t fresh)
 {
     struct block_segment *segment = &block->segments[p];
     struct block_chunk *chunk = add_chunk(block, p, fresh);
@@ -128,6 +128,16 @@ static void scan_segment(struct block *block, size_t p, uint64_t fresh)
         .queries = &queries, .key_hi = segment->planes->key_hi,
         .key_scale = segment->planes->key_scale, .tiles = chunk->tiles, .count = chunk->count,
         .stride = stride, .scores = chunk->weights });
+    segment->opened |= fresh;
+    block->level_rows[INDEX_HI] += stride;
+    block->level_bytes[INDEX_HI] += stride * (block->head_dim / 2 + sizeof(uint16_t));
+    return chunk;
+}
+
+static void scan_segment(struct block *block, size_t p, uint64_t fresh)
+{
+    struct block_chunk *chunk = block_score_tokens(block, p, fresh);
+    size_t stride = chunk->count * PLANE_TILE;
     block->chunk_count--; /* its weights are scores still: not to be scaled */
     raise_shift(block, chunk->weights, stride);
     block->chunk_count++;
@@ -137,9 +147,6 @@ static void scan_segment(struct block *block, size_t p, uint64_t fresh)
         .tile_square = chunk->tile_square });
     move_masses(block, chunk);
     weigh(block, chunk);
-    segment->opened |= fresh;
-    block->level_rows[INDEX_HI] += stride;
-    block->level_bytes[INDEX_HI] += stride * (block->head_dim / 2 + sizeof(uint16_t));
 }
 
 void block_scan_fresh(struct block *block, const uint64_t *fresh)

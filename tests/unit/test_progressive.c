@@ -17,6 +17,7 @@
 #include "base/arena.h"
 #include "base/error.h"
 #include "base/pool.h"
+#include "index/exact.h"
 #include "tests/unit/past.h"
 
 /* A past whose full segments have planes. */
@@ -262,10 +263,60 @@ static void test_target(void **state)
     }
 }
 
+/* Search finds what a search of everything finds: 99 of 100. */
+static void test_search(void **state)
+{
+    (void)state;
+    enum { K = 40 };
+    uint64_t random = random_seed();
+    size_t found = 0, wanted = 0;
+    for (size_t shape = 0; shape < SHAPES; shape++) {
+        struct coded coded;
+        make(&coded, shape, &random);
+        size_t rows = coded.past.queries * coded.past.query_heads;
+        struct index_hits truth = { .ids = past_alloc(rows * K, sizeof(uint64_t)),
+                                    .scores = past_alloc(rows * K, sizeof(float)), .k = K };
+        struct index_hits hits = truth;
+        hits.ids = past_alloc(rows * K, sizeof *hits.ids);
+        hits.scores = past_alloc(rows * K, sizeof *hits.scores);
+        struct index_quality quality = { 0 };
+        struct progressive_args args = { .base = { .attend = past_args(&coded.past),
+                                                   .target_error = 0.02F },
+                                         .planes = coded.table };
+        struct arena arena;
+        arena_init(&arena, (size_t)1 << 30);
+        assert_int_equal(exact_search(&args.base.attend, &arena, &truth, NULL), 0);
+        assert_int_equal(progressive_search(&args, &arena, &hits, &quality, NULL), 0);
+        arena_fini(&arena);
+        for (size_t row = 0; row < rows; row++) {
+            uint64_t visible = coded.past.limits[row / coded.past.query_heads];
+            for (size_t i = 0; i < K; i++) {
+                float score = hits.scores[row * K + i];
+                if (i > 0) assert_true(score <= hits.scores[row * K + i - 1]);
+                if (truth.ids[row * K + i] == INDEX_NONE) {
+                    assert_true(hits.ids[row * K + i] == INDEX_NONE);
+                    continue;
+                }
+                assert_true(hits.ids[row * K + i] < visible);
+                wanted++;
+                for (size_t j = 0; j < K; j++)
+                    found += hits.ids[row * K + j] == truth.ids[row * K + i];
+            }
+        }
+        free(truth.ids);
+        free(truth.scores);
+        free(hits.ids);
+        free(hits.scores);
+        coded_free(&coded);
+    }
+    if ((double)found < 0.99 * (double)wanted) fail_msg("%zu of %zu found", found, wanted);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_target),
+        cmocka_unit_test(test_search),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
