@@ -11,8 +11,8 @@
  * sets sum in different orders: rows that lie on a border may fall to either side of it.
  *
  * Shapes   rows (n, D) fp32, already in the metric to cluster in; n = 16 · 2^m ≤ 1024
- * Memory   ret_order (n): order[16 c + i] = row; rows of a cluster ascending. Scratch of 16 KiB and
- *          a row from the arena
+ * Memory   ret_order (n): order[16 c + i] = row; rows of a cluster ascending. Scratch of 4 KiB
+ *          and a row from the arena
  * Errors   MEMD_ENOMEM
  * Threads  pure
  * Tests    tests/unit/test_bisect.c

@@ -25,11 +25,12 @@
 #include "base/arena.h"
 #include "base/bytes.h"
 #include "base/error.h"
+#include "base/tensor.h"
 #include "index/bisect.h"
 #include "index/encode_backend.h"
 #include "index/rotation.h"
 
-enum { ALIGN = 64 };
+enum { ALIGN = 64, LINE_BYTES = 64 };
 
 /* Below this part of the overall rms, a channel counts as if it had that much. */
 static const double FLOOR = 1e-3;
@@ -123,8 +124,19 @@ static void put_centroid(const struct coder *coder, size_t cluster, const uint8_
 {
     size_t head_dim = coder->layout->head_dim;
     uint8_t *tile = coder->hi + coder->layout->centroids + cluster / 16 * 16 * head_dim;
-    for (size_t d = 0; d < head_dim; d++)
-        tile[64 * (d / 4) + 4 * (cluster % 16) + d % 4] = codes[d];
+    for (size_t d = 0; d < head_dim; d += 4)
+        memcpy(tile + 16 * d + 4 * (cluster % 16), codes + d, 4);
+}
+
+/* Values are read out of order: ask for them while the keys of the cluster are coded. */
+static void prefetch_values(const struct coder *coder, const uint16_t *order)
+{
+    const struct view *view = coder->source->view;
+    const size_t bytes = coder->layout->head_dim * dtype_bytes(view->dtype);
+    for (size_t i = 0; i < PLANES_CLUSTER; i++) {
+        const unsigned char *row = (const unsigned char *)view->v + order[i] * view->v_stride_bytes;
+        for (size_t at = 0; at < bytes; at += LINE_BYTES) __builtin_prefetch(row + at);
+    }
 }
 
 static void code_keys(const struct coder *coder, size_t cluster, const uint16_t *order)
@@ -221,6 +233,7 @@ int planes_encode(const struct planes_layout *layout, const struct planes_source
         return error_set(err, MEMD_ENOMEM, "planes: no memory to cluster");
     const uint16_t *order = (const uint16_t *)(const void *)(ret_hi + layout->rows);
     for (size_t cluster = 0; cluster < PLANES_CLUSTERS; cluster++) {
+        prefetch_values(&coder, order + cluster * PLANES_CLUSTER);
         code_keys(&coder, cluster, order + cluster * PLANES_CLUSTER);
         code_values(&coder, cluster, order + cluster * PLANES_CLUSTER);
     }

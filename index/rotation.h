@@ -6,7 +6,8 @@
  * the largest power of two P ≤ D, over the first and then over the last P dimensions, each behind
  * signs of its own: still orthogonal, every dimension mixed, nothing padded. Signs come from a
  * fixed generator, the same in every build: they are part of the format. Dimension i of pass p (i
- * counts from the start of that pass) is negated where the top bit of splitmix64(2^32 p + i) is set.
+ * counts from the start of that pass) is negated where the top bit of splitmix64(2^32 p + i) is
+ * set.
  *
  * Shapes   rows (count, D) fp32 in place, contiguous; D a multiple of 8, ≤ 1024
  * Cost     O(count D log D)

@@ -3,6 +3,7 @@
 #include "index/kernels/encode.h"
 
 #include <math.h>
+#include <string.h>
 
 #include "base/half.h"
 
@@ -79,6 +80,60 @@ void encode_combine_ref(const struct encode_rows *rows, const float *factors, fl
     }
 }
 
+static float largest(const float *x, size_t head_dim)
+{
+    float most = 0.0F;
+    for (size_t d = 0; d < head_dim; d++) most = fmaxf(most, fabsf(x[d]));
+    return most;
+}
+
+void encode_steer_ref(const struct encode_rows *rows, float *dots, float *direction)
+{
+    double mean = 0.0;
+    encode_project_ref(rows, direction, dots);
+    for (size_t i = 0; i < rows->count; i++) mean += (double)dots[i] / (double)rows->count;
+    for (size_t i = 0; i < rows->count; i++) dots[i] = (float)((double)dots[i] - mean);
+    float most = largest(dots, rows->count);
+    for (size_t i = 0; i < rows->count; i++) dots[i] = most > 0.0F ? dots[i] / most : 0.0F;
+    encode_combine_ref(rows, dots, direction);
+}
+
+struct dot {
+    int32_t key;
+    uint16_t row;
+    bool small;
+};
+
+/* Order of floats as order of integers, without the lower 10 bits. */
+static int32_t key_of(float dot)
+{
+    int32_t bits;
+    memcpy(&bits, &dot, sizeof bits);
+    if (bits < 0) bits ^= INT32_MAX;
+    return bits & ~INT32_C(1023);
+}
+
+static bool is_before(const struct dot *a, const struct dot *b)
+{
+    return a->key != b->key ? a->key < b->key : a->row < b->row;
+}
+
+void encode_split_ref(float *dots, uint16_t *order, size_t count)
+{
+    struct dot all[1024];
+    for (size_t i = 0; i < count; i++) all[i] = (struct dot){ key_of(dots[i]), order[i], false };
+    for (size_t i = 0; i < count; i++) {
+        size_t before = 0;
+        for (size_t j = 0; j < count; j++) before += is_before(all + j, all + i);
+        all[i].small = before < count / 2;
+    }
+    size_t at = 0;
+    for (size_t i = 0; i < count; i++)
+        if (all[i].small) order[at++] = all[i].row;
+    for (size_t i = 0; i < count; i++)
+        if (!all[i].small) order[at++] = all[i].row;
+}
+
 void encode_centre_ref(const struct encode_centre_args *args)
 {
     for (size_t d = 0; d < args->head_dim; d++) {
@@ -96,9 +151,7 @@ void encode_centre_ref(const struct encode_centre_args *args)
 /* codes (D): x ≈ s (code - 127.5). Returns the step of hi, 16 s. x (D) */
 static uint16_t code_row(const float *x, size_t head_dim, uint8_t *codes)
 {
-    float most = 0.0F;
-    for (size_t d = 0; d < head_dim; d++) most = fmaxf(most, fabsf(x[d]));
-    uint16_t step = encode_step(most * 0.125F);
+    uint16_t step = encode_step(largest(x, head_dim) * 0.125F);
     float wide = half_from_fp16(step), inverse = wide > 0.0F ? 16.0F / wide : 0.0F;
     for (size_t d = 0; d < head_dim; d++)
         codes[d] = (uint8_t)fminf(fmaxf(floorf(x[d] * inverse + 128.0F), 0.0F), 255.0F);
@@ -123,13 +176,6 @@ static void mean_of(const float *rows, size_t head_dim, float *ret_mean)
         for (size_t i = 0; i < ENCODE_ROWS; i++) sum += (double)rows[i * head_dim + d];
         ret_mean[d] = (float)(sum / ENCODE_ROWS);
     }
-}
-
-static float largest(const float *x, size_t head_dim)
-{
-    float most = 0.0F;
-    for (size_t d = 0; d < head_dim; d++) most = fmaxf(most, fabsf(x[d]));
-    return most;
 }
 
 /* 7 bits; the decoded centroid goes back to x. x (D) */

@@ -47,6 +47,15 @@ typedef void encode_project_fn(const struct encode_rows *rows, const float *dire
 typedef void encode_combine_fn(const struct encode_rows *rows, const float *factors,
                                float *ret_sum);
 
+/* One step of the power iteration: direction ← Σ_i (p_i - mean p) rows[order[i]], p_i = row_i ·
+ * direction, factors brought to at most 1 (all 0 where all rows are equal). dots (count) scratch,
+ * direction (D) */
+typedef void encode_steer_fn(const struct encode_rows *rows, float *dots, float *direction);
+
+/* Reorder `order` so that the smaller half of dots comes first, each half in the order it had. The
+ * upper 22 bits of a dot count, then the row. dots (count) is destroyed; count ≤ 1024, even */
+typedef void encode_split_fn(float *dots, uint16_t *order, size_t count);
+
 /* rows = (rows - mean) * factor in place. ret_square (D) = Σ rows² before the factor */
 struct encode_centre_args {
     float *rows; /* (count, D) */
@@ -95,6 +104,8 @@ encode_project_fn encode_project_ref, encode_project_avx2, encode_project_avx512
     encode_project_neon;
 encode_combine_fn encode_combine_ref, encode_combine_avx2, encode_combine_avx512,
     encode_combine_neon;
+encode_steer_fn encode_steer_ref, encode_steer_avx2, encode_steer_avx512, encode_steer_neon;
+encode_split_fn encode_split_ref, encode_split_avx2, encode_split_avx512, encode_split_neon;
 encode_centre_fn encode_centre_ref, encode_centre_avx2, encode_centre_avx512, encode_centre_neon;
 encode_keys_fn encode_keys_ref, encode_keys_avx2, encode_keys_avx512, encode_keys_neon;
 encode_values_fn encode_values_ref, encode_values_avx2, encode_values_avx512, encode_values_neon;

@@ -1,5 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* encode_avx2.c — encode_tile.h in AVX2. */
+#include <immintrin.h>
+
+#define LOAD_HALVES(at) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(at)))
+
 #include "index/kernels/encode_tile.h"
 
 void encode_rotate_avx2(const struct encode_rotate_args *args)
@@ -15,6 +19,16 @@ void encode_project_avx2(const struct encode_rows *rows, const float *direction,
 void encode_combine_avx2(const struct encode_rows *rows, const float *factors, float *ret_sum)
 {
     combine_rows(rows, factors, ret_sum);
+}
+
+void encode_steer_avx2(const struct encode_rows *rows, float *dots, float *direction)
+{
+    steer_rows(rows, dots, direction);
+}
+
+void encode_split_avx2(float *dots, uint16_t *order, size_t count)
+{
+    split_rows(dots, order, count);
 }
 
 void encode_centre_avx2(const struct encode_centre_args *args)

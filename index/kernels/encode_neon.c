@@ -17,6 +17,16 @@ void encode_combine_neon(const struct encode_rows *rows, const float *factors, f
     combine_rows(rows, factors, ret_sum);
 }
 
+void encode_steer_neon(const struct encode_rows *rows, float *dots, float *direction)
+{
+    steer_rows(rows, dots, direction);
+}
+
+void encode_split_neon(float *dots, uint16_t *order, size_t count)
+{
+    split_rows(dots, order, count);
+}
+
 void encode_centre_neon(const struct encode_centre_args *args)
 {
     centre_rows(args);

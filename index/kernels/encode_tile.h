@@ -27,6 +27,7 @@ typedef uint16_t eight_halves __attribute__((vector_size(16)));
 enum {
     LANES = 8,
     DIM_MAX = 1024,
+    ROWS_MAX = 1024,
     SUMS = 8, /* accumulators of a register block */
 };
 
@@ -59,6 +60,21 @@ INLINE wide sums_of(const wide a[8])
             + __builtin_shufflevector(pair[2 * i], pair[2 * i + 1], 2, 3, 10, 11, 6, 7, 14, 15);
     return __builtin_shufflevector(four[0], four[1], 0, 1, 2, 3, 8, 9, 10, 11)
         + __builtin_shufflevector(four[0], four[1], 4, 5, 6, 7, 12, 13, 14, 15);
+}
+
+/* The largest |x|; finite numbers without their sign are ordered as integers. x (D) */
+static inline float largest(const float *x, size_t head_dim)
+{
+    int32_t most = 0;
+    for (size_t d = 0; d < head_dim; d++) {
+        int32_t bits;
+        memcpy(&bits, x + d, sizeof bits);
+        bits &= INT32_MAX;
+        most = bits > most ? bits : most;
+    }
+    float value;
+    memcpy(&value, &most, sizeof value);
+    return value;
 }
 
 /* ---- sums over rows ---- */
@@ -102,6 +118,59 @@ static void combine_rows(const struct encode_rows *rows, const float *factors, f
     for (; d < rows->head_dim; d += LANES) combine_block(rows, factors, d, 1, ret_sum);
 }
 
+static void steer_rows(const struct encode_rows *rows, float *dots, float *direction)
+{
+    project_rows(rows, direction, dots);
+    float mean = 0.0F;
+    for (size_t i = 0; i < rows->count; i++) mean += dots[i];
+    mean /= (float)rows->count;
+    for (size_t i = 0; i < rows->count; i++) dots[i] -= mean;
+    float most = largest(dots, rows->count), scale = most > 0.0F ? 1.0F / most : 0.0F;
+    for (size_t i = 0; i < rows->count; i++) dots[i] *= scale;
+    combine_rows(rows, dots, direction);
+}
+
+/* How many keys are below the border. keys (count) */
+static inline size_t count_below(const int32_t *keys, size_t count, int32_t border)
+{
+    int32_t below = 0;
+    for (size_t i = 0; i < count; i++) below += keys[i] < border;
+    return (size_t)below;
+}
+
+/* The median is found by halving the range of keys, bit by bit from the top: no branch depends on
+ * the data, and 32 counts of a few hundred keys are cheaper than one partition. */
+static void split_rows(float *dots, uint16_t *order, size_t count)
+{
+    int32_t keys[ROWS_MAX];
+    for (size_t i = 0; i < count; i++) {
+        int32_t bits;
+        memcpy(&bits, dots + i, sizeof bits);
+        bits ^= bits >> 31 & INT32_MAX;
+        keys[i] = (bits & ~INT32_C(1023)) | order[i];
+    }
+    int32_t border = INT32_MIN;
+    size_t below = 0;
+    for (int bit = 31; bit >= 0 && below != count / 2; bit--) {
+        int32_t higher = (int32_t)((uint32_t)border + (UINT32_C(1) << bit));
+        size_t found = count_below(keys, count, higher);
+        if (found > count / 2) continue;
+        border = higher;
+        below = found;
+    }
+    uint16_t larger[ROWS_MAX];
+    size_t small = 0, large = 0;
+    for (size_t i = 0; i < count; i++) {
+        uint16_t row = order[i];
+        size_t is_small = keys[i] < border;
+        order[small] = row; /* at or before i */
+        larger[large] = row;
+        small += is_small;
+        large += 1 - is_small;
+    }
+    memcpy(order + small, larger, large * sizeof *order);
+}
+
 static void centre_rows(const struct encode_centre_args *args)
 {
     const size_t head_dim = args->head_dim;
@@ -136,9 +205,13 @@ static void turn_init(const uint8_t *const bits[2], size_t head_dim, struct turn
     scale = 1.0F / __builtin_sqrtf(scale);
     ret_turn->size = size;
     ret_turn->rest = head_dim - size;
+    const wide_int each = { 1, 2, 4, 8, 16, 32, 64, 128 };
     for (size_t pass = 0; pass < (ret_turn->rest > 0 ? 2U : 1U); pass++)
-        for (size_t d = 0; d < size; d++)
-            ret_turn->signs[pass][d] = (bits[pass][d / 8] >> (d % 8) & 1) != 0 ? -scale : scale;
+        for (size_t d = 0; d < size; d += LANES) {
+            wide_int negative = (((wide_int){ 0 } + bits[pass][d / LANES]) & each) == each;
+            wide sign = __builtin_convertvector(negative, wide) * 2.0F + 1.0F; /* -1 or 1 */
+            store(ret_turn->signs[pass] + d, sign * scale);
+        }
 }
 
 /* Butterflies inside a vector. */
@@ -232,21 +305,6 @@ static void rotate_rows(const struct encode_rotate_args *args)
 
 /* ---- codes ---- */
 
-/* The largest |x|; finite numbers without their sign are ordered as integers. x (D) */
-static inline float largest(const float *x, size_t head_dim)
-{
-    int32_t most = 0;
-    for (size_t d = 0; d < head_dim; d++) {
-        int32_t bits;
-        memcpy(&bits, x + d, sizeof bits);
-        bits &= 0x7fffffff;
-        most = bits > most ? bits : most;
-    }
-    float value;
-    memcpy(&value, &most, sizeof value);
-    return value;
-}
-
 /* Truncate 32 numbers 0 … 255 to bytes. */
 INLINE void put_bytes(const wide from[4], uint8_t *to)
 {
@@ -322,12 +380,13 @@ static inline void put_lo(const uint8_t *restrict codes, size_t head_dim, uint8_
 /* One row of K-hi: a word every 64 bytes. */
 static inline void put_key_hi(const uint8_t *restrict codes, size_t head_dim, uint8_t *restrict hi)
 {
-    for (size_t d = 0; d < head_dim; d += LANES) {
-        uint64_t eight;
-        memcpy(&eight, codes + d, sizeof eight);
-        uint32_t word = (uint32_t)(eight >> 4 & 0x0f0f0f0f) | (uint32_t)(eight >> 32 & 0xf0f0f0f0);
-        memcpy(hi + 8 * d, &word, sizeof word);
+    uint32_t words[DIM_MAX / LANES];
+    for (size_t i = 0; i < head_dim / LANES; i++) {
+        uint32_t eight[2];
+        memcpy(eight, codes + i * LANES, sizeof eight);
+        words[i] = (eight[0] >> 4 & 0x0f0f0f0f) | (eight[1] & 0xf0f0f0f0);
     }
+    for (size_t i = 0; i < head_dim / LANES; i++) memcpy(hi + 64 * i, words + i, sizeof *words);
 }
 
 /* Eight rows of V-hi. codes (8, DIM_MAX + slack) */
@@ -335,12 +394,14 @@ static inline void put_value_hi(const uint8_t *restrict codes, size_t head_dim,
                                 uint8_t *restrict hi)
 {
     enum { STRIDE = DIM_MAX + ENCODE_SLACK };
+    uint8_t pairs[4][DIM_MAX]; /* tokens j and j + 4 */
+    for (size_t j = 0; j < 4; j++)
+        for (size_t d = 0; d < head_dim; d++)
+            pairs[j][d] = (uint8_t)(codes[j * STRIDE + d] >> 4
+                                    | (codes[(j + 4) * STRIDE + d] & 0xf0));
     for (size_t d = 0; d < head_dim; d++) {
-        uint32_t word = 0;
-        for (size_t j = 0; j < 4; j++) {
-            uint32_t low = codes[j * STRIDE + d], high = codes[(j + 4) * STRIDE + d];
-            word |= (low >> 4 | (high & 0xf0)) << (8 * j);
-        }
+        uint32_t word = (uint32_t)pairs[0][d] | (uint32_t)pairs[1][d] << 8
+            | (uint32_t)pairs[2][d] << 16 | (uint32_t)pairs[3][d] << 24;
         memcpy(hi + 4 * d, &word, sizeof word);
     }
 }
@@ -399,11 +460,13 @@ static void keys_tile(const struct encode_keys_args *args)
     float *x = args->scratch, *centroid = x + ENCODE_ROWS * head_dim;
     struct turn turn;
     turn_init(args->signs, head_dim, &turn);
+    float signed_factor[DIM_MAX];
+    for (size_t d = 0; d < turn.size; d++) signed_factor[d] = args->factor[d] * turn.signs[0][d];
     for (size_t i = 0; i < ENCODE_ROWS; i++) {
         const float *from = args->rows + args->order[i] * head_dim;
         float *to = x + i * head_dim;
         for (size_t d = 0; d < turn.size; d += LANES)
-            store(to + d, within(load(from + d) * load(args->factor + d) * load(turn.signs[0] + d)));
+            store(to + d, within(load(from + d) * load(signed_factor + d)));
         for (size_t d = turn.size; d < head_dim; d += LANES)
             store(to + d, load(from + d) * load(args->factor + d));
         turn_finish(&turn, to);
@@ -419,6 +482,26 @@ static void keys_tile(const struct encode_keys_args *args)
     *tile->spread = key_spread(args, centroid);
 }
 
+#ifndef LOAD_HALVES
+#define LOAD_HALVES(at) widen_halves(at)
+
+/* 8 finite fp16 numbers, where the instruction set has no vocabulary for it. */
+INLINE wide widen_halves(const unsigned char *at)
+{
+    eight_halves halves;
+    memcpy(&halves, at, sizeof halves);
+    wide_int bits = __builtin_convertvector(halves, wide_int), sign = (bits & 0x8000) << 16;
+    bits = (bits & 0x7fff) << 13;
+    wide value;
+    memcpy(&value, &bits, sizeof value);
+    value *= 0x1p112F; /* the difference of the biases; exact for subnormals too */
+    memcpy(&bits, &value, sizeof bits);
+    bits |= sign;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+#endif
+
 /* 8 finite elements from element d. */
 INLINE wide load_stored(const unsigned char *row, size_t d, uint32_t dtype)
 {
@@ -427,21 +510,12 @@ INLINE wide load_stored(const unsigned char *row, size_t d, uint32_t dtype)
         memcpy(&a, row + 4 * d, sizeof a);
         return a;
     }
+    if (dtype == DTYPE_FP16) return LOAD_HALVES(row + 2 * d);
     eight_halves halves;
     memcpy(&halves, row + 2 * d, sizeof halves);
     wide_int bits = __builtin_convertvector(halves, wide_int);
     wide value;
-    if (dtype == DTYPE_BF16) {
-        bits <<= 16;
-        memcpy(&value, &bits, sizeof value);
-        return value;
-    }
-    wide_int sign = (bits & 0x8000) << 16;
-    bits = (bits & 0x7fff) << 13;
-    memcpy(&value, &bits, sizeof value);
-    value *= 0x1p112F; /* the difference of the biases; exact for subnormals too */
-    memcpy(&bits, &value, sizeof bits);
-    bits |= sign;
+    bits <<= 16;
     memcpy(&value, &bits, sizeof value);
     return value;
 }

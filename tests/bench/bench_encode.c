@@ -9,6 +9,7 @@
  *
  *     bench_encode [--rounds N] [--dim D]
  */
+#include <malloc.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -157,6 +158,8 @@ int main(int argc, char **argv)
         if (strcmp(argv[i], "--rounds") == 0 && number > 0) rounds = number;
         else if (strcmp(argv[i], "--dim") == 0) only = number;
     }
+    mallopt(M_MMAP_THRESHOLD, 32 << 20); /* as the daemon: scratch is not given back in between */
+    mallopt(M_TRIM_THRESHOLD, 256 << 20);
     static struct data data;
     arena_init(&data.arena, ARENA_BYTES);
     planes_layout_init(DIM_MAX, &data.layout);

@@ -20,10 +20,11 @@ planes="index/backend.c"
 for op in score centroid soften weigh means row; do
     planes="$planes index/kernels/plane_$op.c index/kernels/plane_${op}_neon.c"
 done
-for test in partial score rotate plane; do
+coding="index/encode_backend.c index/rotation.c index/kernels/encode.c index/kernels/encode_neon.c"
+for test in partial score rotate plane encode; do
     # shellcheck disable=SC2086
     "$cc" -std=c17 -D_GNU_SOURCE -O2 -Wall -Wextra -Wconversion -Werror -I. -static \
-        $base $attention $planes "tests/kernels/test_$test.c" -lm -o "$out/test_$test"
+        $base $attention $planes $coding "tests/kernels/test_$test.c" -lm -o "$out/test_$test"
     echo "test_$test (AArch64):"
     "$emulator" "$out/test_$test"
 done

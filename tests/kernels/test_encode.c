@@ -70,6 +70,13 @@ static void check_sums(struct checks *checks, const struct encode_backend *backe
         backend->combine(&rows, data->b, data->out);
         checks_close(checks, what, data->out, data->truth, head_dim + 1,
                      (struct near){ 1e-4F, 1e-5F });
+        data->out[head_dim] = data->truth[head_dim] = 12345.0F;
+        memcpy(data->out, data->a, head_dim * sizeof(float));
+        memcpy(data->truth, data->a, head_dim * sizeof(float));
+        encode_steer_ref(&rows, data->one, data->truth);
+        backend->steer(&rows, data->two, data->out);
+        checks_close(checks, what, data->out, data->truth, head_dim + 1,
+                     (struct near){ 1e-3F, 1e-4F });
         struct encode_centre_args args = { .count = counts[i], .head_dim = head_dim,
                                            .mean = data->a, .factor = data->b };
         size_t count = counts[i] * head_dim;
@@ -85,6 +92,27 @@ static void check_sums(struct checks *checks, const struct encode_backend *backe
                      (struct near){ 1e-6F, 1e-6F });
         checks_close(checks, what, data->two, data->one, head_dim, (struct near){ 1e-5F, 1e-5F });
     }
+}
+
+/* The same rows on both sides, to the last: splitting compares and adds nothing. Many ties. */
+static void check_split(struct checks *checks, const struct encode_backend *backend,
+                        struct data *data)
+{
+    for (size_t count = 32; count <= DIM_MAX; count *= 2)
+        for (int kind = 0; kind < 4; kind++) {
+            uint16_t out[DIM_MAX], truth[DIM_MAX];
+            for (size_t i = 0; i < count; i++) {
+                float normal = checks_normal(&data->random);
+                const float kinds[] = { normal, rintf(normal), 1e30F * normal, 0.0F };
+                data->one[i] = data->two[i] = kinds[kind];
+                out[i] = truth[i] = (uint16_t)(1023 - i);
+            }
+            encode_split_ref(data->one, truth, count);
+            backend->split(data->two, out, count);
+            if (memcmp(out, truth, count * sizeof *out) == 0) checks->passed++;
+            else if (checks->failed++ < CHECKS_SHOWN)
+                printf("FAILED %s split count=%zu kind=%d\n", backend->name, count, kind);
+        }
 }
 
 struct coded {
@@ -242,6 +270,7 @@ int main(void)
             check_keys(&checks, backend, &data, dims[i]);
             check_values(&checks, backend, &data, dims[i]);
         }
+        check_split(&checks, backend, &data);
         check_edges(&checks, backend, &data);
     }
     free(data.rows);
