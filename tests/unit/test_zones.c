@@ -484,6 +484,10 @@ static void test_bytes(void **state)
     memcpy(more, data, bytes);
     memcpy(more + members, more + members + 4, 4);
     assert_int_equal(zones_type.load(&shape, more, bytes, &again, NULL), MEMD_ECORRUPT);
+    memcpy(more, data, bytes); /* position 4, the first there is, in two clusters */
+    size_t other = zones_of(version)->members[0] == 4 ? zones_of(version)->begin[1] : 0;
+    memcpy(more + members + 4 * other, &(uint32_t){ 4 }, 4);
+    assert_int_equal(zones_type.load(&shape, more, bytes, &again, NULL), MEMD_ECORRUPT);
     memcpy(more, data, bytes);
     more[bytes - 1] = 0x7f; /* infinity in a mean */
     more[bytes - 2] = 0x80;
