@@ -22,7 +22,7 @@
 /* Random shapes: views of odd lengths, groups, dtypes. */
 static void make(struct past *past, size_t turn, uint64_t *random)
 {
-    static const size_t tokens[] = { 1, 7, 600, 3000 };
+    static const size_t tokens[] = { 1, 7, 600, 9000 };
     static const uint32_t dtypes[] = { DTYPE_FP32, DTYPE_FP16, DTYPE_BF16 };
     *past = (struct past){ .kv_heads = turn % 2 + 1, .head_dim = turn % 3 == 0 ? 40 : 64,
                            .tokens = tokens[turn % 4], .queries = turn % 5 + 1,
