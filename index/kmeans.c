@@ -17,7 +17,7 @@
 #include "base/error.h"
 #include "base/tensor.h"
 
-enum { BLOCK_ROWS = 64, BLOCK_CENTROIDS = 64 };
+enum { BLOCK_ROWS = 36, BLOCK_CENTROIDS = 64 }; /* rows: whole register blocks of any kernel */
 
 /* The best centroid so far of each row of a block. */
 struct best {

@@ -8,7 +8,7 @@
  * Shapes   ids, scores (k), k ≥ 1
  * Cost     topk_offer O(1) for a loser, O(log k) for one that gets in
  * Threads  pure
- * Tests    tests/unit/test_exact.c
+ * Tests    tests/unit/test_topk.c, tests/unit/test_exact.c
  */
 #ifndef MEMD_INDEX_TOPK_H
 #define MEMD_INDEX_TOPK_H
@@ -30,6 +30,9 @@ void topk_replace(const struct topk *top, float score, uint64_t id);
 
 /* Best first; after that it is no heap any more. */
 void topk_sort(const struct topk *top);
+
+/* Of k entries in any order, bring the best `count` to the front, in any order. O(k). */
+void topk_select(const struct topk *all, size_t count);
 
 /* Is (score, id) a worse hit than (other, other_id)? */
 static inline bool topk_worse(float score, uint64_t id, float other, uint64_t other_id)

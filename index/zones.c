@@ -44,7 +44,7 @@ struct ranking {
     float *mass;     /* (C) of the ranking; -inf: no member to be had */
     uint32_t *sizes; /* (C) members in the middle */
     float *acc;      /* (D) */
-    struct topk top; /* (best) */
+    struct topk top; /* (best) the retrieval zone, then the rest of the estimation zone */
 };
 
 static size_t ranking_bytes(size_t group, size_t clusters, size_t head_dim)
@@ -113,8 +113,9 @@ static void soften(const struct ranking *ranking, size_t m)
     for (size_t c = 0; c < ranking->clusters; c++) ranking->mass[c] += scale * weights[c];
 }
 
-/* The best clusters of the KV head, best first; ranking->best says how many. */
-static void rank(struct pick *pick, struct ranking *ranking, size_t wanted)
+/* The best `wanted` clusters of the KV head, in front of them the best `retrieval`;
+ * ranking->best says how many there are. */
+static void rank(struct pick *pick, struct ranking *ranking, size_t wanted, size_t retrieval)
 {
     size_t head_dim = pick->head_dim, clusters = ranking->clusters;
     const uint16_t *centroids = ranking->zones->centroids + pick->kv_head * clusters * head_dim;
@@ -127,13 +128,17 @@ static void rank(struct pick *pick, struct ranking *ranking, size_t wanted)
                clusters * (head_dim * sizeof *centroids + sizeof *ranking->begin));
     memset(ranking->mass, 0, clusters * sizeof *ranking->mass);
     for (size_t m = 0; m < pick->group; m++) soften(ranking, m);
-    ranking->top.k = wanted;
-    topk_clear(&ranking->top);
-    for (size_t c = 0; c < clusters; c++)
-        if (ranking->sizes[c] > 0) topk_offer(&ranking->top, ranking->mass[c], c);
-    topk_sort(&ranking->top);
-    while (ranking->best < wanted && ranking->top.ids[ranking->best] != INDEX_NONE)
-        ranking->best++;
+    for (size_t c = 0; c < clusters; c++) {
+        if (ranking->sizes[c] == 0) continue;
+        ranking->top.ids[ranking->top.k] = c;
+        ranking->top.scores[ranking->top.k++] = ranking->mass[c];
+    }
+    if (wanted < ranking->top.k) {
+        topk_select(&ranking->top, wanted);
+        ranking->top.k = wanted;
+    }
+    ranking->best = ranking->top.k;
+    if (retrieval < ranking->best) topk_select(&ranking->top, retrieval);
 }
 
 /* All members of the first `count` clusters of the ranking. */
@@ -159,11 +164,12 @@ static void read_members(struct pick *pick, const struct ranking *ranking, size_
 static void add_mean(float *restrict acc, float weight, const uint16_t *restrict mean,
                      size_t head_dim)
 {
-    for (size_t d = 0; d < head_dim; d++) {
-        uint32_t bits = (uint32_t)mean[d] << 16;
-        float value;
-        memcpy(&value, &bits, sizeof value);
-        acc[d] += weight * value;
+    for (size_t d = 0; d < head_dim; d += 8) {
+        uint32_t bits[8];
+        float values[8];
+        for (size_t i = 0; i < 8; i++) bits[i] = (uint32_t)mean[d + i] << 16;
+        memcpy(values, bits, sizeof values);
+        for (size_t i = 0; i < 8; i++) acc[d + i] += weight * values[i];
     }
 }
 
@@ -233,7 +239,7 @@ static int task(struct pick *pick, struct error *err)
                              zones->clusters);
     if (wanted > zones->clusters) wanted = zones->clusters;
     bool attends = pick->call->partial != NULL;
-    if (wanted > 0) rank(pick, &ranking, attends ? wanted : retrieval);
+    if (wanted > 0) rank(pick, &ranking, attends ? wanted : retrieval, retrieval);
     if (retrieval > ranking.best) retrieval = ranking.best;
     read_members(pick, &ranking, retrieval);
     if (wanted == 0) pick_dropped(pick);
