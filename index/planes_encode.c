@@ -128,7 +128,21 @@ static void put_centroid(const struct coder *coder, size_t cluster, const uint8_
         memcpy(tile + 16 * d + 4 * (cluster % 16), codes + d, 4);
 }
 
-/* Values are read out of order: ask for them while the keys of the cluster are coded. */
+/* Values are read out of order, which the CPU cannot foresee. In order they come several times
+ * faster, so they are touched once, one read per line, and end up in the nearer caches (10 % of
+ * the time of a segment). */
+static void touch_values(const struct coder *coder)
+{
+    const struct view *view = coder->source->view;
+    const size_t bytes = coder->layout->head_dim * dtype_bytes(view->dtype);
+    for (size_t row = 0; row < PLANES_TOKENS; row++) {
+        const volatile unsigned char *at = (const unsigned char *)view->v
+            + row * view->v_stride_bytes;
+        for (size_t i = 0; i < bytes; i += LINE_BYTES) (void)at[i];
+    }
+}
+
+/* And asked for again while the keys of the cluster are coded. */
 static void prefetch_values(const struct coder *coder, const uint16_t *order)
 {
     const struct view *view = coder->source->view;
@@ -232,6 +246,7 @@ int planes_encode(const struct planes_layout *layout, const struct planes_source
     if (find_clusters(&coder, arena) < 0)
         return error_set(err, MEMD_ENOMEM, "planes: no memory to cluster");
     const uint16_t *order = (const uint16_t *)(const void *)(ret_hi + layout->rows);
+    touch_values(&coder);
     for (size_t cluster = 0; cluster < PLANES_CLUSTERS; cluster++) {
         prefetch_values(&coder, order + cluster * PLANES_CLUSTER);
         code_keys(&coder, cluster, order + cluster * PLANES_CLUSTER);

@@ -26,6 +26,7 @@ typedef uint16_t eight_halves __attribute__((vector_size(16)));
 
 enum {
     LANES = 8,
+    BLOCK = 4 * LANES,
     DIM_MAX = 1024,
     ROWS_MAX = 1024,
     SUMS = 8, /* accumulators of a register block */
@@ -237,9 +238,39 @@ INLINE void between_four(float *x, size_t gap)
     store(x + 3 * gap, a - c);
 }
 
+/* The first five stages of 32 numbers that are still in registers. */
+INLINE void start_block(float *to, const wide from[4])
+{
+    wide a = within(from[0]), b = within(from[1]), c = within(from[2]), d = within(from[3]);
+    wide ab = a + b, cd = c + d;
+    a -= b;
+    c -= d;
+    store(to, ab + cd);
+    store(to + LANES, a + c);
+    store(to + 2 * LANES, ab - cd);
+    store(to + 3 * LANES, a - c);
+}
+
+/* The same for `size` numbers, a power of two, times signs if there are any; 3 stages below 32. */
+INLINE void start(float *to, const float *from, const float *signs, size_t size)
+{
+    size_t d = 0;
+    for (; d + BLOCK <= size; d += BLOCK) {
+        wide four[4];
+        for (size_t i = 0; i < 4; i++) {
+            four[i] = load(from + d + i * LANES);
+            if (signs != NULL) four[i] *= load(signs + d + i * LANES);
+        }
+        start_block(to + d, four);
+    }
+    for (; d < size; d += LANES)
+        store(to + d, within(signs != NULL ? load(from + d) * load(signs + d) : load(from + d)));
+}
+
+/* The stages that `start` has left. */
 INLINE void between(float *x, size_t size)
 {
-    size_t gap = LANES;
+    size_t gap = size < BLOCK ? LANES : BLOCK;
     for (; gap * 4 <= size; gap *= 4)
         for (size_t from = 0; from < size; from += 4 * gap)
             for (size_t d = from; d < from + gap; d += LANES) between_four(x + d, gap);
@@ -252,7 +283,7 @@ INLINE void between(float *x, size_t size)
 }
 
 /* The usual sizes as constants. */
-static inline void between_all(float *x, size_t size)
+static inline void finish(float *x, size_t size)
 {
     switch (size) {
     case 64: between(x, 64); break;
@@ -262,22 +293,18 @@ static inline void between_all(float *x, size_t size)
     }
 }
 
-/* What follows when the first pass is within its vectors already. */
+/* What follows when the first pass has been started. */
 static inline void turn_finish(const struct turn *turn, float *x)
 {
-    between_all(x, turn->size);
+    finish(x, turn->size);
     if (turn->rest == 0) return;
-    for (size_t d = 0; d < turn->size; d += LANES) {
-        float *at = x + turn->rest + d;
-        store(at, within(load(at) * load(turn->signs[1] + d)));
-    }
-    between_all(x + turn->rest, turn->size);
+    start(x + turn->rest, x + turn->rest, turn->signs[1], turn->size);
+    finish(x + turn->rest, turn->size);
 }
 
 static inline void turn_row(const struct turn *turn, float *x)
 {
-    for (size_t d = 0; d < turn->size; d += LANES)
-        store(x + d, within(load(x + d) * load(turn->signs[0] + d)));
+    start(x, x, turn->signs[0], turn->size);
     turn_finish(turn, x);
 }
 
@@ -285,8 +312,8 @@ static inline void turn_back(const struct turn *turn, float *x)
 {
     for (size_t pass = turn->rest > 0 ? 2 : 1; pass-- > 0;) {
         float *from = pass == 1 ? x + turn->rest : x;
-        for (size_t d = 0; d < turn->size; d += LANES) store(from + d, within(load(from + d)));
-        between_all(from, turn->size);
+        start(from, from, NULL, turn->size);
+        finish(from, turn->size);
         for (size_t d = 0; d < turn->size; d += LANES)
             store(from + d, load(from + d) * load(turn->signs[pass] + d));
     }
@@ -324,7 +351,7 @@ INLINE void put_bytes(const wide from[4], uint8_t *to)
 static inline void put_codes(const float *x, size_t head_dim, float inverse, float zero,
                              uint8_t *to)
 {
-    for (size_t d = 0; d < head_dim; d += ENCODE_SLACK) {
+    for (size_t d = 0; d < head_dim; d += BLOCK) {
         wide four[4];
         for (size_t i = 0; i < 4; i++) four[i] = load(x + d + i * LANES) * inverse + zero;
         put_bytes(four, to + d);
@@ -465,8 +492,7 @@ static void keys_tile(const struct encode_keys_args *args)
     for (size_t i = 0; i < ENCODE_ROWS; i++) {
         const float *from = args->rows + args->order[i] * head_dim;
         float *to = x + i * head_dim;
-        for (size_t d = 0; d < turn.size; d += LANES)
-            store(to + d, within(load(from + d) * load(signed_factor + d)));
+        start(to, from, signed_factor, turn.size);
         for (size_t d = turn.size; d < head_dim; d += LANES)
             store(to + d, load(from + d) * load(args->factor + d));
         turn_finish(&turn, to);
@@ -527,9 +553,17 @@ INLINE void load_values(const struct encode_values_args *args, const struct turn
         const unsigned char *from = (const unsigned char *)args->rows
             + args->order[i] * args->stride_bytes;
         float *to = args->scratch + i * args->head_dim;
-        for (size_t d = 0; d < turn->size; d += LANES)
+        size_t d = 0;
+        for (; d + BLOCK <= turn->size; d += BLOCK) {
+            wide four[4];
+            for (size_t j = 0; j < 4; j++)
+                four[j] = load_stored(from, d + j * LANES, dtype)
+                    * load(turn->signs[0] + d + j * LANES);
+            start_block(to + d, four);
+        }
+        for (; d < turn->size; d += LANES)
             store(to + d, within(load_stored(from, d, dtype) * load(turn->signs[0] + d)));
-        for (size_t d = turn->size; d < args->head_dim; d += LANES)
+        for (d = turn->size; d < args->head_dim; d += LANES)
             store(to + d, load_stored(from, d, dtype));
         turn_finish(turn, to);
     }
