@@ -385,13 +385,18 @@ static inline uint16_t step_of(float value, float *ret_step)
     return (uint16_t)((bits >> 13) - (112U << 10));
 }
 
-/* x (D) and slack, ret_codes (D) and slack */
-static inline uint16_t code_row(const float *x, size_t head_dim, uint8_t *ret_codes)
+/* Steps of all rows before the first is coded: a row's own step comes at the end of a long chain,
+ * that of the next row does not wait for it. x (16, D) */
+static inline void find_steps(const float *x, size_t head_dim, uint16_t *ret_steps,
+                              float *ret_inverses)
 {
-    float wide_step;
-    uint16_t step = step_of(largest(x, head_dim) * 0.125F, &wide_step);
-    put_codes(x, head_dim, inverse_of(wide_step * 0.0625F), 128.0F, ret_codes);
-    return step;
+    float most[ENCODE_ROWS];
+    for (size_t i = 0; i < ENCODE_ROWS; i++) most[i] = largest(x + i * head_dim, head_dim);
+    for (size_t i = 0; i < ENCODE_ROWS; i++) {
+        float step;
+        ret_steps[i] = step_of(most[i] * 0.125F, &step);
+        ret_inverses[i] = inverse_of(step * 0.0625F);
+    }
 }
 
 /* codes (D) and slack, lo (D / 2) */
@@ -498,9 +503,11 @@ static void keys_tile(const struct encode_keys_args *args)
         turn_finish(&turn, to);
     }
     mean_rows(x, head_dim, centroid);
+    float inverses[ENCODE_ROWS];
+    find_steps(x, head_dim, tile->step, inverses);
     for (size_t i = 0; i < ENCODE_ROWS; i++) {
         uint8_t codes[DIM_MAX + ENCODE_SLACK];
-        tile->step[i] = code_row(x + i * head_dim, head_dim, codes);
+        put_codes(x + i * head_dim, head_dim, inverses[i], 128.0F, codes);
         put_key_hi(codes, head_dim, tile->hi + 4 * i);
         put_lo(codes, head_dim, tile->lo + i * tile->lo_stride_bytes);
     }
@@ -584,17 +591,21 @@ static inline void code_mean(const struct encode_values_args *args, float *x)
     *args->tile.mean_scale = scale;
 }
 
-/* row -= mean; returns the squared length of what is left. row, mean (D) */
-static inline float subtract(float *row, const float *mean, size_t head_dim)
+/* rows -= mean; returns the sum of the squares of what is left. x (16, D), mean (D) */
+static inline float subtract(float *x, const float *mean, size_t head_dim)
 {
-    wide square = { 0 };
+    wide squares[ENCODE_ROWS / 2] = { 0 };
     for (size_t d = 0; d < head_dim; d += LANES) {
-        wide away = load(row + d) - load(mean + d);
-        square += away * away;
-        store(row + d, away);
+        wide from = load(mean + d);
+        for (size_t i = 0; i < ENCODE_ROWS; i++) {
+            wide away = load(x + i * head_dim + d) - from;
+            squares[i / 2] += away * away;
+            store(x + i * head_dim + d, away);
+        }
     }
+    wide each = sums_of(squares);
     float sum = 0.0F;
-    for (size_t i = 0; i < LANES; i++) sum += square[i];
+    for (size_t i = 0; i < LANES; i++) sum += each[i];
     return sum;
 }
 
@@ -612,18 +623,18 @@ static void values_tile(const struct encode_values_args *args)
     }
     mean_rows(x, head_dim, mean);
     code_mean(args, mean);
-    float spread = 0.0F;
+    float inverses[ENCODE_ROWS];
+    *tile->spread = subtract(x, mean, head_dim) / ENCODE_ROWS;
+    find_steps(x, head_dim, tile->step, inverses);
     for (size_t from = 0; from < ENCODE_ROWS; from += LANES) {
         uint8_t codes[LANES][DIM_MAX + ENCODE_SLACK];
         for (size_t j = 0; j < LANES; j++) {
             size_t i = from + j;
-            spread += subtract(x + i * head_dim, mean, head_dim);
-            tile->step[i] = code_row(x + i * head_dim, head_dim, codes[j]);
+            put_codes(x + i * head_dim, head_dim, inverses[i], 128.0F, codes[j]);
             put_lo(codes[j], head_dim, tile->lo + i * tile->lo_stride_bytes);
         }
         put_value_hi(codes[0], head_dim, tile->hi + from / LANES * head_dim * 4);
     }
-    *tile->spread = spread / ENCODE_ROWS;
 }
 
 #endif
