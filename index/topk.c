@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* topk.c — sift down, and a heapsort in place: because the worst is at the root, taking roots off
- * one after the other leaves the best first. Where a large share of all is wanted, a heap costs more
- * than what it selects for: quickselect, with the median of three as its pivot. */
+ * one after the other leaves the best first. Where a large share of all is wanted, a heap costs
+ * more than what it selects for: quickselect, with the median of three as its pivot. */
 #include "index/topk.h"
 
 #include <math.h>
