@@ -53,7 +53,8 @@ struct index_args {
 struct index_quality {
     float *predicted_error; /* (n, H) relative L2 error of o; NaN = this index cannot tell */
     float *mass;            /* (n, H, INDEX_LEVELS) share of the softmax mass answered from each
-                             * level; what is missing to 1 was dropped (as far as it is known) */
+                             * level; what is missing to 1 was dropped (as far as it is known);
+                             * NaN = rows were dropped that nobody looked at */
     bool *limited;          /* (n, H) max_bytes cut it short of target_error */
     uint64_t rows[INDEX_LEVELS];  /* read, over all KV heads; K and V of a token are two rows */
     uint64_t bytes[INDEX_LEVELS];
