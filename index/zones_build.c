@@ -206,6 +206,7 @@ static int cluster_chunk(struct chunk *chunk, struct error *err)
     const struct layer_source *source = chunk->source;
     size_t heads = source->kv_heads, head_dim = source->head_dim;
     size_t tasks = heads * chunk->segments;
+    assert(heads > 0 && chunk->clusters > 0 && chunk->tokens > 0 && head_dim > 0);
     CLEANUP(free_ptr) float *mean = malloc(heads * head_dim * sizeof *mean);
     CLEANUP(free_ptr) float *centroids =
         malloc(heads * chunk->clusters * head_dim * sizeof *centroids);
