@@ -19,6 +19,8 @@
 static const struct option_spec specs[] = {
     [GRAPH_NQ] = { "nq", "best keys of a kept query that are linked", 100, 2, 1000, true },
     [GRAPH_M] = { "m", "links of a node from queries; up to 2 m more", 35, 2, 64, true },
+    [GRAPH_PIVOT] = { "pivot", "the key that is linked: 0 = the best one, 1 = any of the nq", 0, 0,
+                      1, true },
     [GRAPH_L] = { "l", "length of the list while building", 500, 1, 10000, true },
     [GRAPH_K] = { "k", "tokens found per query head", 100, 1, 1e6, true },
     [GRAPH_DIPR] = { "dipr", "instead of k: all tokens with this share of the best one's weight; "
@@ -84,6 +86,8 @@ static int build_head(const struct layer_source *source, const struct graph_vers
     arena_init(&arena, SIZE_MAX);
     struct graph_builder builder = {
         .source = source, .kv_head = g, .nodes = version->nodes, .m = version->m,
+        .window = (uint64_t)source->options[GRAPH_WINDOW],
+        .any_pivot = source->options[GRAPH_PIVOT] != 0.0,
         .nq = (size_t)source->options[GRAPH_NQ], .width = (size_t)source->options[GRAPH_L],
         .from = before == NULL ? 0 : before->base.tokens, .arena = &arena };
     graph_rows_init(&builder.rows, source->views + g * source->view_count, source->view_count,

@@ -29,6 +29,7 @@ enum graph_option {
     GRAPH_NQ,
     GRAPH_M,
     GRAPH_L,
+    GRAPH_PIVOT,
     GRAPH_K,
     GRAPH_DIPR,
     GRAPH_EF,

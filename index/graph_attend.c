@@ -10,7 +10,8 @@
  * A search begins at the entry, one per query head. DIPR (AlayaDB §6.1) keeps what is within
  * -ln(dipr) of the best score, in logits; the best score begins as that of the 32 first and 32
  * last tokens, which hold it nearly always (ibid., window caching), so that lists are short from
- * the start. With the tail dropped, as published, nothing can be said about the error: NaN.
+ * the start. With the tail dropped, as published, nothing can be said about the error or the
+ * mass: NaN.
  */
 #include <assert.h>
 #include <math.h>
@@ -160,16 +161,16 @@ static struct graph_find_args find_args(const struct part *part, size_t i, size_
         .band = part->band, .seed = part->args.limits[i] << 8 | g };
 }
 
-static void judge(const struct part *part, size_t row, const float *lse, struct graph_tail tail)
+/* `exact` is the lse of what was read; the tail, if it was estimated, is all that is known of the
+ * rest. */
+static void judge(const struct part *part, size_t row, double exact, struct graph_tail tail)
 {
     struct index_quality *quality = part->quality;
     if (quality == NULL) return;
     float *mass = quality->mass + row * INDEX_LEVELS;
-    double exact = (double)lse[0], all = fmax(exact, (double)lse[1]);
-    if (!isfinite(exact)) return;
-    double total = exp(exact - all) + exp((double)lse[1] - all);
-    mass[INDEX_EXACT] = (float)(exp(exact - all) / total);
-    if (tail.lse > -INFINITY) mass[INDEX_CLUSTERS] = (float)(exp((double)tail.lse - all) / total);
+    double rest = exp((double)tail.lse - exact);
+    mass[INDEX_EXACT] = tail.lse > -INFINITY ? (float)(1.0 / (1.0 + rest)) : NAN;
+    if (tail.lse > -INFINITY) mass[INDEX_CLUSTERS] = (float)(rest / (1.0 + rest));
     quality->predicted_error[row] = tail.error;
 }
 
@@ -182,14 +183,11 @@ static void answer_head(const struct part *part, struct graph_finder *finder, si
     struct graph_find_args args = find_args(part, i, h);
     graph_find(finder, &args);
     graph_find_attend(finder, &args, &into);
-    bool whole = finder->hit_count == args.high - args.low;
-    struct graph_tail tail = { .error = whole ? 0.0F : NAN, .lse = -INFINITY };
-    float lse[2] = { into.lse[0], finder->left }; /* answered exactly, and the rest */
-    if (part->options[GRAPH_TAIL] != 0.0 && !whole) {
-        tail = graph_find_tail(finder, &args, &into);
-        lse[1] = tail.lse;
-    }
-    judge(part, row, lse, tail);
+    if (finder->hit_count == args.high - args.low) return; /* all of it was read */
+    double exact = (double)into.lse[0];
+    struct graph_tail tail = { .error = NAN, .lse = -INFINITY };
+    if (part->options[GRAPH_TAIL] != 0.0) tail = graph_find_tail(finder, &args, &into);
+    judge(part, row, exact, tail);
 }
 
 /* The hits of query head h of query i join the row's k best of the outer ranges. */

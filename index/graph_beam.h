@@ -75,6 +75,15 @@ bool graph_beam_init(struct graph_beam *ret_beam, const struct graph_rows *rows,
 /* The list of the nodes found; returns the best wanted score (or query->best). */
 float graph_beam_search(struct graph_beam *beam, const struct graph_query *query);
 
+/* The i-th number of a seed: splitmix64 (Steele, Lea, Flood 2014). */
+static inline uint64_t graph_draw(uint64_t seed, uint64_t i)
+{
+    uint64_t z = (seed + i + 1) * UINT64_C(0x9E3779B97F4A7C15);
+    z = (z ^ (z >> 30)) * UINT64_C(0xBF58476D1CE4E5B9);
+    z = (z ^ (z >> 27)) * UINT64_C(0x94D049BB133111EB);
+    return z ^ (z >> 31);
+}
+
 static inline bool graph_bit(const uint64_t *bits, uint32_t id)
 {
     return (bits[id / 64] >> (id % 64) & 1) != 0;

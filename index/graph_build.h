@@ -39,6 +39,8 @@ struct graph_builder {
     struct graph_rows rows; /* keys as scored: rotated */
     uint32_t nodes, old_nodes;
     size_t m, nq, width; /* options */
+    uint64_t window;
+    bool any_pivot;
     uint64_t from;       /* queries at earlier positions are in the graph already */
     struct graph_links *links;
     struct graph_worker *workers;

@@ -45,20 +45,15 @@ void graph_find(struct graph_finder *finder, const struct graph_find_args *args)
     float best = graph_beam_search(beam, &query);
     float floor = args->band > 0.0F ? best - args->band : -INFINITY;
     size_t most = args->band > 0.0F ? beam->count : args->k;
-    double left = 0.0;
     finder->hits = beam->items;
     finder->hit_count = 0;
     for (size_t i = 0; i < beam->count; i++) {
         struct graph_item item = beam->items[i];
         if (item.id < args->low || item.id >= args->high) continue;
-        if (finder->hit_count < most && item.score >= floor) {
-            finder->ids[finder->hit_count] = item.id;
-            finder->hits[finder->hit_count++] = item; /* never ahead of i */
-        } else {
-            left += exp((double)(item.score - best));
-        }
+        if (finder->hit_count == most || item.score < floor) break; /* best first */
+        finder->ids[finder->hit_count] = item.id;
+        finder->hits[finder->hit_count++] = item; /* never ahead of i */
     }
-    finder->left = left > 0.0 ? (float)(log(left) + (double)best) : -INFINITY;
 }
 
 /* finder->o and *ret_lse: attention over finder->ids. */
@@ -102,15 +97,6 @@ void graph_find_attend(struct graph_finder *finder, const struct graph_find_args
     merge(finder, lse, into);
 }
 
-/* splitmix64 (Steele, Lea, Flood 2014): the same sample for the same question. */
-static uint64_t draw(uint64_t seed, uint64_t i)
-{
-    uint64_t z = (seed + i + 1) * UINT64_C(0x9E3779B97F4A7C15);
-    z = (z ^ (z >> 30)) * UINT64_C(0xBF58476D1CE4E5B9);
-    z = (z ^ (z >> 27)) * UINT64_C(0x94D049BB133111EB);
-    return z ^ (z >> 31);
-}
-
 /* One token of each stretch -> finder->ids, without hits; their number. */
 static size_t sample(struct graph_finder *finder, const struct graph_find_args *args)
 {
@@ -121,7 +107,7 @@ static size_t sample(struct graph_finder *finder, const struct graph_find_args *
     for (size_t i = 0; i < finder->hit_count; i++) graph_bit_set(hit, finder->hits[i].id);
     for (size_t i = 0; i < rows; i++) {
         size_t begin = span * i / rows, end = span * (i + 1) / rows;
-        size_t at = begin + (size_t)(draw(args->seed, i) % (end - begin));
+        size_t at = begin + (size_t)(graph_draw(args->seed, i) % (end - begin));
         uint32_t id = args->low + (uint32_t)at;
         if (!graph_bit(hit, id)) finder->ids[kept++] = id;
     }
@@ -165,7 +151,7 @@ struct graph_tail graph_find_tail(struct graph_finder *finder, const struct grap
 {
     struct graph_tail tail = { .error = NAN, .lse = -INFINITY };
     double rest = (double)(args->high - args->low) - (double)finder->hit_count;
-    if (rest == 0.0) tail.error = 0.0F;
+    assert(rest > 0.0);
     size_t count = sample(finder, args);
     if (count == 0) return tail;
     attend_ids(finder, args, count, &tail.lse);

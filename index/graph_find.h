@@ -16,7 +16,6 @@ struct graph_finder {
     struct graph_beam beam;
     struct graph_item *hits; /* in beam.items: the first hit_count, best first */
     size_t hit_count;
-    float left;       /* lse of wanted nodes that were scored and are no hits (as far as listed) */
     uint32_t *ids;    /* (room) of the hits */
     void *values;     /* (GRAPH_LINKS_MAX, D) */
     float *o, *value; /* (D) */

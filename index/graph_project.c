@@ -2,14 +2,17 @@
 /* graph_project.c — kept queries to links between the keys they want.
  *
  * Step 1, the exact best N_q keys of each query (RoarGraph: Nq = 100), is exact_search over the
- * nodes that the query could see: it shares every key among 32 query heads and is where the time
- * goes. The heads of a group are pooled (AlayaDB §5, "GQA-based index sharing").
+ * nodes that the query could see outside its own window, since it will never ask a graph for those:
+ * every key is shared among 32 query heads. The heads of a group are pooled (AlayaDB §5, sharing
+ * under GQA).
  *
  * Step 2 (src/index_bipartite.cpp, LinkProjection): the best key of a query is its pivot, the
- * others are candidates, pruned around the pivot to M and filled up; then reverse links, and nodes
- * with more than M are pruned again. Theirs lets the last query of a pivot overwrite the links that
- * earlier ones made; in attention a few keys are the pivot of most queries, so here the candidates
- * of all of them and the links so far are pruned together.
+ * others are candidates, pruned around the pivot to M and filled up (PruneBiSearchBaseGetBase);
+ * these become the pivot's links, whatever it had before; then reverse links, and nodes with more
+ * than M are pruned again (ProjectionAddReverse). That the last query of a pivot overwrites what
+ * earlier ones made looks wrong and is better than pruning all their candidates together
+ * (decisions/0037). pivot = 1 draws the pivot among the N_q instead: in attention a few keys are
+ * the best of most queries.
  */
 #include <assert.h>
 #include <stdlib.h>
@@ -22,7 +25,7 @@
 #include "index/exact.h"
 #include "index/graph_build.h"
 
-enum { WAVE_ROWS = 2048 }; /* query heads of one wave */
+enum { WAVE_ROWS = 512 }; /* query heads of one wave */
 
 /* (node << 32 | candidate), sorted; runs of one node */
 struct pairs {
@@ -52,7 +55,7 @@ static void sort_pairs(struct pairs *pairs)
     pairs->count = pairs->begin[pairs->runs] = kept;
 }
 
-/* The projected links of the run's node: those it has and the run's, pruned to M. */
+/* The projected links of the run's node: those it has and the run's, at most M. */
 static void merge_run(struct graph_builder *builder, struct graph_worker *worker, size_t run,
                       void *arg)
 {
@@ -75,64 +78,74 @@ static void merge_run(struct graph_builder *builder, struct graph_worker *worker
     graph_links_set_near(links, node, worker->list, count);
 }
 
-/* For each node of the runs a pair (link, node) for each of its links. */
-static void reverse(const struct graph_builder *builder, const struct pairs *from,
-                    struct pairs *ret_to)
-{
-    const struct graph_links *links = builder->links;
-    ret_to->count = 0;
-    for (size_t run = 0; run < from->runs; run++) {
-        uint32_t node = (uint32_t)(from->pairs[from->begin[run]] >> 32);
-        for (size_t i = 0; i < links->near[node]; i++)
-            ret_to->pairs[ret_to->count++] =
-                (uint64_t)links->edges[links->begin[node] + i] << 32 | node;
-    }
-}
-
-/* ids (rows, nq) positions, best first -> pairs (pivot, other) */
-static void pair_hits(const struct graph_builder *builder, const uint64_t *ids, size_t rows,
-                      struct pairs *ret_pairs)
-{
-    uint64_t first = builder->rows.first;
-    ret_pairs->count = 0;
-    for (size_t row = 0; row < rows; row++) {
-        const uint64_t *hits = ids + row * builder->nq;
-        for (size_t i = 1; i < builder->nq && hits[i] != INDEX_NONE; i++)
-            ret_pairs->pairs[ret_pairs->count++] = (hits[0] - first) << 32 | (hits[i] - first);
-    }
-}
-
 struct wave {
-    float *q;          /* (n, H/G, D) rotated */
-    uint64_t *limits;  /* (n) */
-    uint64_t *ids;     /* (n, H/G, nq) */
-    float *scores;     /* the same */
+    float *q;         /* (n, H/G, D) rotated */
+    uint64_t *limits; /* (n) */
+    uint64_t *ids;    /* (n, H/G, nq) positions, best first */
+    float *scores;    /* the same */
+    uint32_t *pivots; /* (n, H/G); GRAPH_NONE: a query without two keys */
+    uint32_t *links;  /* (n, H/G, M) of the pivots */
+    size_t *counts;   /* (n, H/G) */
     struct view *views;
     size_t view_count, queries, group;
-    struct pairs hits, back;
+    struct pairs back;
 };
+
+/* The links that query head `row` of the wave wants for its pivot. */
+static void prune_row(struct graph_builder *builder, struct graph_worker *worker, size_t row,
+                      void *arg)
+{
+    struct wave *wave = arg;
+    const uint64_t *hits = wave->ids + row * builder->nq;
+    size_t count = 0, others = 0;
+    while (count < builder->nq && hits[count] != INDEX_NONE) count++;
+    wave->pivots[row] = GRAPH_NONE;
+    wave->counts[row] = 0;
+    if (count < 2) return;
+    uint64_t pivot = hits[0];
+    if (builder->any_pivot) pivot = hits[graph_draw(hits[0] ^ hits[count - 1], row) % count];
+    for (size_t i = 0; i < count; i++)
+        if (hits[i] != pivot) worker->list[others++] = (uint32_t)(hits[i] - builder->rows.first);
+    wave->pivots[row] = (uint32_t)(pivot - builder->rows.first);
+    graph_pruner_load(&worker->pruner, wave->pivots[row], worker->list, others);
+    wave->counts[row] =
+        graph_prune(&worker->pruner, builder->m, true, wave->links + row * builder->m);
+}
+
+/* The pivots get their links, in the order of the queries, and pairs (link, pivot) are made. */
+static void enter_pivots(const struct graph_builder *builder, struct wave *wave, size_t rows)
+{
+    wave->back.count = 0;
+    for (size_t row = 0; row < rows; row++) {
+        const uint32_t *links = wave->links + row * builder->m;
+        if (wave->pivots[row] == GRAPH_NONE) continue;
+        graph_links_set_near(builder->links, wave->pivots[row], links, wave->counts[row]);
+        for (size_t i = 0; i < wave->counts[row]; i++)
+            wave->back.pairs[wave->back.count++] = (uint64_t)links[i] << 32 | wave->pivots[row];
+    }
+}
 
 static bool allocate(const struct graph_builder *builder, struct wave *wave)
 {
     const struct layer_source *source = builder->source;
     wave->group = source->query_heads / source->kv_heads;
     wave->queries = wave->group < WAVE_ROWS ? WAVE_ROWS / wave->group : 1;
-    size_t rows = wave->queries * wave->group, pairs = rows * builder->nq;
-    size_t back = pairs * builder->m; /* a run has one link at least, a node M at most */
-    if (back > builder->nodes * builder->m) back = builder->nodes * builder->m;
+    size_t rows = wave->queries * wave->group, hits = rows * builder->nq;
+    size_t links = rows * builder->m;
     struct arena *arena = builder->arena;
     wave->q = arena_alloc_aligned(arena, rows * source->head_dim * sizeof *wave->q, 64);
     wave->limits = arena_alloc(arena, wave->queries * sizeof *wave->limits);
-    wave->ids = arena_alloc(arena, pairs * sizeof *wave->ids);
-    wave->scores = arena_alloc(arena, pairs * sizeof *wave->scores);
+    wave->ids = arena_alloc(arena, hits * sizeof *wave->ids);
+    wave->scores = arena_alloc(arena, hits * sizeof *wave->scores);
+    wave->pivots = arena_alloc(arena, rows * sizeof *wave->pivots);
+    wave->links = arena_alloc(arena, links * sizeof *wave->links);
+    wave->counts = arena_alloc(arena, rows * sizeof *wave->counts);
     wave->views = arena_alloc(arena, builder->rows.view_count * sizeof *wave->views);
-    wave->hits.pairs = arena_alloc(arena, pairs * sizeof *wave->hits.pairs);
-    wave->hits.begin = arena_alloc(arena, (pairs + 1) * sizeof *wave->hits.begin);
-    wave->back.pairs = arena_alloc(arena, back * sizeof *wave->back.pairs);
-    wave->back.begin = arena_alloc(arena, (back + 1) * sizeof *wave->back.begin);
+    wave->back.pairs = arena_alloc(arena, links * sizeof *wave->back.pairs);
+    wave->back.begin = arena_alloc(arena, (links + 1) * sizeof *wave->back.begin);
     return wave->q != NULL && wave->limits != NULL && wave->ids != NULL && wave->scores != NULL &&
-           wave->views != NULL && wave->hits.pairs != NULL && wave->hits.begin != NULL &&
-           wave->back.pairs != NULL && wave->back.begin != NULL;
+           wave->pivots != NULL && wave->links != NULL && wave->counts != NULL &&
+           wave->views != NULL && wave->back.pairs != NULL && wave->back.begin != NULL;
 }
 
 /* The group's heads of kept query `at` -> q (H/G, D) in fp32, rotated. */
@@ -156,7 +169,8 @@ static int project_wave(struct graph_builder *builder, struct wave *wave, size_t
     const struct layer_source *source = builder->source;
     for (size_t i = 0; i < count; i++) {
         load_query(builder, first + i, wave->q + i * wave->group * source->head_dim);
-        wave->limits[i] = source->queries.positions[first + i] + 1; /* causal */
+        uint64_t seen = source->queries.positions[first + i] + 1; /* causal */
+        wave->limits[i] = seen > builder->window ? seen - builder->window : 0;
     }
     struct attend_args args = {
         .q = { .data = wave->q, .dtype = DTYPE_FP32, .dims = 3,
@@ -169,10 +183,8 @@ static int project_wave(struct graph_builder *builder, struct wave *wave, size_t
     arena_init(&arena, SIZE_MAX);
     int rc = exact_search(&args, &arena, &hits, err);
     if (rc < 0) return rc;
-    pair_hits(builder, wave->ids, count * wave->group, &wave->hits);
-    sort_pairs(&wave->hits);
-    graph_each(builder, wave->hits.runs, merge_run, &wave->hits);
-    reverse(builder, &wave->hits, &wave->back);
+    graph_each(builder, count * wave->group, prune_row, wave);
+    enter_pivots(builder, wave, count * wave->group);
     sort_pairs(&wave->back);
     graph_each(builder, wave->back.runs, merge_run, &wave->back);
     return 0;
