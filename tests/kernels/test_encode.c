@@ -251,6 +251,21 @@ static void check_edges(struct checks *checks, const struct encode_backend *back
     }
 }
 
+/* The smallest fp16 that is not below, for numbers between any two of them. */
+static void check_step(struct checks *checks)
+{
+    for (uint32_t bits = 0; bits < 0x7bff; bits++) {
+        float low = half_from_fp16((uint16_t)bits), high = half_from_fp16((uint16_t)(bits + 1));
+        float between = low + (high - low) * (bits % 3 == 0 ? 0.01F : 0.75F);
+        if (encode_step(low) == bits && encode_step(between) == bits + 1) checks->passed++;
+        else if (checks->failed++ < CHECKS_SHOWN)
+            printf("FAILED step of %.9g and %.9g: %04x and %04x\n", (double)low, (double)between,
+                   encode_step(low), encode_step(between));
+    }
+    if (encode_step(65505.0F) == 0x7c00 && encode_step(NAN) == 0x7c00) checks->passed++;
+    else if (checks->failed++ < CHECKS_SHOWN) printf("FAILED step out of range\n");
+}
+
 int main(void)
 {
     struct checks checks = { 0, 0 };
@@ -260,6 +275,7 @@ int main(void)
     data.out = checks_alloc(floats);
     data.truth = checks_alloc(floats);
     data.stored = checks_alloc(floats + (size_t)ROWS * 16);
+    check_step(&checks);
     for (int level = 0; level < CPU_LEVELS; level++) {
         const struct encode_backend *backend = encode_backend_for((enum cpu_level)level);
         if (backend == NULL) continue;
