@@ -141,6 +141,7 @@ static void lane_segments(struct lane_memory *memory, size_t rows, size_t head_d
     block->sum = lane_take(memory, at * sizeof *block->sum);
     block->deviation = take_floats(memory, at);
     block->square = take_floats(memory, at);
+    block->centre = take_floats(memory, clusters * rows);
     block->mass = take_floats(memory, clusters * rows);
     block->priority = take_floats(memory, clusters * rows);
     block->chunks = lane_take(memory, segments * (BLOCK_ROUNDS + 1) * sizeof *block->chunks);
@@ -169,6 +170,7 @@ static void lane_rows(struct lane_memory *memory, size_t rows, size_t head_dim,
     block->probe_means = take_floats(memory, BLOCK_PROBES * head_dim);
     block->probe_masses = take_floats(memory, BLOCK_PROBES * rows);
     block->histogram = take_floats(memory, rows * 1024);
+    block->uneven = take_floats(memory, rows * PLANES_TOKENS);
     block->gather_k = take_floats(memory, BLOCK_GATHER * head_dim);
     block->gather_v = take_floats(memory, BLOCK_GATHER * head_dim);
     take_state(memory, rows, head_dim, &block->exact);

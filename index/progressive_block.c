@@ -30,11 +30,14 @@
 #include "index/progressive_block.h"
 #include "index/rotation.h"
 
-enum { SINKS = 4 }; /* tokens */
+enum {
+    SINKS = 4,         /* tokens */
+    FIRST_PROBES = 32, /* of the round that mostly is not the last */
+};
 
-static const double shut_share = 0.8;   /* of the target, for shut clusters */
-static const double aim = 0.75;         /* of that, when clusters are opened */
-static const double first_guess = 0.02; /* error per priority left shut, before any sample */
+static const double shut_share = .9;   /* of the target, for shut clusters */
+static const double aim = .95;         /* of that, when clusters are opened */
+static const double first_guess = .05; /* error per priority left shut, before any sample */
 
 uint64_t block_bytes_left(const struct block *block)
 {
@@ -179,7 +182,7 @@ static void open_clusters(struct block *block)
     for (size_t round = 0;; round++) {
         if (block_choose(block, allowed, block->fresh) > 0) block_scan_fresh(block, block->fresh);
         block_sum_up(block);
-        block_probe(block);
+        block_probe(block, round == 0 ? FIRST_PROBES : BLOCK_PROBES);
         bool met = true;
         for (size_t m = 0; m < block->rows; m++) {
             double error = block->shut_error[m];

@@ -106,6 +106,7 @@ struct block {
     float *turned;     /* (M, D) fp32 queries of one segment */
 
     /* Clusters, per segment. */
+    float *centre;     /* (P, M, 64): score of the centroid */
     float *mass;       /* (P, M, 64): W, 16 exp(centroid score + …) */
     float *priority;   /* (P, M, 64): which to open first; own unit per query row */
     float *shift;      /* (M) */
@@ -132,6 +133,7 @@ struct block {
     struct block_state exact, refined; /* in original space; in rotated space */
     float *exact_turned; /* (M, D): exact.acc in rotated space */
     struct block_state row;            /* of one segment's refined rows */
+    float *uneven;                     /* (M, 1024): weights over the least of their tile */
     float *gather_k, *gather_v;        /* (BLOCK_GATHER, D) */
     uint32_t *visible;   /* (M) */
 
@@ -163,13 +165,18 @@ void block_score_clusters(struct block *block);
  * (P). */
 size_t block_choose(struct block *block, const double *allowed, uint64_t *ret_fresh);
 
+/* Scores of a tile (16) whose centroid scores `centre`, in place: without the mean of their
+ * rounding errors. */
+void block_centre_tile(float *scores, float centre);
+/* Residuals of tiles, with weights (M, stride) as they are, added to acc (M, D). */
+void block_weigh(struct block *block, const struct block_chunk *tiles, size_t stride, float *acc);
 /* K-hi of the fresh clusters of segment p: a new chunk whose weights are scores still. */
 struct block_chunk *block_score_tokens(struct block *block, size_t p, uint64_t fresh);
 /* K-hi and V-hi of the fresh clusters: chunks with weights, masses moved from shut to open. */
 void block_scan_fresh(struct block *block, const uint64_t *fresh);
 
-/* Sample shut clusters: sets shut_error and the corrections. */
-void block_probe(struct block *block);
+/* Sample shut clusters, at most `draws` ≤ BLOCK_PROBES: sets shut_error and the corrections. */
+void block_probe(struct block *block, size_t draws);
 
 /* total, output, norm from what is known. */
 void block_sum_up(struct block *block);

@@ -37,6 +37,7 @@ static void prepare(struct block *block, size_t p, float *ret_top, float *ret_pr
     for (size_t c = 0; c < PLANES_CLUSTERS; c++) root[c] = sqrtf(planes->key_spread[c]);
     for (size_t m = 0; m < block->rows; m++) {
         size_t at = p * block->rows + m;
+        const float *centre = block->centre + at * PLANES_CLUSTERS;
         float *mass = block->mass + at * PLANES_CLUSTERS;
         float *priority = block->priority + at * PLANES_CLUSTERS;
         float deviation = block->deviation[at], top = ret_top[m], high = ret_priority_top[m];
@@ -44,8 +45,8 @@ static void prepare(struct block *block, size_t p, float *ret_top, float *ret_pr
             float s = deviation * root[c], square = s * s, above = deviations * s;
             square = square < spread_most ? square : spread_most;
             above = above < deviations_most ? above : deviations_most;
-            priority[c] = mass[c] + above;
-            mass[c] += 0.5F * square;
+            priority[c] = centre[c] + above;
+            mass[c] = centre[c] + 0.5F * square;
             top = mass[c] > top ? mass[c] : top;
             high = priority[c] > high ? priority[c] : high;
         }
@@ -113,7 +114,7 @@ void block_score_clusters(struct block *block)
         struct plane_queries queries = block_plane_queries(block, p);
         kernels->centroid(&(struct plane_centroid_args){
             .queries = &queries, .centroids = planes->centroids, .scale = planes->centroid_scale,
-            .scores = block->mass + p * rows * PLANES_CLUSTERS });
+            .scores = block->centre + p * rows * PLANES_CLUSTERS });
         prepare(block, p, block->shift, high);
     }
     for (size_t m = 0; m < rows; m++)

@@ -54,7 +54,7 @@ static size_t shut_clusters(const struct block *block)
 }
 
 /* Fill probes; draws = 0 when there is nothing to draw from. */
-static void draw(struct block *block)
+static void draw(struct block *block, size_t most)
 {
     double inverse[BLOCK_ROWS], total = 0.0;
     block->probe_count = block->draws = 0;
@@ -63,7 +63,7 @@ static void draw(struct block *block)
         inverse[m] = shut > 1e-30 ? 1.0 / shut : 0.0;
         total += shut > 1e-30 ? 1.0 : 0.0;
     }
-    size_t shut = shut_clusters(block), draws = shut / 4 < BLOCK_PROBES ? shut / 4 : BLOCK_PROBES;
+    size_t shut = shut_clusters(block), draws = shut / 4 < most ? shut / 4 : most;
     if (shut == 0 || total == 0.0) return;
     if (draws < 8) draws = 8;
     double step = total / (double)draws, next = 0.5 * step, sum = 0.0;
@@ -97,8 +97,10 @@ static void read_probe(struct block *block, size_t i)
     kernels->score(&(struct plane_score_args){
         .queries = &queries, .key_hi = planes->key_hi, .key_scale = planes->key_scale,
         .tiles = &tile, .count = 1, .stride = PLANE_TILE, .scores = weights });
+    const float *centre = block->centre + probe->segment * rows * PLANES_CLUSTERS + tile;
     for (size_t m = 0; m < rows; m++) {
         float most = block->shift[m] + probe_slack;
+        block_centre_tile(weights + m * PLANE_TILE, centre[m * PLANES_CLUSTERS]);
         for (size_t t = 0; t < PLANE_TILE; t++) {
             float *score = &weights[m * PLANE_TILE + t];
             *score = *score < most ? *score : most;
@@ -114,10 +116,9 @@ static void read_probe(struct block *block, size_t i)
     float *values = block->probe_values + i * rows * head_dim;
     for (size_t m = 0; m < rows; m++)
         for (size_t d = 0; d < head_dim; d++) values[m * head_dim + d] = sum[m] * mean[d];
-    kernels->weigh(&(struct plane_weigh_args){
-        .weights = weights, .value_hi = planes->value_hi, .value_scale = planes->value_scale,
-        .tiles = &tile, .queries = rows, .head_dim = head_dim, .count = 1, .stride = PLANE_TILE,
-        .acc = values });
+    struct block_chunk one = { .segment = probe->segment, .count = 1, .tiles = &tile,
+                               .weights = weights };
+    block_weigh(block, &one, PLANE_TILE, values);
 }
 
 static float estimated_mass(const struct block *block, const struct block_probe *probe, size_t m)
@@ -174,7 +175,7 @@ static void judge(struct block *block, size_t m, float *scratch)
         correction[d] = (float)(lambda * ((double)correction[d] + mass * (double)output[d]));
 }
 
-void block_probe(struct block *block)
+void block_probe(struct block *block, size_t draws)
 {
     size_t rows = block->rows, head_dim = block->head_dim;
     memset(block->correction, 0, rows * head_dim * sizeof *block->correction);
@@ -182,7 +183,7 @@ void block_probe(struct block *block)
         block->correction_mass[m] = 0.0;
         block->shut_error[m] = 0.0;
     }
-    draw(block);
+    draw(block, draws);
     for (size_t i = 0; i < block->probe_count; i++) read_probe(block, i);
     size_t tokens = block->probe_count * PLANES_CLUSTER * 2;
     block->level_rows[INDEX_HI] += tokens;

@@ -35,6 +35,7 @@ static const float lo_share = 1.0F / 256.0F; /* of hi's error, squared */
 struct terms {
     float key[BLOCK_ROWS], value[BLOCK_ROWS];
     float key_steps[PLANE_TILE], value_steps[PLANE_TILE]; /* squared */
+    float least[BLOCK_ROWS]; /* weight */
 };
 
 /* At and above: read at 8 bits, exactly. Per row, of e². */
@@ -64,7 +65,7 @@ static float value_distance(const struct block *block, const struct planes *plan
 {
     size_t head_dim = block->head_dim;
     float scale = planes->mean_scale[c], spread = planes->value_spread[c];
-    if (share < 0.01) {
+    if (share < 0.0) {
         float rms = scale * 127.0F / 2.75F;
         return rms * rms * (float)head_dim + spread + (float)(block->norm[m] * block->norm[m]);
     }
@@ -76,6 +77,13 @@ static float value_distance(const struct block *block, const struct planes *plan
         sum += e * e;
     }
     return sum + spread;
+}
+
+static inline float least_of(const float *weights)
+{
+    float least = weights[0];
+    for (size_t t = 1; t < PLANE_TILE; t++) least = weights[t] < least ? weights[t] : least;
+    return least;
 }
 
 static void tile_terms(const struct block *block, const struct block_chunk *chunk, size_t i,
@@ -97,13 +105,16 @@ static void tile_terms(const struct block *block, const struct block_chunk *chun
         float square = block->square[chunk->segment * block->rows + m];
         ret_terms->key[m] = square * value_distance(block, planes, c, m, share) * over;
         ret_terms->value[m] = dims * over;
+        ret_terms->least[m] = least_of(chunk->weights + (m * chunk->count + i) * PLANE_TILE);
     }
 }
 
-static inline float token_term(const struct terms *terms, size_t m, size_t t, float weight)
+/* e² of a token with this weight, `uneven` above the least of its tile. */
+static inline float token_term(const struct terms *terms, size_t m, size_t t, float weight,
+                               float uneven)
 {
-    return weight * weight *
-           (terms->key[m] * terms->key_steps[t] + terms->value[m] * terms->value_steps[t]);
+    return weight * weight * terms->key[m] * terms->key_steps[t] +
+           uneven * uneven * terms->value[m] * terms->value_steps[t];
 }
 
 /* sums (M, BINS) of e² */
@@ -118,7 +129,8 @@ static void collect(const struct block *block, float *sums)
             for (size_t m = 0; m < block->rows; m++) {
                 const float *weights = chunk->weights + (m * chunk->count + i) * PLANE_TILE;
                 for (size_t t = 0; t < PLANE_TILE; t++) {
-                    float term = token_term(&terms, m, t, weights[t]);
+                    float term = token_term(&terms, m, t, weights[t],
+                                            weights[t] - terms.least[m]);
                     sums[m * BINS + bin_of(term)] += term;
                 }
             }
@@ -265,15 +277,11 @@ static void read_exact(struct block *block, size_t p, size_t place)
 }
 
 /* Residuals of tile i of a chunk, with its weights as they are now, into acc (M, D). */
-static void weigh_tile(const struct block *block, const struct block_chunk *chunk, size_t i,
-                       float *acc)
+static void weigh_tile(struct block *block, const struct block_chunk *chunk, size_t i, float *acc)
 {
-    const struct planes *planes = block->segments[chunk->segment].planes;
-    block->call->planes->weigh(&(struct plane_weigh_args){
-        .weights = chunk->weights + i * PLANE_TILE, .value_hi = planes->value_hi,
-        .value_scale = planes->value_scale, .tiles = chunk->tiles + i, .queries = block->rows,
-        .head_dim = block->head_dim, .count = 1, .stride = chunk->count * PLANE_TILE,
-        .acc = acc });
+    struct block_chunk tile = { .segment = chunk->segment, .count = 1, .tiles = chunk->tiles + i,
+                                .weights = chunk->weights + i * PLANE_TILE };
+    block_weigh(block, &tile, chunk->count * PLANE_TILE, acc);
 }
 
 /* Take token t of tile i out of what hi answers. removed (M, 64) gets its weights. */
@@ -288,18 +296,22 @@ static void take_out(struct block *block, const struct block_chunk *chunk, size_
     }
 }
 
-/* 0 leave, 1 read at 8 bits, 2 read exactly. */
-static int wanted_level(const struct block *block, const struct block_chunk *chunk, size_t i,
-                        size_t t, const struct terms *terms,
-                        const struct refine_thresholds *thresholds)
+/* 0 leave, 1 read at 8 bits, 2 read exactly. What is left of e² afterwards is added to code_error,
+ * squared: other rows' tokens are refined for this one too. */
+static int wanted_level(struct block *block, const struct block_chunk *chunk, size_t i, size_t t,
+                        const struct terms *terms, const struct refine_thresholds *thresholds)
 {
     int level = 0;
+    float term[BLOCK_ROWS];
     for (size_t m = 0; m < block->rows; m++) {
         float weight = chunk->weights[(m * chunk->count + i) * PLANE_TILE + t];
-        float term = token_term(terms, m, t, weight);
-        if (term >= thresholds->exact[m]) return 2;
-        if (term >= thresholds->lo[m]) level = 1;
+        term[m] = token_term(terms, m, t, weight, weight - terms->least[m]);
+        if (term[m] >= thresholds->lo[m]) level = level > 1 ? level : 1;
+        if (term[m] >= thresholds->exact[m]) level = 2;
     }
+    if (level == 1 && block->segments[chunk->segment].planes->lo == NULL) level = 2;
+    float share = level == 0 ? 1.0F : level == 1 ? lo_share : 0.0F;
+    for (size_t m = 0; m < block->rows; m++) block->code_error[m] += (double)(share * term[m]);
     return level;
 }
 
@@ -326,7 +338,7 @@ static void refine_chunk(struct block *block, const struct block_chunk *chunk,
             if (!here) weigh_tile(block, chunk, i, block->removed);
             take_out(block, chunk, i, t, removed);
             any = here = true;
-            if (level == 1 && planes->lo != NULL) gather_lo(block, &gathering, place);
+            if (level == 1) gather_lo(block, &gathering, place);
             else read_exact(block, chunk->segment, place);
         }
         if (here) weigh_tile(block, chunk, i, block->residual);
@@ -349,10 +361,13 @@ void block_refine(struct block *block)
         double budget = target * target - shut * shut, least = 0.25 * target * target;
         set_thresholds(sums + m * BINS, budget > least ? budget : least, &thresholds.lo[m],
                        &thresholds.exact[m], &left);
-        block->code_error[m] = sqrt(left);
+        block->code_error[m] = left;
         any |= thresholds.lo[m] < INFINITY;
     }
-    if (!any) return;
-    for (size_t i = 0; i < block->chunk_count; i++)
-        refine_chunk(block, &block->chunks[i], &thresholds);
+    if (any) {
+        memset(block->code_error, 0, block->rows * sizeof *block->code_error);
+        for (size_t i = 0; i < block->chunk_count; i++)
+            refine_chunk(block, &block->chunks[i], &thresholds);
+    }
+    for (size_t m = 0; m < block->rows; m++) block->code_error[m] = sqrt(block->code_error[m]);
 }

@@ -74,7 +74,7 @@ static void offer_rows(struct block *block, size_t begin, size_t end)
     }
 }
 
-/* Scores of all centroids into mass, deviations of the scores in their clusters into priority. */
+/* Scores of all centroids into centre, deviations of the scores in their clusters into priority. */
 static void score_centroids(struct block *block)
 {
     for (size_t p = 0; p < block->segment_count; p++) {
@@ -84,7 +84,7 @@ static void score_centroids(struct block *block)
         size_t at = p * block->rows;
         block->call->planes->centroid(&(struct plane_centroid_args){
             .queries = &queries, .centroids = planes->centroids, .scale = planes->centroid_scale,
-            .scores = block->mass + at * PLANES_CLUSTERS });
+            .scores = block->centre + at * PLANES_CLUSTERS });
         for (size_t m = 0; m < block->rows; m++)
             for (size_t c = 0; c < PLANES_CLUSTERS; c++)
                 block->priority[(at + m) * PLANES_CLUSTERS + c] =
@@ -100,7 +100,7 @@ static void score_centroids(struct block *block)
 static float reach(const struct block *block, size_t p, size_t m, size_t c, float far)
 {
     size_t at = (p * block->rows + m) * PLANES_CLUSTERS + c;
-    return block->mass[at] + far * block->priority[at];
+    return block->centre[at] + far * block->priority[at];
 }
 
 /* The best clusters of every row, for about 4 k tokens, into fresh. */
