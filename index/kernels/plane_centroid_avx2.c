@@ -2,19 +2,25 @@
 /* plane_centroid_avx2.c — plane_centroid in AVX2: plane_score_avx2.c with codes of 7 bits.
  *
  * A pair of products is at most 2 × 127 × 127 = 32,258 and fills 16 bits: that is why centroids
- * have 7 bits and not 8, and every pair is widened at once.
+ * have 7 bits and not 8, and every pair is widened at once. Half a tile at a time: with the sums of
+ * a whole one gcc 12 keeps one of them in memory, and every step waits for it.
  */
 #include "index/kernels/plane_centroid_tile.h"
 
 #include <immintrin.h>
 #include <string.h>
 
-INLINE __m256i add_products(__m256i sums, __m256i codes, __m256i query)
+enum { HALF = 8 }; /* centroids */
+
+INLINE __m256i add_products(__m256i sums, __m256i codes, const int8_t *q)
 {
-    __m256i pairs = _mm256_maddubs_epi16(codes, query);
+    int32_t four;
+    memcpy(&four, q, sizeof four);
+    __m256i pairs = _mm256_maddubs_epi16(codes, _mm256_set1_epi32(four));
     return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 
+/* Centroids c … c + 7. */
 INLINE void finish(const struct plane_centroid_args *args, size_t m, size_t c, __m256i sums)
 {
     const struct plane_queries *queries = args->queries;
@@ -31,23 +37,17 @@ INLINE void centroid_rows(const struct plane_centroid_args *args, size_t c, size
 {
     const size_t head_dim = args->queries->head_dim;
     const int8_t *q8 = args->queries->q8 + first * head_dim; /* (rows, D) */
-    const uint8_t *at = args->centroids + c * head_dim;
-    __m256i sums[CENTROID_ROWS][2];
-    for (size_t m = 0; m < rows; m++) sums[m][0] = sums[m][1] = _mm256_setzero_si256();
-    for (size_t d = 0; d < head_dim; d += 4, at += CENTROID_STEP_BYTES) {
-        __m256i left = _mm256_load_si256((const __m256i *)(const void *)at);
-        __m256i right = _mm256_load_si256((const __m256i *)(const void *)(at + 32));
-        for (size_t m = 0; m < rows; m++) {
-            int32_t four;
-            memcpy(&four, q8 + m * head_dim + d, sizeof four);
-            __m256i query = _mm256_set1_epi32(four);
-            sums[m][0] = add_products(sums[m][0], left, query);
-            sums[m][1] = add_products(sums[m][1], right, query);
+    for (size_t half = 0; half < PLANE_TILE; half += HALF) {
+        const uint8_t *at = args->centroids + c * head_dim + 4 * half;
+        __m256i sums[CENTROID_ROWS];
+        for (size_t m = 0; m < rows; m++) sums[m] = _mm256_setzero_si256();
+        for (size_t d = 0; d < head_dim; d += 4, at += CENTROID_STEP_BYTES) {
+            __m256i codes = _mm256_load_si256((const __m256i *)(const void *)at);
+            for (size_t m = 0; m < rows; m++)
+                sums[m] = add_products(sums[m], codes, q8 + m * head_dim + d);
         }
+        for (size_t m = 0; m < rows; m++) finish(args, first + m, c + half, sums[m]);
     }
-    for (size_t m = 0; m < rows; m++)
-        for (size_t half = 0; half < 2; half++)
-            finish(args, first + m, c + 8 * half, sums[m][half]);
 }
 
 void plane_centroid_avx2(const struct plane_centroid_args *args)

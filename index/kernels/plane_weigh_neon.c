@@ -7,9 +7,9 @@
 
 enum { PARTS = PLANE_TILE / VEC_FLOATS };
 
-INLINE struct rounded round_weights(const float *weights, const uint16_t *value_scale)
+INLINE void round_weights(const float *weights, const uint16_t *value_scale,
+                          struct rounded *ret_rounded)
 {
-    struct rounded rounded = { .unit = 0.0F };
     float32x4_t products[PARTS], largest = vdupq_n_f32(0.0F);
     for (size_t i = 0; i < PARTS; i++) {
         float16x4_t steps = vreinterpret_f16_u16(vld1_u16(value_scale + 4 * i));
@@ -17,16 +17,15 @@ INLINE struct rounded round_weights(const float *weights, const uint16_t *value_
         largest = vmaxq_f32(largest, products[i]);
     }
     float top = vmaxvq_f32(largest);
-    if (!(top > WEIGHT_MIN)) return rounded;
+    float inverse = top > WEIGHT_MIN ? 255.0F / top : 0.0F;
     uint16x4_t words[PARTS];
     for (size_t i = 0; i < PARTS; i++)
-        words[i] = vmovn_u32(vcvtnq_u32_f32(vmulq_n_f32(products[i], 255.0F / top)));
+        words[i] = vmovn_u32(vcvtnq_u32_f32(vmulq_n_f32(products[i], inverse)));
     uint8x16_t bytes = vcombine_u8(vqmovn_u16(vcombine_u16(words[0], words[1])),
                                    vqmovn_u16(vcombine_u16(words[2], words[3])));
-    vst1q_s32(rounded.quads, vreinterpretq_s32_u8(bytes));
-    rounded.unit = top / 255.0F;
-    rounded.sum = vaddlvq_u8(bytes);
-    return rounded;
+    vst1q_s32(ret_rounded->quads, vreinterpretq_s32_u8(bytes));
+    ret_rounded->unit = inverse > 0.0F ? top / 255.0F : 0.0F;
+    ret_rounded->sum = vaddlvq_u8(bytes);
 }
 
 /* Dimensions d … d + 3. */

@@ -28,7 +28,8 @@
 
 enum {
     WEIGH_ROWS = 4,   /* query rows of a block */
-    WEIGH_CHUNK = 16, /* query rows that go over a tile while it is in L1 */
+    WEIGH_CHUNK = 16, /* query rows that go over a batch while it is in L1 */
+    WEIGH_BATCH = 8,  /* tiles whose weights are rounded together */
     WEIGH_AHEAD = 2048,
     QUADS = 4,        /* of tokens of a tile */
 };
@@ -50,7 +51,7 @@ struct weighing {
 
 struct weigh_isa {
     /* weights, value_scale (16) */
-    struct rounded (*round)(const float *weights, const uint16_t *value_scale);
+    void (*round)(const float *weights, const uint16_t *value_scale, struct rounded *ret_rounded);
     /* acc += unit * Σ n h for the dimensions d … d + 8 * groups - 1 and for `rows` rows: two groups
      * share the broadcasts of the weights. `groups` ≤ 2 and `rows` are constants at each call. */
     void (*groups)(const struct weighing *w, size_t d, size_t groups, size_t rows);
@@ -63,25 +64,47 @@ INLINE void weigh_rows(const struct weigh_isa *isa, const struct weighing *w, si
     if (d < w->head_dim) isa->groups(w, d, 1, rows);
 }
 
-/* The `at`-th tile of the list for M ≤ WEIGH_ROWS query rows; less (M) grows by unit * Σ n. */
-INLINE void weigh_block(const struct weigh_isa *isa, const struct plane_weigh_args *args,
-                        struct weighing *w, size_t at, float *less)
+/* Round the weights that the rows of `args`, M ≤ WEIGH_ROWS, have in the `at`-th tile of the list;
+ * the number of rows that have any. less (M) grows by unit * Σ n. */
+INLINE size_t weigh_round(const struct weigh_isa *isa, const struct plane_weigh_args *args,
+                          size_t at, struct weighing *w, float *less)
 {
     const uint16_t *steps = args->value_scale + plane_tile(args->tiles, at) * PLANE_TILE;
-    size_t active = 0; /* rows that have weight here */
+    size_t active = 0;
     for (size_t m = 0; m < args->queries; m++) {
         struct rounded *weights = &w->weights[active];
-        *weights = isa->round(args->weights + m * args->stride + at * PLANE_TILE, steps);
+        isa->round(args->weights + m * args->stride + at * PLANE_TILE, steps, weights);
         w->acc[active] = args->acc + m * args->head_dim;
         less[m] += weights->unit * (float)weights->sum;
         active += weights->unit > 0.0F;
     }
-    switch (active) {
-    case 0: break;
-    case 1: weigh_rows(isa, w, 1); break;
-    case 2: weigh_rows(isa, w, 2); break;
-    case 3: weigh_rows(isa, w, 3); break;
-    default: weigh_rows(isa, w, 4); break;
+    return active;
+}
+
+/* `count` ≤ WEIGH_BATCH tiles of the list from `begin`. All weights first: rounding those of a tile
+ * is a long chain of instructions, which nothing waits for when those of eight overlap. */
+INLINE void weigh_batch(const struct weigh_isa *isa, const struct plane_weigh_args *args,
+                        size_t begin, size_t count, float *less)
+{
+    const size_t tile_bytes = PLANE_TILE / 2 * args->head_dim;
+    const size_t ahead = (WEIGH_AHEAD + tile_bytes - 1) / tile_bytes;
+    struct weighing batch[WEIGH_BATCH];
+    size_t active[WEIGH_BATCH];
+    for (size_t i = 0; i < count; i++) {
+        size_t at = begin + i, later = at + ahead < args->count ? at + ahead : at;
+        batch[i].codes = args->value_hi + plane_tile(args->tiles, at) * tile_bytes;
+        batch[i].soon = args->value_hi + plane_tile(args->tiles, later) * tile_bytes;
+        batch[i].head_dim = args->head_dim;
+        active[i] = weigh_round(isa, args, at, &batch[i], less);
+    }
+    for (size_t i = 0; i < count; i++) {
+        switch (active[i]) {
+        case 0: break;
+        case 1: weigh_rows(isa, &batch[i], 1); break;
+        case 2: weigh_rows(isa, &batch[i], 2); break;
+        case 3: weigh_rows(isa, &batch[i], 3); break;
+        default: weigh_rows(isa, &batch[i], 4); break;
+        }
     }
 }
 
@@ -100,18 +123,12 @@ static struct plane_weigh_args weigh_part(const struct plane_weigh_args *args, s
 /* All tiles for at most WEIGH_CHUNK query rows. */
 INLINE void weigh_chunk(const struct weigh_isa *isa, const struct plane_weigh_args *args)
 {
-    const size_t tile_bytes = PLANE_TILE / 2 * args->head_dim;
-    const size_t ahead = (WEIGH_AHEAD + tile_bytes - 1) / tile_bytes;
     float less[WEIGH_CHUNK] = { 0.0F };
-    for (size_t at = 0; at < args->count; at++) {
-        size_t tile = plane_tile(args->tiles, at);
-        size_t soon = at + ahead < args->count ? plane_tile(args->tiles, at + ahead) : tile;
-        struct weighing w = { .codes = args->value_hi + tile * tile_bytes,
-                              .soon = args->value_hi + soon * tile_bytes,
-                              .head_dim = args->head_dim };
+    for (size_t at = 0; at < args->count; at += WEIGH_BATCH) {
+        size_t count = args->count - at < WEIGH_BATCH ? args->count - at : WEIGH_BATCH;
         for (size_t first = 0; first < args->queries; first += WEIGH_ROWS) {
             struct plane_weigh_args part = weigh_part(args, first, WEIGH_ROWS);
-            weigh_block(isa, &part, &w, at, less + first);
+            weigh_batch(isa, &part, at, count, less + first);
         }
     }
     for (size_t m = 0; m < args->queries; m++)
