@@ -13,6 +13,7 @@
  * ranking and a sampling weight, not a prediction: how wrong the shut clusters are together is
  * measured by the sample (progressive_probe.c).
  */
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -21,6 +22,7 @@
 
 enum {
     BINS = 1024,
+    RISES = 448, /* by half, from the least float to beyond the largest */
     BIN_SHIFT = 21, /* of a float's bits: exponent and two bits of mantissa */
 };
 
@@ -185,10 +187,15 @@ size_t block_choose(struct block *block, const double *allowed, uint64_t *ret_fr
     for (size_t m = 0; m < block->rows; m++)
         thresholds[m] = threshold(block, m, allowed[m]);
     size_t count = mark(block, thresholds, ret_fresh);
-    while (count > 0 && count * bytes_per_tile(block) > block_bytes_left(block)) {
+    /* A threshold of 0 would never rise, and infinite priorities are above all of them. */
+    for (int step = 0; step < RISES && count * bytes_per_tile(block) > block_bytes_left(block);
+         step++) {
         block->limited = true;
-        for (size_t m = 0; m < block->rows; m++) thresholds[m] *= 1.5F;
+        for (size_t m = 0; m < block->rows; m++)
+            thresholds[m] = 1.5F * fmaxf(thresholds[m], FLT_MIN);
         count = mark(block, thresholds, ret_fresh);
     }
-    return count;
+    if (count * bytes_per_tile(block) <= block_bytes_left(block)) return count;
+    memset(ret_fresh, 0, block->segment_count * sizeof *ret_fresh);
+    return 0;
 }

@@ -29,6 +29,7 @@
 
 enum { BINS = 1024, BIN_SHIFT = 21 };
 
+static const double quiet_share = 0.02; /* of the target squared, for all quiet tiles together */
 static const float lo_share = 1.0F / 256.0F; /* of hi's error, squared */
 
 /* What of e² belongs to one tile: e² = w² (key step² + value step²), the steps squared. */
@@ -58,14 +59,15 @@ static float bin_least(uint32_t bin)
     return value;
 }
 
-/* |v - o|² of a token of cluster c, on the mean: exactly for clusters that count, else from the
- * size of the codes. */
+/* |v - o|² of a token of cluster c, on the mean: exactly where the cluster has a share of the mass
+ * that counts, else from the size of the codes (their largest is 2.75 times the rms after a
+ * rotation). */
 static float value_distance(const struct block *block, const struct planes *planes, size_t c,
                             size_t m, double share)
 {
     size_t head_dim = block->head_dim;
     float scale = planes->mean_scale[c], spread = planes->value_spread[c];
-    if (share < 0.0) {
+    if (share < 0.01) {
         float rms = scale * 127.0F / 2.75F;
         return rms * rms * (float)head_dim + spread + (float)(block->norm[m] * block->norm[m]);
     }
@@ -77,6 +79,41 @@ static float value_distance(const struct block *block, const struct planes *plan
         sum += e * e;
     }
     return sum + spread;
+}
+
+/* The largest of a tile's steps, squared. steps (16) fp16, not negative */
+static float largest_step_square(const uint16_t *steps)
+{
+    uint16_t most = 0;
+    for (size_t t = 0; t < PLANE_TILE; t++) most = steps[t] > most ? steps[t] : most;
+    float step = half_from_fp16(most);
+    return step * step;
+}
+
+/* Can no token of tile i matter? Then its e², from above, goes to quiet (M). Most tiles are: the
+ * rest of the work is for the few that are not. */
+static bool is_quiet(const struct block *block, const struct block_chunk *chunk, size_t i,
+                     double *quiet)
+{
+    const struct planes *planes = block->segments[chunk->segment].planes;
+    size_t c = chunk->tiles[i];
+    float dims = (float)block->head_dim, rms = planes->mean_scale[c] * 127.0F / 2.5F;
+    float key = largest_step_square(planes->key_scale + c * PLANES_CLUSTER);
+    float value = dims * largest_step_square(planes->value_scale + c * PLANES_CLUSTER);
+    float size = rms * rms * dims + planes->value_spread[c];
+    double target = (double)block->call->target, bound[BLOCK_ROWS];
+    double most = quiet_share * target * target / (double)block->tiles_used;
+    for (size_t m = 0; m < block->rows; m++) {
+        double unit = block->total[m] * block->norm[m];
+        float square = block->square[chunk->segment * block->rows + m];
+        double term = (double)(square * key) * ((double)size + block->norm[m] * block->norm[m]) +
+                      (double)value;
+        bound[m] = unit > 0.0 ? (double)chunk->tile_square[m * chunk->count + i] * term /
+                                    (12.0 * unit * unit) : 0.0;
+        if (!(bound[m] <= most)) return false;
+    }
+    for (size_t m = 0; m < block->rows; m++) quiet[m] += bound[m];
+    return true;
 }
 
 static inline float least_of(const float *weights)
@@ -117,14 +154,15 @@ static inline float token_term(const struct terms *terms, size_t m, size_t t, fl
            uneven * uneven * terms->value[m] * terms->value_steps[t];
 }
 
-/* sums (M, BINS) of e² */
-static void collect(const struct block *block, float *sums)
+/* sums (M, BINS) of e², but for quiet tiles */
+static void collect(const struct block *block, float *sums, double *quiet)
 {
     memset(sums, 0, block->rows * BINS * sizeof *sums);
     for (size_t at = 0; at < block->chunk_count; at++) {
         const struct block_chunk *chunk = &block->chunks[at];
         for (size_t i = 0; i < chunk->count; i++) {
             struct terms terms;
+            if (is_quiet(block, chunk, i, quiet)) continue;
             tile_terms(block, chunk, i, &terms);
             for (size_t m = 0; m < block->rows; m++) {
                 const float *weights = chunk->weights + (m * chunk->count + i) * PLANE_TILE;
@@ -310,6 +348,10 @@ static int wanted_level(struct block *block, const struct block_chunk *chunk, si
         if (term[m] >= thresholds->exact[m]) level = 2;
     }
     if (level == 1 && block->segments[chunk->segment].planes->lo == NULL) level = 2;
+    if (level > 0 && block_bytes_left(block) < 4 * block->head_dim) {
+        block->limited = true;
+        level = 0;
+    }
     float share = level == 0 ? 1.0F : level == 1 ? lo_share : 0.0F;
     for (size_t m = 0; m < block->rows; m++) block->code_error[m] += (double)(share * term[m]);
     return level;
@@ -325,15 +367,11 @@ static void refine_chunk(struct block *block, const struct block_chunk *chunk,
     for (size_t i = 0; i < chunk->count; i++) {
         struct terms terms;
         bool here = false;
+        if (is_quiet(block, chunk, i, block->code_error)) continue;
         tile_terms(block, chunk, i, &terms);
         for (size_t t = 0; t < PLANE_TILE; t++) {
             int level = wanted_level(block, chunk, i, t, &terms, thresholds);
             if (level == 0) continue;
-            uint64_t bytes = (level == 1 ? 1 : 4) * (uint64_t)block->head_dim;
-            if (block_bytes_left(block) < bytes) {
-                block->limited = true;
-                continue;
-            }
             size_t place = (size_t)chunk->tiles[i] * PLANE_TILE + t;
             if (!here) weigh_tile(block, chunk, i, block->removed);
             take_out(block, chunk, i, t, removed);
@@ -354,14 +392,15 @@ void block_refine(struct block *block)
 {
     float *sums = block->histogram;
     struct refine_thresholds thresholds;
+    double quiet[BLOCK_ROWS] = { 0.0 };
     bool any = false;
-    collect(block, sums);
+    collect(block, sums, quiet);
     for (size_t m = 0; m < block->rows; m++) {
         double target = (double)block->call->target, shut = block->shut_error[m], left = 0.0;
         double budget = target * target - shut * shut, least = 0.25 * target * target;
         set_thresholds(sums + m * BINS, budget > least ? budget : least, &thresholds.lo[m],
                        &thresholds.exact[m], &left);
-        block->code_error[m] = left;
+        block->code_error[m] = left + quiet[m];
         any |= thresholds.lo[m] < INFINITY;
     }
     if (any) {

@@ -112,9 +112,10 @@ static void move_masses(struct block *block, const struct block_chunk *chunk)
 
 void block_centre_tile(float *scores, float centre)
 {
-    float sum = 0.0F;
-    for (size_t t = 0; t < PLANE_TILE; t++) sum += scores[t];
-    float excess = sum / (float)PLANE_TILE - centre;
+    float sums[4];
+    for (size_t t = 0; t < 4; t++)
+        sums[t] = (scores[t] + scores[4 + t]) + (scores[8 + t] + scores[12 + t]);
+    float excess = ((sums[0] + sums[1]) + (sums[2] + sums[3])) / (float)PLANE_TILE - centre;
     for (size_t t = 0; t < PLANE_TILE; t++) scores[t] -= excess;
 }
 
