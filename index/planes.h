@@ -33,7 +33,7 @@
  *          Mean values: int8 s n, n in -127 … 127, row by row.
  *          Lo: per place, D/2 bytes of K then D/2 bytes of V; byte i holds dimension 2i in the low
  *          nibble, 2i+1 in the high one.
- * Cost     (1.125 D + 7) bytes per token hi, D bytes lo; at D = 128 29.6% and 25% of fp16 K and V
+ * Cost     (1.125 D + 7) bytes per token hi, D bytes lo; at D = 128 29.8% and 25% of fp16 K and V
  * Head     u32 magic, u16 version, u16 D, u64 queries, 48 bytes 0; all little-endian
  * Errors   MEMD_ECORRUPT from planes_open: rows are not a permutation, a scale is not finite ·
  *          MEMD_EVERSION a newer format · MEMD_EUNSUPPORTED from planes_encode: out of range, the
@@ -111,7 +111,7 @@ struct planes_source {
     uint64_t queries;          /* how many */
 };
 
-/* Write both payloads. Scratch (about 1.1 MB at D = 128) from the arena, given back by the caller.
+/* Write both payloads. Scratch (0.55 MB at D = 128) from the arena, given back by the caller.
  * MEMD_ENOMEM, MEMD_EUNSUPPORTED. */
 int planes_encode(const struct planes_layout *layout, const struct planes_source *source,
                   struct arena *arena, unsigned char *ret_hi, unsigned char *ret_lo,
