@@ -156,7 +156,9 @@ int bench_method(struct bench *bench, const char *name, const struct option_text
         bench->version = NULL;
     }
     bench->method = method;
-    return options_parse(method->options, texts, count, bench->options, &bench->error);
+    const struct option_table *table = method->options;
+    if (table == NULL) table = method->layer->options;
+    return options_parse(table, texts, count, bench->options, &bench->error);
 }
 
 /* Bit 0: planes; bit 1: an index of the layer; bit 2: which needs queries. */

@@ -94,6 +94,25 @@ def best_at_equal_error(rows: list[dict]) -> list[str]:
     return lines
 
 
+def best_at_equal_bytes(rows: list[dict]) -> list[str]:
+    """For each index: the most exact run of progressive that read no more."""
+    ours = [row for row in rows if row["method"] == "progressive"]
+    lines = []
+    for row in rows:
+        if row["method"] in ("progressive", "full", "oracle-topk") or row["bytes"] is None:
+            continue
+        good = [mine for mine in ours if mine["bytes"] <= row["bytes"]]
+        if good:
+            mine = min(good, key=lambda mine: mine["error_mean"])
+            lines.append(f"| {row['label']} | {row['bytes']:.1%} | {row['error_mean']:.2%} | {mine['label']} | "
+                         f"{mine['bytes']:.1%} | {mine['error_mean']:.2%} | "
+                         f"{row['error_mean'] / mine['error_mean']:.1f}× |")
+    if lines:
+        lines[:0] = ["| index | its bytes | its error | progressive with that or less | bytes | error | smaller |",
+                     "|---|---|---|---|---|---|---|"]
+    return lines
+
+
 def markdown(results: dict) -> str:
     cpu = results["machine"]
     lines = [f"Machine: {cpu['cpu']}, {cpu['simd']}, {cpu['cores']} cores of which one is used, load "
@@ -109,9 +128,10 @@ def markdown(results: dict) -> str:
         exact = next((row for row in run["rows"] if row["label"] == "full"), None)
         if exact and exact.get("read_gb_s"):
             lines += [f"`full` read {exact['read_gb_s']:.1f} GB/s.", ""]
-        equal = best_at_equal_error(run["rows"])
-        if equal:
-            lines += ["At equal error:", "", *equal, ""]
+        for title, equal in (("error", best_at_equal_error(run["rows"])),
+                             ("bytes", best_at_equal_bytes(run["rows"]))):
+            if equal:
+                lines += [f"At equal {title}:", "", *equal, ""]
         if run["late"]:
             lines += ["Appending while queries are asked, indexes 200 tokens late:", "",
                       *_table([COLUMNS[0], COLUMNS[1], COLUMNS[4], *COLUMNS[-2:]], run["late"]), ""]
