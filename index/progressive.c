@@ -211,7 +211,7 @@ static void begin_block(struct block *block, const struct progressive *call, siz
     if (block->rows > call->block_rows) block->rows = call->block_rows;
     block->head_dim = head_dim;
     block->q = call->scan.q + (block->kv_head * rows_all + block->first) * head_dim;
-    block->segment_count = block->chunk_count = block->tiles_used = 0;
+    block->segment_count = block->chunk_count = block->tiles_used = block->coded = 0;
     block->limited = false;
     size_t bytes = block->rows * head_dim * sizeof(float);
     float *values[] = { block->base, block->take, block->open, block->removed, block->residual,

@@ -120,15 +120,16 @@ void block_sum_up(struct block *block)
         double exact_scale = exp((double)exact->max[m] - (double)block->shift[m]);
         double refined_scale = exp((double)refined->max[m] - (double)block->shift[m]);
         double shut = block->mass_shut[m] > 0.0 ? 1.0 : 0.0; /* else rounding is left of it */
-        double total = (double)exact->sum[m] * exact_scale + block->mass_open[m] +
+        double coded = block->coded > 0 ? 1.0 : 0.0; /* the same */
+        double total = (double)exact->sum[m] * exact_scale + coded * block->mass_open[m] +
                        (double)refined->sum[m] * refined_scale + shut * block->mass_shut[m] +
                        block->correction_mass[m];
         double inverse = total > 0.0 ? 1.0 / total : 0.0, norm = 0.0;
         for (size_t d = 0; d < block->head_dim; d++) {
             double sum = (double)block->exact_turned[at + d] * exact_scale +
                          (double)refined->acc[at + d] * refined_scale +
-                         (double)block->open[at + d] - (double)block->removed[at + d] +
-                         (double)block->residual[at + d] +
+                         coded * ((double)block->open[at + d] - (double)block->removed[at + d] +
+                                  (double)block->residual[at + d]) +
                          (double)block->correction[at + d] +
                          shut * ((double)block->base[at + d] - (double)block->take[at + d]);
             block->output[at + d] = (float)(sum * inverse);
@@ -217,7 +218,7 @@ static void write_row(struct block *block, size_t m)
     call->quality->predicted_error[row] = (float)error;
     call->quality->limited[row] = block->limited && error > (double)call->target;
     mass[INDEX_CLUSTERS] = (float)((block->mass_shut[m] + block->correction_mass[m]) * inverse);
-    mass[INDEX_HI] = (float)(block->mass_open[m] * inverse);
+    mass[INDEX_HI] = block->coded > 0 ? (float)(block->mass_open[m] * inverse) : 0.0F;
     mass[INDEX_LO] = (float)((double)block->refined.sum[m] * inverse *
                              exp((double)block->refined.max[m] - shift));
     mass[INDEX_EXACT] = (float)((double)block->exact.sum[m] * inverse *

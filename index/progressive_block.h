@@ -118,6 +118,7 @@ struct block {
 
     struct block_chunk *chunks;
     size_t chunk_count, tiles_used;
+    size_t coded;       /* tokens answered from hi */
     uint16_t *tiles;    /* (64 P) */
     float *weights;     /* (M 1024 P) */
     float *tile_sums;   /* (2 M 64 P) */

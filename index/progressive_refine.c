@@ -326,6 +326,7 @@ static void weigh_tile(struct block *block, const struct block_chunk *chunk, siz
 static void take_out(struct block *block, const struct block_chunk *chunk, size_t i, size_t t,
                      float *removed)
 {
+    block->coded--;
     for (size_t m = 0; m < block->rows; m++) {
         float *weight = chunk->weights + (m * chunk->count + i) * PLANE_TILE + t;
         removed[m * PLANES_CLUSTERS + chunk->tiles[i]] += *weight;

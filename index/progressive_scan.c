@@ -79,6 +79,7 @@ static struct block_chunk *add_chunk(struct block *block, size_t p, uint64_t fre
     for (; fresh != 0; fresh &= fresh - 1)
         chunk->tiles[chunk->count++] = (uint16_t)__builtin_ctzll(fresh);
     block->tiles_used += chunk->count;
+    block->coded += chunk->count * PLANE_TILE;
     assert(block->tiles_used <= all);
     return chunk;
 }

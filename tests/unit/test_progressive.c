@@ -263,6 +263,167 @@ static void test_target(void **state)
     }
 }
 
+/* target 0 is attend, bit for bit; a target too small for codes ends at the exact rows. */
+static void test_exact(void **state)
+{
+    (void)state;
+    uint64_t random = random_seed();
+    for (size_t shape = 0; shape < SHAPES; shape++) {
+        struct coded coded;
+        make(&coded, shape, &random);
+        struct answer exact = answer_new(&coded.past);
+        struct attend_args args = past_args(&coded.past);
+        struct arena arena;
+        arena_init(&arena, (size_t)1 << 30);
+        assert_int_equal(attend(&args, &arena, &exact.partial, NULL), 0);
+        arena_fini(&arena);
+        struct answer zero = ask(&coded, &(struct question){ .target = 0.0F });
+        size_t rows = exact.partial.rows, bytes = rows * coded.past.head_dim * sizeof(float);
+        assert_memory_equal(zero.partial.o, exact.partial.o, bytes);
+        assert_memory_equal(zero.partial.lse, exact.partial.lse, rows * sizeof(float));
+        struct answer tiny = ask(&coded, &(struct question){ .target = 1e-7F });
+        struct tally tally = judge(&coded.past, &tiny);
+        if (tally.worst > 4e-6 || tally.worst_lse > 4e-6)
+            fail_msg("shape %zu: error %.3g lse %.3g", shape, tally.worst, tally.worst_lse);
+        answer_free(&exact);
+        answer_free(&zero);
+        answer_free(&tiny);
+        coded_free(&coded);
+    }
+}
+
+/* Few rows: exactly, without being told. */
+static void test_rule(void **state)
+{
+    (void)state;
+    uint64_t random = random_seed();
+    struct coded coded;
+    make(&coded, 1, &random);
+    struct answer answer = ask(&coded, &(struct question){ .target = 0.1F,
+                                                           .exact_below = UINT64_MAX });
+    assert_int_equal(answer.quality.bytes[INDEX_CLUSTERS], 0);
+    assert_int_equal(answer.quality.rows[INDEX_EXACT],
+                     2 * coded.past.kv_heads * coded.past.tokens);
+    answer_free(&answer);
+    coded_free(&coded);
+}
+
+/* The same bits on one thread and on three. */
+static void test_pool(void **state)
+{
+    (void)state;
+    uint64_t random = random_seed();
+    struct coded coded;
+    make(&coded, 2, &random);
+    struct pool *pool = NULL;
+    assert_int_equal(pool_open(3, 8, &pool, NULL), 0);
+    struct answer one = ask(&coded, &(struct question){ .target = 0.02F });
+    struct answer many = ask(&coded, &(struct question){ .target = 0.02F, .pool = pool });
+    assert_memory_equal(one.partial.o, many.partial.o,
+                        one.partial.rows * coded.past.head_dim * sizeof(float));
+    assert_memory_equal(one.quality.bytes, many.quality.bytes, sizeof one.quality.bytes);
+    pool_close(pool);
+    answer_free(&one);
+    answer_free(&many);
+    coded_free(&coded);
+}
+
+/* No more bytes than allowed, and the answer says so. */
+static void test_budget(void **state)
+{
+    (void)state;
+    uint64_t random = random_seed();
+    struct coded coded;
+    make(&coded, 3, &random);
+    struct answer free_of_it = ask(&coded, &(struct question){ .target = 0.002F });
+    uint64_t bytes = 0, spent = 0, budget;
+    for (size_t level = 0; level < INDEX_LEVELS; level++) bytes += free_of_it.quality.bytes[level];
+    budget = bytes / 2;
+    struct answer answer = ask(&coded, &(struct question){ .target = 0.002F,
+                                                           .max_bytes = budget });
+    for (size_t level = 0; level < INDEX_LEVELS; level++) spent += answer.quality.bytes[level];
+    struct tally tally = judge(&coded.past, &answer);
+    if (spent > budget || tally.worst > 0.5)
+        fail_msg("%llu of %llu bytes, error %.4f", (unsigned long long)spent,
+                 (unsigned long long)budget, tally.worst);
+    for (size_t row = 0; row < answer.partial.rows; row++) {
+        assert_true(answer.quality.limited[row]);
+        assert_true(answer.quality.predicted_error[row] > 0.002F);
+    }
+    answer_free(&free_of_it);
+    answer_free(&answer);
+    coded_free(&coded);
+}
+
+enum trouble { UNIFORM, NEEDLE, COPIES, ZEROS, HUGE_KEY, TROUBLES };
+
+/* Rewrite the keys of a past so that clusters or codes have a hard time. */
+static void trouble_keys(struct past *past, enum trouble trouble)
+{
+    size_t head_dim = past->head_dim, needle = past->tokens / 3;
+    size_t count = past->kv_heads * past->tokens * head_dim;
+    for (size_t i = 0; i < count; i++) {
+        size_t token = i / head_dim % past->tokens, d = i % head_dim;
+        if (trouble == UNIFORM) past->k[i] *= 1e-3F;
+        if (trouble == COPIES) past->k[i] = past->k[i % (8 * head_dim)];
+        if (trouble == ZEROS) past->k[i] = past->v[i] = token % 2 == 0 ? 0.0F : past->v[i];
+        if (trouble == NEEDLE && token == needle) past->k[i] = 8.0F * past->q[d];
+        if (trouble == HUGE_KEY && token == needle) past->k[i] = 300.0F * past->q[d];
+    }
+    half_store(past->k, count, past->dtype, past->k_rows);
+    half_load(past->k_rows, past->dtype, count, past->k);
+    half_store(past->v, count, past->dtype, past->v_rows);
+    half_load(past->v_rows, past->dtype, count, past->v);
+}
+
+static void test_trouble(void **state)
+{
+    (void)state;
+    uint64_t random = random_seed();
+    for (enum trouble trouble = 0; trouble < TROUBLES; trouble++) {
+        struct coded coded = { .past = { .kv_heads = 1, .query_heads = 4, .head_dim = 64,
+                                         .tokens = 8 * 1024 + 9, .queries = 1,
+                                         .dtype = DTYPE_FP16 } };
+        past_make(&coded.past, &random);
+        trouble_keys(&coded.past, trouble);
+        code(&coded, 0, true);
+        struct answer answer = ask(&coded, &(struct question){ .target = 0.02F });
+        struct tally tally = judge(&coded.past, &answer);
+        if (!(tally.worst <= 0.05)) fail_msg("trouble %d: error %.6f", trouble, tally.worst);
+        check_mass(&coded.past, &answer);
+        answer_free(&answer);
+        coded_free(&coded);
+    }
+}
+
+/* Keys stored unrotated: planes hold them rotated, exact rows are rotated while read. */
+static void test_rope(void **state)
+{
+    (void)state;
+    uint64_t random = random_seed();
+    struct rope rope;
+    assert_int_equal(rope_init(&(struct rope_config){ .theta = 10000.0 }, 64, &rope, NULL), 0);
+    struct coded coded = { .past = { .kv_heads = 1, .query_heads = 3, .head_dim = 64,
+                                     .tokens = 6 * 1024 + 50, .queries = 2, .dtype = DTYPE_FP16 },
+                           .rope = &rope };
+    past_make(&coded.past, &random);
+    code(&coded, 1, false);
+    struct answer coarse = ask(&coded, &(struct question){ .target = 0.02F });
+    struct answer exact = ask(&coded, &(struct question){ .target = 0.0F });
+    for (size_t row = 0; row < exact.partial.rows; row++) {
+        double wrong = 0.0, right = 1e-30;
+        for (size_t d = row * 64; d < (row + 1) * 64; d++) {
+            double e = (double)coarse.partial.o[d] - (double)exact.partial.o[d];
+            wrong += e * e;
+            right += (double)exact.partial.o[d] * (double)exact.partial.o[d];
+        }
+        if (sqrt(wrong / right) > 0.05) fail_msg("row %zu: %.4f", row, sqrt(wrong / right));
+    }
+    answer_free(&coarse);
+    answer_free(&exact);
+    coded_free(&coded);
+}
+
 /* Search finds what a search of everything finds: 99 of 100. */
 static void test_search(void **state)
 {
@@ -316,6 +477,12 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_target),
+        cmocka_unit_test(test_exact),
+        cmocka_unit_test(test_rule),
+        cmocka_unit_test(test_pool),
+        cmocka_unit_test(test_budget),
+        cmocka_unit_test(test_trouble),
+        cmocka_unit_test(test_rope),
         cmocka_unit_test(test_search),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
