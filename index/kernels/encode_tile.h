@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* encode_tile.h — the encode kernels, written once for all instruction sets.
  *
- * In vectors of encode_turn.h where order matters; where there are only lanes to fill, plain loops
+ * In vectors of encode_turn_tile.h where order matters; where there are only lanes to fill, plain loops
  * are left to the compiler. Included by one file per instruction set and compiled with its flags
  * and with -ffp-contract=fast.
  *
@@ -15,7 +15,7 @@
 
 #include "base/tensor.h"
 #include "index/kernels/encode.h"
-#include "index/kernels/encode_turn.h"
+#include "index/kernels/encode_turn_tile.h"
 
 /* ---- sums over rows ---- */
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* encode_turn.h — vectors of 8 floats, and the rotation of a row written with them.
+/* encode_turn_tile.h — vectors of 8 floats, and the rotation of a row written with them.
  *
  * The vectors are the compiler's (GNU vector extensions): D is a multiple of 8, so there are no
  * remainders, and shuffles, conversions and integer work need no names of their own. Included by
@@ -8,8 +8,8 @@
  * Five of the stages of a Hadamard transform need no memory: three inside a vector, two between
  * four vectors.
  */
-#ifndef MEMD_INDEX_KERNELS_ENCODE_TURN_H
-#define MEMD_INDEX_KERNELS_ENCODE_TURN_H
+#ifndef MEMD_INDEX_KERNELS_ENCODE_TURN_TILE_H
+#define MEMD_INDEX_KERNELS_ENCODE_TURN_TILE_H
 
 #include <string.h>
 
