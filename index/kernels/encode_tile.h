@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* encode_tile.h — the encode kernels, written once for all instruction sets.
  *
- * In vectors of encode_turn_tile.h where order matters; where there are only lanes to fill, plain loops
- * are left to the compiler. Included by one file per instruction set and compiled with its flags
- * and with -ffp-contract=fast.
+ * In vectors of encode_turn_tile.h where order matters; where there are only lanes to fill, plain
+ * loops are left to the compiler. Included by one file per instruction set and compiled with its
+ * flags and with -ffp-contract=fast.
  *
  * Codes of rows are made 32 at a time and may run over the end of a row: buffers have room for it
  * (ENCODE_SLACK), and what stands there never reaches a real code.
