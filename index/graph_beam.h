@@ -33,6 +33,7 @@ enum {
 
 struct graph_links {
     uint32_t nodes, entry;
+    uint32_t room; /* places of a node while links grow */
     uint32_t *edges;
     uint32_t *begin; /* (nodes) of a node's links in edges */
     uint8_t *near;   /* (nodes) projected links, which stand first */

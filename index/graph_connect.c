@@ -120,19 +120,24 @@ int graph_connect(struct graph_builder *builder, struct error *err)
     return 0;
 }
 
+static bool has_place(const struct graph_builder *builder, uint32_t id)
+{
+    const struct graph_links *links = builder->links;
+    return (size_t)(links->count[id] - links->near[id]) < 2 * builder->m;
+}
+
 /* The nearest reached node with a free place, from the candidates or from all. There is one:
- * thinning leaves every node M free places of 3 M, and hanging a node takes one and brings M. */
+ * thinning leaves every node M free places of 2 M, and hanging a node takes one and brings M. */
 static uint32_t find_host(const struct graph_builder *builder, const struct graph_pruner *pruner,
                           const uint64_t *reached)
 {
     const struct graph_links *links = builder->links;
-    size_t most = 3 * builder->m;
     for (size_t i = 0; i < pruner->count; i++) {
         uint32_t id = pruner->items[i].id;
-        if (graph_bit(reached, id) && links->count[id] < most) return id;
+        if (graph_bit(reached, id) && has_place(builder, id)) return id;
     }
     for (uint32_t id = 0; id < links->nodes; id++)
-        if (graph_bit(reached, id) && links->count[id] < most) return id;
+        if (graph_bit(reached, id) && has_place(builder, id)) return id;
     return GRAPH_NONE;
 }
 

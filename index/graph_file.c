@@ -92,7 +92,7 @@ static int check_links(const struct graph_links *links, size_t m, size_t g, stru
     for (uint32_t node = 0; node < links->nodes; node++) {
         const uint32_t *edges = links->edges + links->begin[node];
         size_t near = links->near[node], count = links->count[node];
-        if (near > m || near > count || count > 3 * m)
+        if (near > m || near > count || count - near > 2 * m)
             return error_set(err, MEMD_ECORRUPT, "graph of KV head %zu: node %u has %zu links, %zu "
                              "of queries; M is %zu", g, node, count, near, m);
         for (size_t i = 0; i < count; i++) {

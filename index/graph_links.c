@@ -32,6 +32,7 @@ bool graph_links_grow(struct graph_links *ret_links, const struct graph_links *b
     struct graph_links links = { 0 };
     if (!graph_links_alloc(&links, nodes, nodes * 3 * m)) return false;
     for (uint32_t node = 0; node < nodes; node++) links.begin[node] = (uint32_t)(node * 3 * m);
+    links.room = (uint32_t)(3 * m);
     if (before != NULL) {
         assert(before->nodes <= nodes);
         links.entry = before->entry;
@@ -72,6 +73,7 @@ bool graph_links_pack(struct graph_links *links)
     }
     free(links->edges);
     links->edges = packed;
+    links->room = 0;
     return true;
 }
 
@@ -103,7 +105,7 @@ void graph_links_set_near(struct graph_links *links, uint32_t node, const uint32
     uint32_t *edges = links->edges + links->begin[node];
     size_t extras = (size_t)(links->count[node] - links->near[node]);
     memcpy(extra, edges + links->near[node], extras * sizeof *extra);
-    assert(count <= GRAPH_LINKS_MAX / 3);
+    assert(count <= links->room / 3);
     memcpy(edges, ids, count * sizeof *edges);
     links->near[node] = links->count[node] = (uint8_t)count;
     graph_links_set_extra(links, node, extra, extras);
@@ -114,9 +116,10 @@ void graph_links_set_extra(struct graph_links *links, uint32_t node, const uint3
 {
     uint32_t *edges = links->edges + links->begin[node];
     size_t near = links->near[node], at = near;
+    assert(count <= links->room - links->room / 3); /* 2 M */
     for (size_t i = 0; i < count; i++)
-        if (!among(edges, near, ids[i])) edges[at++] = ids[i];
-    assert(at <= GRAPH_LINKS_MAX);
+        if (!among(edges, near, ids[i])) edges[at++] = ids[i]; /* at most near + count */
+    assert(at <= links->room);
     links->count[node] = (uint8_t)at;
 }
 

@@ -13,7 +13,9 @@
 
 #include <cmocka.h>
 
+#include "base/bytes.h"
 #include "base/pool.h"
+#include "index/graph_version.h"
 #include "tests/unit/graph_fixture.h"
 
 static void test_insert(void **state)
@@ -56,6 +58,87 @@ static void test_insert(void **state)
     layer_index_put(same);
     layer_index_put(fresh);
     layer_index_put(whole);
+    layer_index_put(version);
+    teardown(&fx);
+}
+
+/* Entry and links back, as they are saved: u32 entry, edges, one_way of KV head 0 behind 40 bytes. */
+static void test_shape(void **state)
+{
+    (void)state;
+    struct fixture fx;
+    setup(&fx, &small);
+    struct layer_index *version = built(&fx, NULL);
+    size_t bytes = 0, nodes = 1200 - SINKS - WINDOW;
+    unsigned char *data = saved(version, &bytes);
+    struct bytes_reader in = bytes_reader(data + 40, 12);
+    uint32_t entry = bytes_get_le32(&in), edges = bytes_get_le32(&in);
+    uint32_t one_way = bytes_get_le32(&in);
+    double mean[32] = { 0 }, nearest = INFINITY;
+    size_t expected = 0;
+    for (size_t t = SINKS; t < SINKS + nodes; t++)
+        for (size_t d = 0; d < 32; d++) mean[d] += (double)fx.past.k[t * 32 + d] / (double)nodes;
+    for (size_t t = SINKS; t < SINKS + nodes; t++) {
+        double distance = 0.0;
+        for (size_t d = 0; d < 32; d++)
+            distance += pow((double)fx.past.k[t * 32 + d] - mean[d], 2.0);
+        if (distance >= nearest) continue;
+        nearest = distance;
+        expected = t - SINKS;
+    }
+    print_message("%u links, %u one way\n", edges, one_way);
+    assert_int_equal(entry, expected);
+    assert_true(one_way < edges / 2);
+    free(data);
+    layer_index_put(version);
+    teardown(&fx);
+}
+
+/* Each promise, broken in memory. */
+static void test_validate(void **state)
+{
+    (void)state;
+    struct fixture fx;
+    setup(&fx, &small);
+    for (size_t turn = 0; turn < 8; turn++) {
+        struct layer_index *version = built(&fx, NULL);
+        struct graph_version *graph = (struct graph_version *)version;
+        struct graph_links *links = &graph->links[1];
+        uint32_t node = 7, *edges = links->edges + links->begin[node];
+        while (links->count[node] < 2) edges = links->edges + links->begin[++node];
+        if (turn == 0) edges[1] = edges[0];
+        if (turn == 1) edges[0] = node;
+        if (turn == 2) edges[1] = links->nodes;
+        if (turn == 3) links->near[node] = 17; /* M is 16 */
+        if (turn == 4) links->near[node] = (uint8_t)(links->count[node] + 1);
+        if (turn == 5) links->entry = links->nodes;
+        if (turn == 6) graph->first = 1200;
+        if (turn == 7) links->count[links->entry] = links->near[links->entry] = 0;
+        struct error err = { 0 };
+        assert_int_equal(graph_type.validate(version, &err), MEMD_ECORRUPT);
+        assert_int_equal(err.code, MEMD_ECORRUPT);
+        layer_index_put(version);
+    }
+    teardown(&fx);
+}
+
+/* So few links that most nodes are hung on others, again and again: limits hold at every step. */
+static void test_insert_narrow(void **state)
+{
+    (void)state;
+    struct fixture fx;
+    setup(&fx, &small);
+    set(&fx, GRAPH_M, 2);
+    set(&fx, GRAPH_NQ, 10);
+    set(&fx, GRAPH_L, 8);
+    struct layer_source source = { 0 };
+    struct layer_index *version = NULL, *next = NULL;
+    assert_int_equal(build(&fx, 150, &source, NULL, &version), 0);
+    for (uint64_t tokens = 200; tokens <= 1200; tokens += 50) {
+        assert_int_equal(build(&fx, tokens, &source, version, &next), 0);
+        layer_index_put(version);
+        version = next;
+    }
     layer_index_put(version);
     teardown(&fx);
 }
@@ -240,7 +323,10 @@ static void test_refusals(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_shape),
+        cmocka_unit_test(test_validate),
         cmocka_unit_test(test_insert),
+        cmocka_unit_test(test_insert_narrow),
         cmocka_unit_test(test_insert_without_queries),
         cmocka_unit_test(test_threads_and_shapes),
         cmocka_unit_test(test_save_and_load),
