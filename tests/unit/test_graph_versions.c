@@ -62,7 +62,7 @@ static void test_insert(void **state)
     teardown(&fx);
 }
 
-/* Entry and links back, as they are saved: u32 entry, edges, one_way of KV head 0 behind 40 bytes. */
+/* Entry and links back as saved: u32 entry, edges, one_way of KV head 0, behind 40 bytes. */
 static void test_shape(void **state)
 {
     (void)state;
