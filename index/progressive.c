@@ -29,7 +29,7 @@ enum {
     WEIGHT_FLOATS = 4 << 20,   /* of a block, as far as one row allows: 16 MiB */
     LANES_BYTES = 256 << 20,   /* of all lanes, as far as one lane allows */
     WAVE_FLOATS = 2 << 20,     /* regrouped queries of one wave: 8 MiB */
-    EXACT_BELOW = 4096,        /* tokens with planes, docs/decisions/0034 */
+    EXACT_BELOW = 12288,       /* tokens with planes, docs/decisions/0034 */
 };
 
 /* One wave of blocks and its lanes. */

@@ -3,17 +3,9 @@
  *
  * tests/golden/kv_recall.bin is one KV head of SmolLM2-135M's layer 8 over 5,376 tokens of prose
  * (the King James Bible, public domain) with 24 positions of its three query heads;
- * scripts/recall-fixture cut it from a trace of tests/bench/retrieval/capture.py. The layer has near
- * copies of keys, outliers and sinks: what random vectors lack. Errors are against a softmax in
- * double; the floors are about a third wider than what was measured.
- */
-/* test_recall.c — floors of progressive attention on keys and queries of a real model.
- *
- * kv_recall.bin is one KV head of SmolLM2-135M's layer 8 over 5,376 tokens of prose (the King James Bible,
- * public domain) with 24 positions of its three query heads; scripts/recall-fixture cut it from a
- * trace of tests/bench/retrieval/capture.py. The layer has near copies of keys, outliers and sinks:
- * what random vectors lack. Errors are against a softmax in double; the floors are about a third
- * wider than what was measured.
+ * scripts/recall-fixture cut it from a trace of tests/bench/retrieval/capture.py. The layer has
+ * near copies of keys, outliers and sinks: what random vectors lack. Errors are against a softmax
+ * in double; the floors are about a third wider than what was measured.
  */
 #include <math.h>
 #include <setjmp.h>
