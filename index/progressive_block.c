@@ -35,9 +35,10 @@ enum {
     FIRST_PROBES = 32, /* of the round that mostly is not the last */
 };
 
-static const double shut_share = .9;   /* of the target, for shut clusters */
-static const double aim = .95;         /* of that, when clusters are opened */
-static const double first_guess = .05; /* error per priority left shut, before any sample */
+static const double shut_share = 0.9;   /* of the target, for shut clusters */
+static const double aim = 0.95;         /* of that, when clusters are opened */
+static const double exact_share = 0.5;  /* of all clusters: opening more takes longer (0034) */
+static const double first_guess = 0.05; /* error per priority left shut, before any sample */
 
 uint64_t block_bytes_left(const struct block *block)
 {
@@ -171,8 +172,19 @@ static size_t choose_sinks(struct block *block)
     return count;
 }
 
-/* Open until the sample says that shut clusters keep to their share. */
-static void open_clusters(struct block *block)
+/* Would opening `count` clusters more take longer than reading all rows exactly? Only where the
+ * caller leaves the choice to the measured rule. */
+static bool exact_is_cheaper(const struct block *block, size_t count)
+{
+    size_t all = block->segment_count * PLANES_CLUSTERS, opened = all - shut_count(block) + count;
+    uint64_t bytes = (uint64_t)all * PLANES_CLUSTER * 4 * block->head_dim;
+    return block->call->args->exact_below == UINT64_MAX && bytes < block_bytes_left(block) &&
+           (double)opened > exact_share * (double)all;
+}
+
+/* Open until the sample says that shut clusters keep to their share. False: better read all rows
+ * exactly. */
+static bool open_clusters(struct block *block)
 {
     double wanted = (double)block->call->target * shut_share, allowed[BLOCK_ROWS];
     for (size_t m = 0; m < block->rows; m++) {
@@ -181,7 +193,9 @@ static void open_clusters(struct block *block)
                      exp((double)block->shift[m] - (double)block->priority_shift[m]);
     }
     for (size_t round = 0;; round++) {
-        if (block_choose(block, allowed, block->fresh) > 0) block_scan_fresh(block, block->fresh);
+        size_t count = block_choose(block, allowed, block->fresh);
+        if (exact_is_cheaper(block, count)) return false;
+        if (count > 0) block_scan_fresh(block, block->fresh);
         block_sum_up(block);
         block_probe(block, round == 0 ? FIRST_PROBES : BLOCK_PROBES);
         bool met = true;
@@ -191,7 +205,8 @@ static void open_clusters(struct block *block)
             allowed[m] = error <= wanted ? INFINITY
                                          : block->priority_shut[m] * aim * wanted / error;
         }
-        if (met || block->limited || round + 1 == BLOCK_ROUNDS || shut_count(block) == 0) break;
+        if (met || block->limited || round + 1 == BLOCK_ROUNDS || shut_count(block) == 0)
+            return true;
     }
 }
 
@@ -246,6 +261,21 @@ static void finish_exactly(struct block *block)
     }
 }
 
+/* Forget what planes said and read every row. */
+static void start_again_exactly(struct block *block)
+{
+    memset(block->exact.acc, 0, block->rows * block->head_dim * sizeof *block->exact.acc);
+    for (size_t m = 0; m < block->rows; m++) {
+        block->exact.max[m] = -INFINITY;
+        block->exact.sum[m] = 0.0F;
+        block->mass_shut[m] = block->correction_mass[m] = 0.0;
+        block->shut_error[m] = block->code_error[m] = 0.0;
+    }
+    block->coded = 0;
+    read_rows(block, 0, block->call->scan.rows);
+    finish_exactly(block);
+}
+
 void block_run(struct block *block)
 {
     block_sort_views(block, read_rows);
@@ -257,7 +287,10 @@ void block_run(struct block *block)
     block_score_clusters(block);
     if (choose_sinks(block) > 0) block_scan_fresh(block, block->fresh);
     block_sum_up(block);
-    open_clusters(block);
+    if (!open_clusters(block)) {
+        start_again_exactly(block);
+        return;
+    }
     block_refine(block);
     finish(block);
 }

@@ -69,6 +69,7 @@ struct block_segment {
 /* Opened tiles of one segment, with the weights of their tokens. */
 struct block_chunk {
     size_t segment, count; /* count tiles */
+    uint64_t quiet;        /* bit i: no token of tile i can matter (progressive_refine.c) */
     uint16_t *tiles;       /* (count) ascending */
     float *weights;        /* (M, 16 count) */
     float *tile_sum;       /* (M, count) */

@@ -29,7 +29,7 @@
 
 enum { BINS = 1024, BIN_SHIFT = 21 };
 
-static const double quiet_share = 0.02; /* of the target squared, for all quiet tiles together */
+static const double quiet_share = 0.1; /* of the target squared, for all quiet tiles together */
 static const float lo_share = 1.0F / 256.0F; /* of hi's error, squared */
 
 /* What of e² belongs to one tile: e² = w² (key step² + value step²), the steps squared. */
@@ -90,8 +90,8 @@ static float largest_step_square(const uint16_t *steps)
     return step * step;
 }
 
-/* Can no token of tile i matter? Then its e², from above, goes to quiet (M). Most tiles are: the
- * rest of the work is for the few that are not. */
+/* Can no token of tile i matter? Then its e², about 0.6 of the bound, goes to quiet (M). Most tiles
+ * are quiet: the rest of the work is for the few that are not. */
 static bool is_quiet(const struct block *block, const struct block_chunk *chunk, size_t i,
                      double *quiet)
 {
@@ -112,7 +112,7 @@ static bool is_quiet(const struct block *block, const struct block_chunk *chunk,
                                     (12.0 * unit * unit) : 0.0;
         if (!(bound[m] <= most)) return false;
     }
-    for (size_t m = 0; m < block->rows; m++) quiet[m] += bound[m];
+    for (size_t m = 0; m < block->rows; m++) quiet[m] += 0.6 * bound[m];
     return true;
 }
 
@@ -155,14 +155,18 @@ static inline float token_term(const struct terms *terms, size_t m, size_t t, fl
 }
 
 /* sums (M, BINS) of e², but for quiet tiles */
-static void collect(const struct block *block, float *sums, double *quiet)
+static void collect(struct block *block, float *sums, double *quiet)
 {
     memset(sums, 0, block->rows * BINS * sizeof *sums);
     for (size_t at = 0; at < block->chunk_count; at++) {
-        const struct block_chunk *chunk = &block->chunks[at];
+        struct block_chunk *chunk = &block->chunks[at];
+        chunk->quiet = 0;
         for (size_t i = 0; i < chunk->count; i++) {
             struct terms terms;
-            if (is_quiet(block, chunk, i, quiet)) continue;
+            if (is_quiet(block, chunk, i, quiet)) {
+                chunk->quiet |= UINT64_C(1) << i;
+                continue;
+            }
             tile_terms(block, chunk, i, &terms);
             for (size_t m = 0; m < block->rows; m++) {
                 const float *weights = chunk->weights + (m * chunk->count + i) * PLANE_TILE;
@@ -368,7 +372,7 @@ static void refine_chunk(struct block *block, const struct block_chunk *chunk,
     for (size_t i = 0; i < chunk->count; i++) {
         struct terms terms;
         bool here = false;
-        if (is_quiet(block, chunk, i, block->code_error)) continue;
+        if ((chunk->quiet >> i & 1) != 0) continue;
         tile_terms(block, chunk, i, &terms);
         for (size_t t = 0; t < PLANE_TILE; t++) {
             int level = wanted_level(block, chunk, i, t, &terms, thresholds);
@@ -399,13 +403,14 @@ void block_refine(struct block *block)
     for (size_t m = 0; m < block->rows; m++) {
         double target = (double)block->call->target, shut = block->shut_error[m], left = 0.0;
         double budget = target * target - shut * shut, least = 0.25 * target * target;
-        set_thresholds(sums + m * BINS, budget > least ? budget : least, &thresholds.lo[m],
+        budget = fmax(budget, least) - quiet[m];
+        set_thresholds(sums + m * BINS, fmax(budget, 0.1 * least), &thresholds.lo[m],
                        &thresholds.exact[m], &left);
         block->code_error[m] = left + quiet[m];
         any |= thresholds.lo[m] < INFINITY;
     }
     if (any) {
-        memset(block->code_error, 0, block->rows * sizeof *block->code_error);
+        memcpy(block->code_error, quiet, block->rows * sizeof *block->code_error);
         for (size_t i = 0; i < block->chunk_count; i++)
             refine_chunk(block, &block->chunks[i], &thresholds);
     }

@@ -308,6 +308,28 @@ static void test_rule(void **state)
     coded_free(&coded);
 }
 
+/* Random keys have no clusters: left to the rule, everything is read exactly in the end. */
+static void test_gives_up(void **state)
+{
+    (void)state;
+    uint64_t random = random_seed();
+    struct coded coded = { .past = { .kv_heads = 1, .query_heads = 2, .head_dim = 16,
+                                     .tokens = 13 * 1024 + 5, .queries = 1, .dtype = DTYPE_FP16 } };
+    past_make(&coded.past, &random);
+    code(&coded, 0, true);
+    struct answer answer = ask(&coded, &(struct question){ .target = 0.001F,
+                                                           .exact_below = UINT64_MAX });
+    struct tally tally = judge(&coded.past, &answer);
+    if (tally.worst > 1e-5) fail_msg("error %.3g", tally.worst);
+    for (size_t row = 0; row < answer.partial.rows; row++) {
+        assert_true(answer.quality.predicted_error[row] == 0.0F);
+        assert_true(fabsf(answer.quality.mass[row * INDEX_LEVELS + INDEX_EXACT] - 1.0F) < 1e-5F);
+    }
+    assert_true(answer.quality.bytes[INDEX_CLUSTERS] > 0); /* found out on the way */
+    answer_free(&answer);
+    coded_free(&coded);
+}
+
 /* The same bits on one thread and on three. */
 static void test_pool(void **state)
 {
@@ -479,6 +501,7 @@ int main(void)
         cmocka_unit_test(test_target),
         cmocka_unit_test(test_exact),
         cmocka_unit_test(test_rule),
+        cmocka_unit_test(test_gives_up),
         cmocka_unit_test(test_pool),
         cmocka_unit_test(test_budget),
         cmocka_unit_test(test_trouble),
