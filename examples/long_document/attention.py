@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Three pasts for one model: all of it in the process, a window only, a window and memd.
+"""Pasts for one model: all of it in the process, a window only, a window and memd, memd alone.
 
 They share one function, attention over a set of tokens, which returns a *partial*: the output o and lse,
 the log of the softmax denominator. Partials over sets that do not overlap merge into attention over their
@@ -12,6 +12,8 @@ from cores import each
 import numpy as np
 
 import memd
+
+LEARNS_FROM_QUERIES = {"retrieval-attention"}  # others profit from the queries they are asked
 
 
 def partial_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray,
@@ -88,6 +90,29 @@ class WindowAttention:
         return self.local(layer, start, q, k, v).o
 
 
+class AnswerQuality:
+    """What memd said of its answers, over all of them: how much it read, how wrong it may be."""
+
+    def __init__(self):
+        self.calls = self._read = self._exact = 0
+        self._predicted: list[np.ndarray] = []
+        self._mass: list[np.ndarray] = []
+
+    def add(self, quality: memd.Quality) -> None:
+        self.calls += 1
+        self._read += quality.bytes_read
+        self._exact += quality.bytes_exact
+        self._predicted.append(quality.predicted_error.ravel())
+        self._mass.append(quality.level_mass.mean(axis=(0, 1)))
+
+    def summary(self) -> dict:
+        """bytes: read, as a share of what exact fp16 attention reads; None: the method cannot tell."""
+        predicted, mass = np.concatenate(self._predicted), np.mean(self._mass, axis=0)
+        return {"bytes": self._read / max(self._exact, 1), "bytes_per_query": self._read / self.calls,
+                "predicted_error": None if np.isnan(predicted).any() else float(predicted.mean()),
+                "level_mass": None if np.isnan(mass).any() else [float(x) for x in mass]}
+
+
 class MemdAttention(WindowAttention):
     """The same sinks and window, and everything else in memd.
 
@@ -100,12 +125,33 @@ class MemdAttention(WindowAttention):
     def __init__(self, past: memd.Context, sinks: int, window: int):
         super().__init__(past.model.layers, sinks, window)
         self.past = past
+        self.quality = AnswerQuality()
 
     def attend(self, layer, start, q, k, v):
         local = self.local(layer, start, q, k, v)
         new = max(self.sinks - start, 0)  # of the first tokens, the sinks are not sent
-        self.past.append(layer, start + new - self.sinks, k[new:], v[new:])
+        wanted = q[new:] if self.past.method in LEARNS_FROM_QUERIES else None
+        self.past.append(layer, start + new - self.sinks, k[new:], v[new:], q=wanted)
         rows = np.arange(start, start + len(q)) - self.sinks
         limits = np.maximum(rows - self.window + 1, 0)  # what has left the window of each query
         remembered = self.past.attend(layer, q, np.maximum(rows, 0), limits)
+        self.quality.add(remembered.quality)
         return memd.merge([local, remembered]).o
+
+
+class MemdAlone:
+    """Everything in memd: the tokens of a block are appended, then asked for with all the others. Only here
+    do all of a method's approximations reach the model; a window of its own would hide most of them. Queries
+    are asked one by one (in one request), as a model that generates asks: together they could share rows."""
+
+    def __init__(self, past: memd.Context):
+        self.past = past
+        self.quality = AnswerQuality()
+
+    def attend(self, layer, start, q, k, v):
+        self.past.append(layer, start, k, v, q=q, ack="memory")
+        answers = self.past.client.attend_many(
+            [memd.Query(self.past, layer, q[i:i + 1], [start + i], [start + i + 1]) for i in range(len(q))])
+        for answer in answers:
+            self.quality.add(answer.quality)
+        return np.concatenate([answer.o for answer in answers])

