@@ -7,6 +7,9 @@
  * that a query sees only in part) are read exactly. All query heads of a KV head share what is
  * read, and so do the queries of a block.
  *
+ * The target is what about 95 of 100 query heads stay below, not their mean (0032): more is read
+ * until the prediction is at 0.6 of it.
+ *
  * target_error = 0 is attend itself, bit for bit. Where reading everything is cheaper (few rows, or
  * keys that have no clusters), it is done: by a measured rule, docs/decisions/0034. max_bytes is
  * shared evenly by the blocks; exact rows without planes and all centroids are read in any case.

@@ -231,7 +231,8 @@ static void write_row(struct block *block, size_t m)
     double error = hypot(block->shut_error[m], block->code_error[m]);
     float *mass = call->quality->mass + row * INDEX_LEVELS;
     call->quality->predicted_error[row] = (float)error;
-    call->quality->limited[row] = block->limited && error > (double)call->target;
+    call->quality->limited[row] =
+        block->limited && error > (double)call->args->base.target_error;
     mass[INDEX_CLUSTERS] = (float)((block->mass_shut[m] + block->correction_mass[m]) * inverse);
     mass[INDEX_HI] = block->coded > 0 ? (float)(block->mass_open[m] * inverse) : 0.0F;
     mass[INDEX_LO] = (float)((double)block->refined.sum[m] * inverse *
