@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "daemon/answers.h"
 #include "daemon/dispatch.h"
 #include "daemon/query.h"
 #include "daemon/request.h"
@@ -55,7 +56,8 @@ static struct query_message message_of(const Memd__AttendItem *in)
 {
     return (struct query_message){ .layer = in->layer, .q = in->q, .positions = in->positions,
                                    .limits = in->limits, .position_count = in->n_positions,
-                                   .limit_count = in->n_limits };
+                                   .limit_count = in->n_limits,
+                                   .wish = QUERY_WISH(in, MEMD__ATTEND_ITEM) };
 }
 
 static void prepare_item(struct batch *batch, size_t idx)
@@ -110,8 +112,8 @@ static void compute_item(void *arg, size_t idx)
     item->status = context_attend(item->context, &item->query, item->arena, &item->part,
                                   &item->quality, &item->err);
     const struct quality *quality = &item->quality;
-    bool kept =
-        quality->predicted_error != NULL || quality->mass != NULL || quality->limited != NULL;
+    bool kept = quality->predicted_error != NULL || quality->mass != NULL ||
+                quality->level_mass != NULL || quality->limited != NULL;
     if (item->arena == &item->own && !kept) arena_fini(&item->own);
 }
 
@@ -135,6 +137,8 @@ static Memd__AttendAnswer *encode_item(struct batch *batch, struct item *item)
         answer->error = item->err.text;
         return answer;
     }
+    answers_record(batch->req->server->answers, item->query.layer, &item->quality,
+                   item->part.rows);
     const size_t *shape = item->query.q.shape;
     answer->o = message_make_tensor(arena, DTYPE_FP32, 3, shape, item->o_offset);
     answer->lse = message_make_tensor(arena, DTYPE_FP32, 2, shape, item->lse_offset);

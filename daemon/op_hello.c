@@ -9,8 +9,9 @@
 #include "daemon/request.h"
 #include "daemon/server.h"
 
-static const char *const features[] = { "attend-batch", "append-batch", "deadline", "fork",
-                                        "search" };
+static const char *const features[] = { "attend-batch", "append-batch", "deadline",
+                                        "fork",         "search",       "methods",
+                                        "levels",       "recall",       "rebuild" };
 
 /* A token on a Unix socket is not needed and not looked at: the kernel has said who asks. */
 static int admit(struct connection *conn, const char *token, struct error *err)

@@ -22,6 +22,19 @@ static int check_positions(const struct query_message *message, size_t n, struct
     return 0;
 }
 
+int query_decode_wish(const struct query_wish *wish, double *ret_target_error,
+                      uint64_t *ret_max_bytes, struct error *err)
+{
+    double target = wish->has_target_error ? wish->target_error : -1.0;
+    /* A NaN is neither. */
+    if (wish->has_target_error && !(target >= 0.0 && target <= QUERY_TARGET_ERROR_MAX))
+        return error_set(err, MEMD_EINVAL, "target_error %g, must be 0 (exact) … %g", target,
+                         QUERY_TARGET_ERROR_MAX);
+    *ret_target_error = target;
+    *ret_max_bytes = !wish->has_max_bytes ? 0 : wish->max_bytes == 0 ? UINT64_MAX : wish->max_bytes;
+    return 0;
+}
+
 int query_decode(struct request *req, const struct query_message *message, struct context *context,
                  struct query *ret_query, struct error *err)
 {
@@ -39,6 +52,8 @@ int query_decode(struct request *req, const struct query_message *message, struc
     if (n == 0 || n > LIMIT_ATTEND_QUERIES)
         return error_set(err, MEMD_ELIMIT, "%zu queries, must be 1 … %u", n, LIMIT_ATTEND_QUERIES);
     rc = check_positions(message, n, err);
+    if (rc == 0)
+        rc = query_decode_wish(&message->wish, &query.target_error, &query.max_bytes, err);
     if (rc < 0) return rc;
     query.positions = message->positions;
     query.limits = message->limit_count != 0 ? message->limits : NULL;

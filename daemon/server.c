@@ -20,6 +20,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/object.h"
+#include "daemon/answers.h"
 #include "daemon/connection.h"
 #include "daemon/dispatch.h"
 #include "daemon/notify.h"
@@ -329,6 +330,7 @@ int server_open(const struct config *config, const struct server_origin *origin,
     list_init(&server->free_requests);
     list_init(&server->parked);
     int rc = identity_load(config->token_file, &server->identity, err);
+    if (rc == 0) rc = answers_new(&server->answers, err);
     if (rc == 0) rc = open_loop(server, err);
     if (rc == 0) rc = open_store(server, err);
     if (rc == 0) rc = open_timers(server, err);
@@ -372,5 +374,6 @@ void server_close(struct server *server)
     }
     free_requests(server);
     free(server->staging);
+    answers_free(server->answers);
     server->magic = 0;
 }

@@ -8,8 +8,8 @@
  *          drain_timeout, are then cancelled, and when the last has been answered the loop ends and
  *          server_close commits and syncs. SIGHUP reads the configuration again; a bad file changes
  *          nothing.
- * Threads  the loop's, but for `catalog`, `pool` and `started_ns`, which are immutable after open
- *          and may be used by operations on workers
+ * Threads  the loop's, but for `catalog`, `pool`, `answers` and `started_ns`, which are immutable
+ *          after open and may be used by operations on workers
  * Errors   of server_open: MEMD_EIO listeners, MEMD_EINVAL, MEMD_ENOMEM, and all of catalog_open
  */
 #ifndef MEMD_DAEMON_SERVER_H
@@ -28,6 +28,7 @@
 #include "daemon/stats.h"
 #include "daemon/worker.h"
 
+struct answers;
 struct connection;
 struct error;
 struct request;
@@ -55,6 +56,7 @@ struct server {
     struct pool *pool;
     uint64_t started_ns;
     struct stats stats;
+    struct answers *answers; /* immutable after open; its inside is for any thread */
     struct heap heap;
 
     struct listener listeners[LISTENERS_MAX];

@@ -22,7 +22,7 @@ static enum stats_method method_slot(unsigned method)
 
 const char *stats_method_name(size_t method)
 {
-    static const char *const names[STATS_METHODS] = {
+    static const char *const names[STATS_METHOD_COUNT] = {
 #define X(NAME, number, snake, Message, role) [STATS_##NAME] = #snake,
         METHOD_MAP(X)
 #undef X
@@ -38,13 +38,13 @@ static enum stats_error error_slot(int code)
     case value: return STATS_##name;
         ERROR_MAP(X)
 #undef X
-    default: return STATS_ERRORS;
+    default: return STATS_ERROR_COUNT;
     }
 }
 
 const char *stats_error_name(size_t error)
 {
-    static const char *const names[STATS_ERRORS] = {
+    static const char *const names[STATS_ERROR_COUNT] = {
 #define X(name, value, text) [STATS_##name] = #name,
         ERROR_MAP(X)
 #undef X
@@ -58,7 +58,7 @@ void stats_record(struct stats *stats, const struct request *req)
     stats->requests[method]++;
     int failure = req->status < 0 ? req->status : req->item_failure;
     enum stats_error error = error_slot(failure);
-    if (error < STATS_ERRORS) stats->errors[error]++;
+    if (error < STATS_ERROR_COUNT) stats->errors[error]++;
     double seconds = (double)(clock_monotonic_ns() - req->complete_ns) * 1e-9;
     size_t bucket = 0;
     while (bucket < STATS_BOUNDS && seconds > stats_bounds[bucket]) bucket++;

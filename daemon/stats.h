@@ -20,14 +20,14 @@ enum stats_method {
     METHOD_MAP(X)
 #undef X
     STATS_UNKNOWN,
-    STATS_METHODS,
+    STATS_METHOD_COUNT,
 };
 
 enum stats_error {
 #define X(name, value, text) STATS_##name,
     ERROR_MAP(X)
 #undef X
-    STATS_ERRORS,
+    STATS_ERROR_COUNT,
 };
 
 enum { STATS_BOUNDS = 19 };
@@ -42,9 +42,9 @@ struct stats {
     uint64_t connections_total, connections_refused_total;
     uint64_t received_bytes_total, sent_bytes_total;
     uint64_t inline_total;
-    uint64_t requests[STATS_METHODS];
-    uint64_t errors[STATS_ERRORS];
-    struct stats_latency latency[STATS_METHODS];
+    uint64_t requests[STATS_METHOD_COUNT];
+    uint64_t errors[STATS_ERROR_COUNT];
+    struct stats_latency latency[STATS_METHOD_COUNT];
 };
 
 /* The request has its answer. */

@@ -2,6 +2,7 @@
 /* wire.c — field by field: the only place where both spellings of a thing stand together. */
 #include "daemon/wire.h"
 
+#include <assert.h>
 #include <string.h>
 
 #include "base/arena.h"
@@ -160,7 +161,30 @@ Memd__ContextInfo *wire_encode_info(const struct context_info *info, struct aren
     message->layer_tokens = (uint64_t *)info->layer_tokens;
     message->n_layer_tokens = info->layer_tokens == NULL ? 0 : info->model.layers;
     message->resident = info->resident;
+    message->built_segments = info->built_segments;
+    message->indexed_tokens = info->indexed_tokens;
+    message->derived_bytes = info->derived_bytes;
     return message->model == NULL || message->parameters == NULL ? NULL : message;
+}
+
+static_assert((int)MEMD__LEVEL__LEVEL_CLUSTERS == INDEX_CLUSTERS, "one numbering of levels");
+static_assert((int)MEMD__LEVEL__LEVEL_HI == INDEX_HI, "one numbering of levels");
+static_assert((int)MEMD__LEVEL__LEVEL_LO == INDEX_LO, "one numbering of levels");
+static_assert((int)MEMD__LEVEL__LEVEL_EXACT == INDEX_EXACT, "one numbering of levels");
+
+/* Left out where everything was read exactly: that is what a client takes their absence for. */
+static void encode_levels(const struct quality *quality, size_t rows, Memd__Quality *message)
+{
+    if (quality->level_mass != NULL) {
+        message->level_mass = quality->level_mass;
+        message->n_level_mass = rows * INDEX_LEVELS;
+    }
+    if (quality->level_rows[INDEX_EXACT] == quality->rows &&
+        quality->level_bytes[INDEX_EXACT] == quality->bytes_read)
+        return;
+    message->level_rows = (uint64_t *)quality->level_rows;
+    message->level_bytes = (uint64_t *)quality->level_bytes;
+    message->n_level_rows = message->n_level_bytes = INDEX_LEVELS;
 }
 
 Memd__Quality *wire_encode_quality(const struct quality *quality, size_t rows, struct arena *arena)
@@ -177,6 +201,7 @@ Memd__Quality *wire_encode_quality(const struct quality *quality, size_t rows, s
     message->n_predicted_error = quality->predicted_error == NULL ? 0 : rows;
     message->mass = quality->mass;
     message->n_mass = quality->mass == NULL ? 0 : rows;
+    encode_levels(quality, rows, message);
     if (quality->limited == NULL) return message;
     message->limited = arena_calloc(arena, rows, sizeof *message->limited);
     if (message->limited == NULL) return NULL;

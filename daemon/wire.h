@@ -29,7 +29,7 @@ int wire_decode_parameters(Memd__Parameter *const *messages, size_t count, struc
 /* NULL when the arena is full. */
 Memd__ContextInfo *wire_encode_info(const struct context_info *info, struct arena *arena);
 
-/* `rows` = n * H: the length of the quality's arrays. */
+/* `rows` = n * H: the length of the quality's arrays, which are borrowed like its strings. */
 Memd__Quality *wire_encode_quality(const struct quality *quality, size_t rows, struct arena *arena);
 
 /* "no memory for the answer" */

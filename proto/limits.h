@@ -11,7 +11,7 @@
 
 #define LIMIT_FRAME_MESSAGE_BYTES (UINT32_C(4) << 20)    /* protobuf part of one frame */
 #define LIMIT_FRAME_PAYLOAD_BYTES (UINT64_C(256) << 20)  /* tensors of one frame */
-#define LIMIT_SMALL_MESSAGE_BYTES (4u << 10) /* of Hello, Health, Status, Stats and Drain */
+#define LIMIT_SMALL_MESSAGE_BYTES (4u << 10) /* of what the loop answers: Hello, Stats, … */
 #define LIMIT_PAYLOAD_ALIGN 64u                          /* of tensor offsets */
 
 #define LIMIT_NAME_BYTES 255u         /* context name: UTF-8, not empty, no control characters */

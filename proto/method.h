@@ -26,14 +26,17 @@ enum role { ROLE_NONE, ROLE_READ, ROLE_WRITE, ROLE_ADMIN };
     X(LIST, 24, list, List, ROLE_READ)                     \
     X(STAT, 25, stat, Stat, ROLE_READ)                     \
     X(PIN, 26, pin, Pin, ROLE_WRITE)                       \
+    X(METHODS, 27, methods, Methods, ROLE_READ)            \
     X(STATUS, 48, status, Status, ROLE_READ)               \
     X(STATS, 49, stats, Stats, ROLE_READ)                  \
     X(VERIFY, 50, verify, Verify, ROLE_ADMIN)              \
     X(DUMP, 51, dump, Dump, ROLE_ADMIN)                    \
     X(COMPACT, 52, compact, Compact, ROLE_ADMIN)           \
-    X(DRAIN, 53, drain, Drain, ROLE_ADMIN)
+    X(DRAIN, 53, drain, Drain, ROLE_ADMIN)                 \
+    X(RECALL, 54, recall, Recall, ROLE_READ)               \
+    X(REBUILD, 55, rebuild, Rebuild, ROLE_READ)
 
-enum method {
+enum method_number {
 #define X(NAME, number, snake, Message, role) METHOD_##NAME = (number),
     METHOD_MAP(X)
 #undef X

@@ -49,6 +49,10 @@
  *           byte was sent: whether they were done is unknown, ask with memd_stat_name or memd_list.
  *           A daemon that crashed has forgotten tokens that were acknowledged with MEMD_ACK_MEMORY
  *           only: appending behind them gives MEMD_EPOSITION; go on from memd_info.tokens.
+ *
+ * VERSIONS  Structs only grow, at their end, and zero there means what it was like without; for
+ *           that programs are compiled anew, so the number of the shared library (libmemd.so.N)
+ *           grows too. The daemon may be older or newer: what it does not know is MEMD_EUNSUPPORTED.
  */
 #ifndef MEMD_H
 #define MEMD_H
@@ -209,8 +213,8 @@ struct memd_parameter {
 struct memd_open {
     const char *name;               /* 1 … 255 bytes of UTF-8 without control characters */
     const struct memd_model *model; /* needed to create; NULL = whatever is stored */
-    const char *method;             /* memory method; NULL = "full" or whatever is stored */
-    const struct memd_parameter *parameters; /* of the method */
+    const char *method; /* memory method; NULL = "progressive" or whatever is stored */
+    const struct memd_parameter *parameters; /* of the method; see memd_methods */
     size_t parameter_count;
     bool create;      /* make it when it does not exist */
     bool must_create; /* MEMD_EEXIST when it does */
@@ -273,6 +277,9 @@ struct memd_info {
     uint64_t created_unix_ms, used_unix_ms, pinned_until_unix_ms;
     uint64_t parent_id;        /* fork of; 0 = none */
     bool resident;             /* open in the daemon's memory */
+    uint64_t built_segments;   /* of sealed_segments, those whose planes are made */
+    uint64_t indexed_tokens;   /* tokens in the index of every layer in use, where there is one */
+    uint64_t derived_bytes;    /* of stored_bytes, what is made from the rows and can be again */
 };
 
 /* Errors   MEMD_ENOCONTEXT */
@@ -328,7 +335,10 @@ MEMD_API int memd_append(const struct memd_context *context, const struct memd_a
                          size_t count, enum memd_ack ack, struct memd_progress *ret_progress,
                          struct memd_error *err);
 
-/* n queries to one layer of one context. */
+#define MEMD_EXACT (-1.0)        /* as target_error: exact, whatever the context's is */
+#define MEMD_NO_BOUND UINT64_MAX /* as max_bytes: no bound, whatever the context's is */
+
+/* n queries to one layer of one context. What is left zero at the end is the context's choice. */
 struct memd_query {
     const struct memd_context *context;
     uint32_t layer;
@@ -339,19 +349,37 @@ struct memd_query {
     const uint64_t *limits;    /* (n): see tokens at positions < limit; NULL: everything stored */
     float *o;                  /* attend: (n, H, D) to be filled, or NULL: see memd_answer */
     float *lse;                /* attend: (n, H) to be filled, or NULL */
+    double target_error; /* wanted relative L2 error of o for each query head, at most 0.5; 0 = the
+                          * context's, MEMD_EXACT = exact */
+    uint64_t max_bytes;  /* to be read for this query at most, as far as the method can choose; 0 =
+                          * the context's, MEMD_NO_BOUND = none */
 };
 
-/* What an answer was made from. Arrays are (n, H). */
+/* The levels that an answer can be made from, coarse to exact. */
+enum memd_level {
+    MEMD_LEVEL_CLUSTERS = 0, /* a centroid and a mean value for several tokens */
+    MEMD_LEVEL_HI = 1,       /* 4-bit codes of K and V */
+    MEMD_LEVEL_LO = 2,       /* 8-bit codes */
+    MEMD_LEVEL_EXACT = 3,    /* the rows as appended */
+    MEMD_LEVELS = 4
+};
+
+/* What an answer was made from. Arrays are (n, H) unless said otherwise. */
 struct memd_quality {
     const char *method;
     bool exact;                   /* nothing was left out or approximated */
-    const float *predicted_error; /* relative L2 error of o, or NULL = all 0 */
+    const float *predicted_error; /* relative L2 error of o, NaN where the method cannot tell; or
+                                   * NULL = all 0 */
     const float *mass;            /* share of the softmax mass read exactly, or NULL = all 1 */
     const bool *limited;          /* a budget cut it short, or NULL = all false */
-    uint64_t rows;                /* K and V rows read, over all heads */
+    uint64_t rows;                /* K and V rows read, over all heads and levels */
     uint64_t bytes_read;
     uint64_t bytes_exact;         /* what exact attention would have read */
     uint64_t tokens;              /* tokens of the layer that the answer saw */
+    const float *level_mass; /* (n, H, MEMD_LEVELS): share of the softmax mass answered from each
+                              * level; what is missing to 1 was left out; NULL = all exact */
+    uint64_t level_rows[MEMD_LEVELS];  /* of rows */
+    uint64_t level_bytes[MEMD_LEVELS]; /* of bytes_read */
 };
 
 /* Attention over the remembered tokens. Two answers over disjoint tokens, such as this one and the
@@ -366,7 +394,9 @@ struct memd_answer {
 
 /* Ask one query. ret_answer may be NULL when o and lse are the caller's. An error of the item is
  * the error of the call.
- * Errors   MEMD_ENOCONTEXT · MEMD_ESHAPE · MEMD_ENONFINITE · MEMD_EINVAL · MEMD_ECORRUPT */
+ * Errors   MEMD_ENOCONTEXT · MEMD_ESHAPE · MEMD_ENONFINITE · MEMD_EINVAL layer, target_error ·
+ *          MEMD_ELIMIT too many queries at a time · MEMD_EUNSUPPORTED the method cannot answer
+ *          (yet) · MEMD_ECORRUPT */
 MEMD_API int memd_attend(const struct memd_query *query, const struct memd_answer **ret_answer,
                          struct memd_error *err);
 
@@ -442,106 +472,10 @@ MEMD_API const struct memd_rows *memd_ticket_rows(const struct memd_ticket *tick
  * are not touched any more). NULL is fine. */
 MEMD_API void memd_ticket_free(struct memd_ticket *ticket);
 
-/* ---- operation ---- */
-
-struct memd_health {
-    bool live;
-    bool ready; /* recovered and taking work */
-    bool draining;
-    const char *reason; /* when not ready */
-};
-MEMD_API int memd_health(struct memd_client *client, const struct memd_health **ret_health,
-                         struct memd_error *err);
-
-struct memd_status {
-    const char *build;
-    uint64_t pid, uptime_ms;
-    const char *data; /* directory */
-    const char *const *listeners;
-    size_t listener_count;
-    const char *sync, *simd;
-    uint32_t workers;
-    uint64_t connections, contexts;
-    uint64_t stored_bytes, budget_bytes; /* budget 0 = none */
-    uint64_t map_bytes, map_used_bytes, file_bytes;
-    const char *backend, *backend_reason;
-    bool draining;
-};
-MEMD_API int memd_status(struct memd_client *client, const struct memd_status **ret_status,
-                         struct memd_error *err);
-
-struct memd_counter {
-    const char *name; /* ends in _total when it only grows */
-    uint64_t value;
-};
-
-struct memd_histogram {
-    const char *name;
-    const double *bounds;   /* (bound_count): upper bounds, seconds or shares */
-    const uint64_t *counts; /* (bound_count + 1) */
-    size_t bound_count;
-    double sum;
-};
-
-struct memd_stats {
-    const struct memd_counter *counters;
-    size_t counter_count;
-    const struct memd_histogram *histograms;
-    size_t histogram_count;
-};
-MEMD_API int memd_stats(struct memd_client *client, const struct memd_stats **ret_stats,
-                        struct memd_error *err);
-
-/* Where a stepwise walk goes on: start with {NULL, 0}, stop when it comes back with 0 bytes. */
-struct memd_cursor {
-    const void *data;
-    size_t bytes;
-};
-
-struct memd_verify {
-    struct memd_cursor next;
-    uint64_t values, bytes;  /* checked in this step */
-    uint64_t values_total;   /* estimate over all steps, for progress */
-    const char *const *findings;
-    size_t finding_count;
-};
-
-/* One step of checking every checksum and invariant; context_id 0 = the whole store. */
-MEMD_API int memd_verify(struct memd_client *client, uint64_t context_id, struct memd_cursor cursor,
-                         const struct memd_verify **ret_verify, struct memd_error *err);
-
-struct memd_record {
-    const char *table, *key, *summary; /* readable */
-    uint64_t bytes;
-};
-
-struct memd_dump {
-    struct memd_cursor next;
-    const struct memd_record *records;
-    size_t count;
-};
-
-struct memd_dump_args {
-    uint64_t context_id; /* 0 = the whole store */
-    struct memd_cursor cursor;
-    uint32_t limit;      /* records, 0 = 1,024, the most there can be */
-};
-MEMD_API int memd_dump(struct memd_client *client, const struct memd_dump_args *args,
-                       const struct memd_dump **ret_dump, struct memd_error *err);
-
-/* Write a compacted copy of the store to a new directory on the daemon's host. May take long:
- * connect with MEMD_NO_TIMEOUT.
- * Errors   MEMD_EINVAL path · MEMD_EEXIST · MEMD_EFULL */
-MEMD_API int memd_compact(struct memd_client *client, const char *path, uint64_t *ret_bytes_before,
-                          uint64_t *ret_bytes_after, struct memd_error *err);
-
-/* Take no new work, finish what is there within deadline_ms (0 = the daemon's own), sync, exit.
- * Returns when the daemon has begun to; *ret_requests_left = requests that it still had. */
-MEMD_API int memd_drain(struct memd_client *client, uint32_t deadline_ms,
-                        uint64_t *ret_requests_left, struct memd_error *err);
-
 #ifdef __cplusplus
 }
 #endif
+
+#include "memd_operation.h" /* health, statistics, memory methods, proofs, repairs */
 
 #endif

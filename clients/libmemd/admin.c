@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* admin.c — what an operator asks: hello, health, status, stats, verify, dump, compact, drain. */
+/* admin.c — what an operator asks: hello, methods, health, status, stats, verify, dump, recall,
+ * rebuild, compact, drain. */
 #include "clients/libmemd/client.h"
-#include "clients/libmemd/ticket.h"
+#include "clients/libmemd/wire.h"
 #include "proto/limits.h"
 #include "proto/method.h"
 
@@ -61,6 +62,42 @@ int memd_hello(struct memd_client *client, const struct memd_hello **ret_hello,
     int rc = ask(client, &(struct question){ METHOD_HELLO, true, &request.base, place_hello },
                  &result, err);
     if (rc == 0) *ret_hello = result;
+    return rc;
+}
+
+static int place_methods(struct memd_ticket *ticket, ProtobufCMessage *message)
+{
+    const Memd__MethodsReply *reply = (const Memd__MethodsReply *)message;
+    struct memd_methods *result = ticket_result(ticket, 1, sizeof *result);
+    struct memd_method *methods = ticket_alloc(ticket, reply->n_methods, sizeof *methods);
+    if (result == NULL || methods == NULL) return MEMD_ENOMEM;
+    for (size_t i = 0; i < reply->n_methods; i++) {
+        const Memd__MethodInfo *wire = reply->methods[i];
+        struct memd_option *options = ticket_alloc(ticket, wire->n_options, sizeof *options);
+        if (options == NULL) return MEMD_ENOMEM;
+        for (size_t o = 0; o < wire->n_options; o++) {
+            const Memd__MethodOption *option = wire->options[o];
+            options[o] = (struct memd_option){ .name = option->name, .help = option->help,
+                                               .fallback = option->fallback,
+                                               .least = option->least, .most = option->most,
+                                               .whole = option->whole };
+        }
+        methods[i] = (struct memd_method){ .name = wire->name, .help = wire->help,
+                                           .options = options, .option_count = wire->n_options,
+                                           .is_default = wire->is_default };
+    }
+    *result = (struct memd_methods){ .methods = methods, .count = reply->n_methods };
+    return 0;
+}
+
+int memd_methods(struct memd_client *client, const struct memd_methods **ret_methods,
+                 struct memd_error *err)
+{
+    Memd__MethodsRequest request = MEMD__METHODS_REQUEST__INIT;
+    const void *result = NULL;
+    int rc = ask(client, &(struct question){ METHOD_METHODS, true, &request.base, place_methods },
+                 &result, err);
+    if (rc == 0) *ret_methods = result;
     return rc;
 }
 
@@ -241,6 +278,118 @@ int memd_dump(struct memd_client *client, const struct memd_dump_args *args,
                  &result, err);
     if (rc == 0) *ret_dump = result;
     return rc;
+}
+
+/* ---- recall and rebuild ---- */
+
+static struct memd_summary read_summary(const Memd__ErrorSummary *wire)
+{
+    if (wire == NULL) return (struct memd_summary){ .mean = 0 };
+    return (struct memd_summary){ .mean = wire->mean, .p50 = wire->p50, .p90 = wire->p90,
+                                  .p99 = wire->p99, .max = wire->max };
+}
+
+static int check_levels(struct memd_ticket *ticket, const char *what, size_t count)
+{
+    if (count == 0 || count == MEMD_LEVELS) return 0;
+    return error_set(&ticket->err, MEMD_EPROTO, "%zu values of %s, must be %d or none", count, what,
+                     MEMD_LEVELS);
+}
+
+static int place_recall(struct memd_ticket *ticket, ProtobufCMessage *message)
+{
+    const Memd__RecallReply *reply = (const Memd__RecallReply *)message;
+    int rc = check_levels(ticket, "level_mass", reply->n_level_mass);
+    if (rc == 0) rc = check_levels(ticket, "level_bytes", reply->n_level_bytes);
+    if (rc < 0) return rc;
+    struct memd_recall *recall = ticket_result(ticket, 1, sizeof *recall);
+    if (recall == NULL) return MEMD_ENOMEM;
+    *recall = (struct memd_recall){
+        .method = reply->method,
+        .target_error = reply->target_error,
+        .queries = reply->queries,
+        .answers = reply->answers,
+        .tokens = reply->tokens,
+        .error = read_summary(reply->error),
+        .lse_error_max = reply->lse_error_max,
+        .predicted = reply->predicted,
+        .predicted_mean = reply->predicted_mean,
+        .ratio_median = reply->ratio_median,
+        .within_twice = reply->within_twice,
+        .bytes_read = reply->bytes_read,
+        .bytes_exact = reply->bytes_exact,
+    };
+    for (size_t i = 0; i < reply->n_level_mass; i++) recall->level_mass[i] = reply->level_mass[i];
+    for (size_t i = 0; i < reply->n_level_bytes; i++)
+        recall->level_bytes[i] = reply->level_bytes[i];
+    return 0;
+}
+
+int memd_recall(const struct memd_context *context, const struct memd_recall_args *args,
+                const struct memd_recall **ret_recall, struct memd_error *err)
+{
+    Memd__RecallRequest request = MEMD__RECALL_REQUEST__INIT;
+    request.context_id = context->id;
+    request.layer = args->layer;
+    if (wire_target_error(args->target_error, &request.target_error))
+        request.target_case = MEMD__RECALL_REQUEST__TARGET_TARGET_ERROR;
+    if (wire_max_bytes(args->max_bytes, &request.max_bytes))
+        request.budget_case = MEMD__RECALL_REQUEST__BUDGET_MAX_BYTES;
+    const void *result = NULL;
+    int rc = ask(context->client,
+                 &(struct question){ METHOD_RECALL, true, &request.base, place_recall }, &result,
+                 err);
+    if (rc == 0) *ret_recall = result;
+    return rc;
+}
+
+static int place_rebuild(struct memd_ticket *ticket, ProtobufCMessage *message)
+{
+    const Memd__RebuildReply *reply = (const Memd__RebuildReply *)message;
+    struct memd_rebuild *rebuild = ticket_result(ticket, 1, sizeof *rebuild);
+    if (rebuild == NULL) return MEMD_ENOMEM;
+    *rebuild = (struct memd_rebuild){
+        .next = { reply->cursor.data, reply->cursor.len },
+        .context_id = reply->context_id,
+        .deleted_segments = reply->deleted_segments,
+        .deleted_bytes = reply->deleted_bytes,
+        .segments = reply->segments,
+        .built_segments = reply->built_segments,
+        .indexes = reply->indexes,
+        .built_indexes = reply->built_indexes,
+        .failures = reply->failures,
+        .failure = reply->failure,
+    };
+    return 0;
+}
+
+/* Both repeatable: deleting what is deleted changes nothing. */
+static int rebuild_request(struct memd_client *client, const Memd__RebuildRequest *request,
+                           const struct memd_rebuild **ret_rebuild, struct memd_error *err)
+{
+    const void *result = NULL;
+    int rc = ask(client, &(struct question){ METHOD_REBUILD, true, &request->base, place_rebuild },
+                 &result, err);
+    if (rc == 0) *ret_rebuild = result;
+    return rc;
+}
+
+int memd_rebuild(struct memd_client *client, uint64_t context_id, struct memd_cursor cursor,
+                 const struct memd_rebuild **ret_rebuild, struct memd_error *err)
+{
+    Memd__RebuildRequest request = MEMD__REBUILD_REQUEST__INIT;
+    request.context_id = context_id;
+    request.cursor = (ProtobufCBinaryData){ .len = cursor.bytes, .data = (uint8_t *)cursor.data };
+    return rebuild_request(client, &request, ret_rebuild, err);
+}
+
+int memd_built(struct memd_client *client, uint64_t context_id,
+               const struct memd_rebuild **ret_rebuild, struct memd_error *err)
+{
+    Memd__RebuildRequest request = MEMD__REBUILD_REQUEST__INIT;
+    request.context_id = context_id;
+    request.ask = true;
+    return rebuild_request(client, &request, ret_rebuild, err);
 }
 
 /* ---- compact and drain ---- */

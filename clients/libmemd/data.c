@@ -204,6 +204,10 @@ static int build_item(struct memd_ticket *ticket, const struct memd_query *query
     wire->positions = (uint64_t *)query->positions;
     wire->n_limits = query->limits != NULL ? query->queries : 0;
     wire->limits = (uint64_t *)query->limits;
+    if (wire_target_error(query->target_error, &wire->target_error))
+        wire->target_case = MEMD__ATTEND_ITEM__TARGET_TARGET_ERROR;
+    if (wire_max_bytes(query->max_bytes, &wire->max_bytes))
+        wire->budget_case = MEMD__ATTEND_ITEM__BUDGET_MAX_BYTES;
     *place = (struct attend_place){ .queries = query->queries,
                                     .heads = context->query_heads,
                                     .head_dim = context->head_dim,
@@ -319,6 +323,10 @@ static int build_search(struct memd_ticket *ticket, const struct memd_query *que
     request.n_limits = query->limits != NULL ? query->queries : 0;
     request.limits = (uint64_t *)query->limits;
     request.k = k;
+    if (wire_target_error(query->target_error, &request.target_error))
+        request.target_case = MEMD__SEARCH_REQUEST__TARGET_TARGET_ERROR;
+    if (wire_max_bytes(query->max_bytes, &request.max_bytes))
+        request.budget_case = MEMD__SEARCH_REQUEST__BUDGET_MAX_BYTES;
     rc = build_query(ticket, query, &request.q);
     if (rc < 0) return rc;
     struct search_place *place = ticket_alloc(ticket, 1, sizeof *place);

@@ -112,6 +112,9 @@ int wire_read_info(struct memd_ticket *ticket, const Memd__ContextInfo *wire,
     info.pinned_until_unix_ms = wire->pinned_until_unix_ms;
     info.parent_id = wire->parent_id;
     info.resident = wire->resident;
+    info.built_segments = wire->built_segments;
+    info.indexed_tokens = wire->indexed_tokens;
+    info.derived_bytes = wire->derived_bytes;
     *ret_info = info;
     return 0;
 }
@@ -121,6 +124,21 @@ static int check_count(struct memd_ticket *ticket, const char *what, size_t have
     if (have == 0 || have == want) return 0;
     return error_set(&ticket->err, MEMD_EPROTO,
                      "%zu values of %s in the reply, must be %zu or none", have, what, want);
+}
+
+/* A reply without them read everything exactly, as daemons did before there were levels. */
+static int read_levels(struct memd_ticket *ticket, const Memd__Quality *wire,
+                       struct memd_quality *quality)
+{
+    quality->level_rows[MEMD_LEVEL_EXACT] = wire->rows;
+    quality->level_bytes[MEMD_LEVEL_EXACT] = wire->bytes_read;
+    int rc = check_count(ticket, "level_rows", wire->n_level_rows, MEMD_LEVELS);
+    if (rc == 0) rc = check_count(ticket, "level_bytes", wire->n_level_bytes, MEMD_LEVELS);
+    if (rc < 0) return rc;
+    size_t bytes = sizeof quality->level_rows;
+    if (wire->n_level_rows > 0) memcpy(quality->level_rows, wire->level_rows, bytes);
+    if (wire->n_level_bytes > 0) memcpy(quality->level_bytes, wire->level_bytes, bytes);
+    return 0;
 }
 
 int wire_read_quality(struct memd_ticket *ticket, const Memd__Quality *wire, size_t count,
@@ -134,6 +152,9 @@ int wire_read_quality(struct memd_ticket *ticket, const Memd__Quality *wire, siz
     int rc = check_count(ticket, "predicted_error", wire->n_predicted_error, count);
     if (rc == 0) rc = check_count(ticket, "mass", wire->n_mass, count);
     if (rc == 0) rc = check_count(ticket, "limited", wire->n_limited, count);
+    size_t level_count = count * MEMD_LEVELS;
+    if (rc == 0) rc = check_count(ticket, "level_mass", wire->n_level_mass, level_count);
+    if (rc == 0) rc = read_levels(ticket, wire, &quality);
     if (rc < 0) return rc;
     if (wire->n_limited > 0) {
         bool *limited = ticket_alloc(ticket, count, sizeof *limited);
@@ -149,6 +170,19 @@ int wire_read_quality(struct memd_ticket *ticket, const Memd__Quality *wire, siz
     quality.bytes_read = wire->bytes_read;
     quality.bytes_exact = wire->bytes_exact;
     quality.tokens = wire->tokens;
+    quality.level_mass = wire->n_level_mass > 0 ? wire->level_mass : NULL;
     *ret_quality = quality;
     return 0;
+}
+
+bool wire_target_error(double chosen, double *ret_wire)
+{
+    *ret_wire = chosen == MEMD_EXACT ? 0.0 : chosen;
+    return chosen != 0.0;
+}
+
+bool wire_max_bytes(uint64_t chosen, uint64_t *ret_wire)
+{
+    *ret_wire = chosen == MEMD_NO_BOUND ? 0 : chosen;
+    return chosen != 0;
 }

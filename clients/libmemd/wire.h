@@ -10,7 +10,9 @@
 #ifndef MEMD_LIBMEMD_WIRE_H
 #define MEMD_LIBMEMD_WIRE_H
 
+#include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #include "clients/include/memd.h"
 
@@ -20,6 +22,10 @@
 Memd__Model *wire_model(struct memd_ticket *ticket, const struct memd_model *model);
 Memd__Parameter **wire_parameters(struct memd_ticket *ticket,
                                   const struct memd_parameter *parameters, size_t count);
+
+/* What the caller left to the context (0) is absent on the wire: false. */
+bool wire_target_error(double chosen, double *ret_wire);
+bool wire_max_bytes(uint64_t chosen, uint64_t *ret_wire);
 
 /* From the reply. */
 int wire_read_info(struct memd_ticket *ticket, const Memd__ContextInfo *wire,

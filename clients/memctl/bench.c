@@ -20,7 +20,7 @@ static const struct measurement {
 } measurements[] = {
     { "overhead", bench_overhead, "attend on an empty context" },
     { "append", bench_append, "KV per second, beside the disk" },
-    { "attend", bench_attend, "exact attention, beside a stream from memory" },
+    { "attend", bench_attend, "attention over a layer, beside a stream from memory" },
     { "connections", bench_connections, "a thousand idle and two hostile clients" },
 };
 enum { MEASUREMENTS = sizeof measurements / sizeof measurements[0] };
@@ -94,8 +94,8 @@ int bench_open(struct bench *bench, const char *what, struct memd_context *ret_c
         .rotated = true,
         .fingerprint = "memctl bench",
     };
-    const struct memd_open open = { .name = name, .model = &model, .create = true,
-                                    .must_create = true };
+    const struct memd_open open = { .name = name, .model = &model, .method = bench->method,
+                                    .create = true, .must_create = true };
     struct ctl *ctl = bench->ctl;
     int rc = memd_open(ctl->client, &open, ret_context, &ctl->err);
     return rc < 0 ? ctl_failed(ctl, rc, name) : CTL_OK;
@@ -144,7 +144,9 @@ static int read_options(struct bench *bench)
         }
     }
     bench->append_bytes <<= 20;
-    return CTL_OK;
+    bench->method = options_value(&ctl->options, "method");
+    if (bench->method == NULL) bench->method = "full";
+    return ctl_option_target(ctl, &bench->target_error);
 }
 
 /* A selection by name; all when there is none. */
@@ -176,12 +178,13 @@ static void state_machine(struct bench *bench, const struct memd_status *status)
         json_uint(json, "workers", status->workers);
         json_text(json, "sync", status->sync);
         json_uint(json, "rounds", bench->rounds);
+        json_text(json, "method", bench->method);
     } else {
         fprintf(bench->ctl->out,
-                "%s on %s, %u cores (load %.1f), %s kernels, %u workers, sync %s; "
+                "%s on %s, %u cores (load %.1f), %s kernels, %u workers, sync %s, method %s; "
                 "medians of %ju rounds\n\n",
                 status->build, machine->cpu, machine->cores, machine->load, status->simd,
-                status->workers, status->sync, (uintmax_t)bench->rounds);
+                status->workers, status->sync, bench->method, (uintmax_t)bench->rounds);
         fflush(bench->ctl->out);
     }
 }

@@ -26,6 +26,8 @@ struct bench {
     const char *disk;       /* directory for probe_disk, or NULL: none that can be written to */
     uint32_t workers;       /* of the daemon */
     uint64_t rounds, requests, tokens, append_bytes, idle, busy, seconds;
+    const char *method;     /* of the contexts */
+    double target_error;    /* of attends, as in struct memd_query */
 };
 
 /* The shape of one Llama-3-8B layer, the common one of dense models: 4 KiB of KV per token and

@@ -23,6 +23,22 @@ static const struct option drain_options[] = {
     OPTIONS_END,
 };
 
+#define TARGET_OPTION                                                                   \
+    { 'e', "target-error", "SHARE", KIND_NONE,                                          \
+      "relative error wanted of answers, 0 (exact) to 0.5 (default: the context's)" }
+
+static const struct option recall_options[] = {
+    { 'l', "layer", "NUMBER", KIND_NONE, "this layer alone (default: all)" },
+    TARGET_OPTION,
+    OPTIONS_END,
+};
+
+static const struct option rebuild_options[] = {
+    { 'a', "all", NULL, KIND_NONE, "all contexts" },
+    { 'n', "no-wait", NULL, KIND_NONE, "return as soon as the daemon has begun" },
+    OPTIONS_END,
+};
+
 static const struct option top_options[] = {
     { 'i', "interval", "DURATION", KIND_NONE, "time between samples (default 1s)" },
     { 'n', "count", "COUNT", KIND_NONE, "stop after this many samples" },
@@ -34,6 +50,8 @@ static const struct option bench_options[] = {
       "rounds of each measurement; the median is shown (default 3)" },
     { 0, "requests", "COUNT", KIND_NONE, "requests of a round of overhead (default 20000)" },
     { 0, "tokens", "COUNT", KIND_NONE, "tokens that attend reads (default 32768)" },
+    { 'm', "method", "NAME", KIND_NONE, "memory method of the contexts (default full)" },
+    TARGET_OPTION,
     { 0, "append-size", "MIB", KIND_NONE, "KV that a round of append sends (default 1024)" },
     { 0, "disk", "DIR", KIND_PATH, "where to measure the disk (default: the daemon's data)" },
     { 0, "idle", "COUNT", KIND_NONE, "idle connections (default 1000)" },
@@ -48,9 +66,12 @@ const struct command commands[] = {
     { "status", status_main, "", 0, 0, KIND_NONE, "what the daemon is and holds", NULL },
     { "contexts", contexts_main, "[PREFIX]", 0, 1, KIND_CONTEXT, "list contexts", NULL },
     { "context", context_main, "NAME", 1, 1, KIND_CONTEXT, "show one context and its model", NULL },
+    { "methods", methods_main, "", 0, 0, KIND_NONE, "list memory methods and their options", NULL },
     { "stats", stats_main, "", 0, 0, KIND_NONE, "show all counters and histograms", NULL },
     { "verify", verify_main, "[NAME]", 0, 1, KIND_CONTEXT,
       "prove every checksum and invariant of the store, or of one context", NULL },
+    { "recall", recall_main, "NAME", 1, 1, KIND_CONTEXT,
+      "answer the latest queries again and exactly: errors, predicted and true", recall_options },
     { "dump", dump_main, "[NAME]", 0, 1, KIND_CONTEXT, "list the records of the store",
       dump_options },
     { "drop", drop_main, "NAME...", 1, MANY, KIND_CONTEXT, "delete contexts", drop_options },
@@ -61,6 +82,8 @@ const struct command commands[] = {
     { "pin", pin_main, "NAME DURATION", 2, 2, KIND_CONTEXT, "protect a context from eviction",
       NULL },
     { "unpin", unpin_main, "NAME", 1, 1, KIND_CONTEXT, "end that protection", NULL },
+    { "rebuild", rebuild_main, "[NAME...]", 0, MANY, KIND_CONTEXT,
+      "make what is derived from the rows again", rebuild_options },
     { "compact", compact_main, "PATH", 1, 1, KIND_PATH, "write a compacted copy of the store",
       NULL },
     { "bench", bench_main, "[SELECTION...]", 0, MANY, KIND_BENCH,

@@ -88,6 +88,13 @@ static int print_table(struct ctl *ctl, const struct memd_info *info)
     table_addf(table, "%s in %s segments and the tail, %s shared",
                human_bytes(info->stored_bytes).text, human_count(info->sealed_segments).text,
                human_bytes(info->shared_bytes).text);
+    table_add(table, "derived");
+    table_addf(table, "%s of it; %s of %s segments built", human_bytes(info->derived_bytes).text,
+               human_count(info->built_segments).text, human_count(info->sealed_segments).text);
+    if (info->indexed_tokens > 0) {
+        table_add(table, "indexed");
+        table_addf(table, "%s tokens of every layer", human_count(info->indexed_tokens).text);
+    }
     if (info->parent_id != 0) {
         table_add(table, "fork of");
         table_addf(table, "context id %" PRIu64, info->parent_id);

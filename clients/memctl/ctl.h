@@ -27,7 +27,7 @@ enum ctl_exit {
     CTL_ERROR = 1,     /* the daemon or the system refused */
     CTL_USAGE = 2,
     CTL_CONNECT = 3,   /* nobody there, or the connection was lost */
-    CTL_UNHEALTHY = 4, /* verify found damage; health: takes no work */
+    CTL_UNHEALTHY = 4, /* verify found damage; recall: target missed; health: takes no work */
 };
 
 enum { CTL_ADDRESS_BYTES = 4096, CTL_TOKEN_BYTES = 1024 };
@@ -71,6 +71,9 @@ int ctl_print(struct ctl *ctl, const struct table *table);
 /* A number or duration from an option of this command, or `missing` when it was not given. */
 int ctl_option_uint(struct ctl *ctl, const char *name, uint64_t missing, uint64_t *ret_value);
 int ctl_option_seconds(struct ctl *ctl, const char *name, double missing, double *ret_seconds);
+
+/* --target-error as libmemd takes it: 0 when it was not given, MEMD_EXACT for 0. */
+int ctl_option_target(struct ctl *ctl, double *ret_target);
 
 /* For `CLEANUP(ctl_result_free) const struct memd_x *x = NULL`. */
 static inline void ctl_result_free(void *pointer_to_variable)

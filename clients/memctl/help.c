@@ -48,8 +48,8 @@ static int print_all(struct ctl *ctl)
     int rc = ctl_print(ctl, table);
     puts("\nOptions:");
     if (rc == CTL_OK) rc = print_options(ctl, options_global);
-    puts("\nExit codes: 0 done, 1 error, 2 wrong usage, 3 no connection, 4 damage found or not "
-         "healthy.\n"
+    puts("\nExit codes: 0 done, 1 error, 2 wrong usage, 3 no connection, 4 damage found, target "
+         "missed or not healthy.\n"
          "More: memctl help COMMAND, man memctl");
     return rc;
 }

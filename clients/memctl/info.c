@@ -104,6 +104,9 @@ void info_json(struct json *json, const char *key, const struct memd_info *info,
     json_uint(json, "stored_bytes", info->stored_bytes);
     json_uint(json, "shared_bytes", info->shared_bytes);
     json_uint(json, "sealed_segments", info->sealed_segments);
+    json_uint(json, "built_segments", info->built_segments);
+    json_uint(json, "indexed_tokens", info->indexed_tokens);
+    json_uint(json, "derived_bytes", info->derived_bytes);
     time_json(json, "created_unix_ms", info->created_unix_ms);
     time_json(json, "used_unix_ms", info->used_unix_ms);
     time_json(json, "pinned_until_unix_ms", info->pinned_until_unix_ms);

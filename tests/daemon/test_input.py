@@ -27,7 +27,9 @@ def good_requests(past):
             "original_context": 8192, "beta_fast": 32.0, "beta_slow": 1.0, "attention_factor": 1.0,
             "rotary_dims": 64, "scaling": 3, "pairing": 1}
     shape = model(rope=rope, rotated=True, attention_scale=0.125, fingerprint="f")
-    search = {key: item[key] for key in ("context_id", "layer", "q", "positions", "limits")}
+    item.update(target_error=0.05, max_bytes=1 << 20)
+    search = {key: item[key] for key in ("context_id", "layer", "q", "positions", "limits", "target_error",
+                                         "max_bytes")}
     return {
         "hello": ({"version": 1, "client": "c", "token": "t"}, b""),
         "health": ({}, b""),
@@ -43,6 +45,9 @@ def good_requests(past):
         "list": ({"prefix": "b", "after": "a", "limit": 3}, b""),
         "stat": ({"context_id": past.id}, b""),
         "pin": ({"context_id": past.id, "seconds": 1}, b""),
+        "methods": ({}, b""),
+        "recall": ({"context_id": past.id, "layer": 0, "target_error": 0.1, "max_bytes": 4096}, b""),
+        "rebuild": ({"context_id": past.id, "cursor": b"", "ask": True}, b""),
         "status": ({}, b""),
         "stats": ({}, b""),
         "verify": ({"context_id": past.id}, b""),
@@ -143,6 +148,43 @@ def shapes(past):
     client.fails("EINVAL", "compact", {"path": "relative"})
 
 
+def wishes(past):
+    """How good an answer has to be: what is out of range is refused, by the item alone in an Attend."""
+    client = past.client
+    attend, payload = past.attend_fields()
+    item = attend["items"][0]
+    other = {"search": {**item, "k": 3}, "recall": {"context_id": past.id, "layer": 0}}
+    for target in (-1e-9, 0.500001, 1e308, float("nan"), float("inf"), float("-inf")):
+        wrong = {**item, "target_error": target}
+        answers = client.ask("attend", {"items": [wrong, item]}, payload)["answers"]
+        assert [CODE_NAMES.get(answer["status"], 0) for answer in answers] == ["EINVAL", 0], answers
+        assert "target_error" in answers[0]["error"], answers
+        for method, fields in other.items():
+            text = client.fails("EINVAL", method, {**fields, "target_error": target},
+                                payload if method == "search" else b"")
+            assert "target_error" in text, text
+    for target in (0.0, 1e-300, 0.5):
+        for max_bytes in (0, 1, (1 << 64) - 1):
+            good = {**item, "target_error": target, "max_bytes": max_bytes}
+            answer = client.ask("attend", {"items": [good]}, payload)["answers"][0]
+            assert answer["status"] == 0, answer
+            client.ask("search", {**good, "k": 3}, payload)
+    client.fails("EINVAL", "recall", {"context_id": past.id, "layer": 2})
+    client.fails("ENOCONTEXT", "recall", {"context_id": 999})
+    client.fails("ENOCONTEXT", "rebuild", {"context_id": 999})
+    client.fails("ENOCONTEXT", "rebuild", {"context_id": 999, "ask": True})
+    client.fails("EINVAL", "rebuild", {"ask": True})
+    client.fails("EINVAL", "rebuild", {"context_id": past.id, "ask": True, "cursor": b"x"})
+    client.fails("ELIMIT", "rebuild", {"cursor": bytes(513)})
+    parameters = [{"name": "target_error", "value": "0.7"}]
+    client.fails("EINVAL", "open", {"name": "wish", "model": past.model, "create": True,
+                                    "method": "progressive", "parameters": parameters})
+    client.fails("EINVAL", "open", {"name": "wish", "model": past.model, "create": True,
+                                    "method": "full", "parameters": parameters})
+    client.fails("EUNSUPPORTED", "open", {"name": "wish", "model": past.model, "create": True,
+                                          "method": "nonsense"})
+
+
 def frames(daemon):
     """Broken framing: a reply with id 0 where one can be given, and the connection ends."""
     message = encode("HealthRequest", {})
@@ -211,6 +253,7 @@ def main():
         every_field(daemon, past)
         past.check(3)
         shapes(past)
+        wishes(past)
         frames(daemon)
         noise(daemon, int(os.environ.get("MEMD_TEST_SEED", "1")))
         past.check(3)

@@ -11,7 +11,7 @@ def contexts(client):
     past = Past(client, "book")
     opened = client.ask("open", {"name": "book"})
     assert opened["context_id"] == past.id and not opened["created"], opened
-    assert opened["model"]["head_dim"] == 64 and opened["method"] == "full", opened
+    assert opened["model"]["head_dim"] == 64 and opened["method"] == "progressive", opened
     for position in range(0, 1500, 100):
         reply = past.append(position, 100)
         assert reply["tokens"] == position + 100, reply
@@ -44,6 +44,46 @@ def answers(client, past):
     assert found["ids"]["shape"] == [1, 4, 5], found
 
 
+def derived(client, past):
+    """What is made from the rows: built in the background, proved, deleted and made again."""
+    def wait():
+        while True:
+            state = client.ask("rebuild", {"context_id": past.id, "ask": True})
+            assert state["failure"] == "", state
+            if state["built_segments"] == state["segments"] and state["built_indexes"] == state["indexes"]:
+                return state
+    state = wait()
+    assert state["segments"] == 2 and state["deleted_segments"] == 0, state
+    stat = client.ask("stat", {"context_id": past.id})["context"]
+    assert stat["built_segments"] == stat["sealed_segments"] == 2, stat
+    assert 0 < stat["derived_bytes"] < stat["stored_bytes"], stat
+    recall = client.ask("recall", {"context_id": past.id, "layer": 1})
+    assert recall["method"] == "progressive" and recall["target_error"] == 0.02, recall
+    assert recall["queries"] == 3 and recall["answers"] == 12 and recall["tokens"] == 1501, recall
+    assert recall["within_twice"] == 1 and recall["error"]["max"] <= 0.04, recall
+    assert abs(sum(recall["level_mass"]) - 1) < 0.01 and recall["bytes_exact"] > 0, recall
+    fields, body = past.attend_fields()
+    fields["items"][0]["target_error"] = 0.0
+    exact = client.ask("attend", fields, body)["answers"][0]["quality"]
+    assert exact["exact"] and exact["bytes_read"] == exact["bytes_exact"], exact
+    assert exact["level_mass"] == exact["predicted_error"] == [], exact
+    step = client.ask("rebuild", {"context_id": past.id})
+    assert step["deleted_segments"] == 2 and step["deleted_bytes"] > 0 and step["context_id"] == past.id, step
+    cursor, seen = step["cursor"], []
+    while cursor:
+        step = client.ask("rebuild", {"context_id": past.id, "cursor": cursor})
+        cursor = step["cursor"]
+    while True:  # all contexts, one a step
+        step = client.ask("rebuild", {"cursor": cursor})
+        seen.append(step["context_id"])
+        cursor = step["cursor"]
+        if not cursor:
+            break
+    assert past.id in seen, seen
+    assert wait()["built_segments"] == 2
+    past.check(1501)
+
+
 def changes(client, past):
     fork = client.ask("fork", {"context_id": past.id, "name": "fork"})
     assert fork["tokens"] == 1501, fork
@@ -65,11 +105,23 @@ def changes(client, past):
 def operation(client, daemon):
     hello = client.ask("hello", {"version": 1, "client": "test"})
     assert hello["role"] == "admin" and "full" in hello["methods"], hello
+    assert {"levels", "methods", "recall", "rebuild"} <= set(hello["features"]), hello
+    methods = client.ask("methods")["methods"]
+    assert [method["name"] for method in methods] == hello["methods"], methods
+    chosen = [method for method in methods if method["is_default"]]
+    assert [method["name"] for method in chosen] == ["progressive"], methods
+    options = {option["name"]: option for option in chosen[0]["options"]}
+    assert options["target_error"]["fallback"] == 0.02 and options["target_error"]["help"], options
     assert client.ask("health")["ready"]
     status = client.ask("status")
     assert status["pid"] == daemon.process.pid and status["contexts"] == 1, status
-    counters = {c["name"]: c["value"] for c in client.ask("stats")["counters"]}
+    stats = client.ask("stats")
+    counters = {c["name"]: c["value"] for c in stats["counters"]}
     assert counters["requests_append_total"] == 17 and counters["errors_enocontext_total"] == 2, counters
+    assert counters["built_segments_total"] >= 4 and counters["build_failures_total"] == 0, counters
+    layers = {h["name"]: h for h in stats["histograms"] if "_layer_" in h["name"]}
+    assert sum(layers["attend_predicted_error_layer_1"]["counts"]) == 12, layers
+    assert sum(layers["attend_bytes_share_layer_1"]["counts"]) == 1, layers
     assert counters["connections"] >= 1 and counters["received_bytes_total"] > 1e6, counters
     findings, values = verify(client)
     assert findings == [] and values > 0, (findings, values)
@@ -84,6 +136,7 @@ def main():
         client = daemon.client()
         past = contexts(client)
         answers(client, past)
+        derived(client, past)
         changes(client, past)
         copy = operation(client, daemon)
         left = client.ask("drain", {"deadline_ms": 5000})["requests_left"]

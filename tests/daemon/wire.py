@@ -33,6 +33,7 @@ def _methods():
 
 def _schema():
     text = re.sub(r"//[^\n]*", "", _read("memd.proto"))
+    text = re.sub(r"oneof \w+ \{(.*?)\}", r"\1", text, flags=re.S)  # presence is all it adds
     enums = {name: {k: int(v) for k, v in re.findall(r"(\w+)\s*=\s*(\d+);", body)}
              for name, body in re.findall(r"enum (\w+) \{(.*?)\}", text, re.S)}
     field = re.compile(r"(repeated\s+)?(\w+)\s+(\w+)\s*=\s*(\d+);")

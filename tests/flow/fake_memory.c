@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "memory/catalog.h"
 #include "memory/context.h"
+#include "memory/methods/methods.h"
 
 struct fake fake;
 
@@ -160,6 +161,83 @@ int catalog_compact(struct catalog *catalog, const char *path, uint64_t *ret_bef
     return not_here(err);
 }
 
+int catalog_built(struct catalog *catalog, uint64_t context_id, struct build_progress *ret_progress,
+                  struct error *err)
+{
+    (void)catalog;
+    if (context_id != 1) return error_set(err, MEMD_ENOCONTEXT, "no such context");
+    unsigned built = atomic_load(&fake.built_segments);
+    *ret_progress = (struct build_progress){ .segments = FAKE_SEGMENTS, .built = built };
+    return 0;
+}
+
+/* With context_id 0: context 1, then the end. */
+int catalog_rebuild(struct catalog *catalog, const struct walk_args *args, struct arena *arena,
+                    struct rebuild_step *ret_step, struct error *err)
+{
+    (void)catalog, (void)arena;
+    if (args->context_id > 1) return error_set(err, MEMD_ENOCONTEXT, "no such context");
+    *ret_step = (struct rebuild_step){ 0 };
+    if (args->context_id == 0 && args->cursor_bytes > 0) return 0;
+    unsigned built = atomic_exchange(&fake.built_segments, 0);
+    *ret_step = (struct rebuild_step){ .context_id = 1, .segments = built, .bytes = built * 100 };
+    static const unsigned char one[] = { 1 };
+    if (args->context_id == 0) {
+        ret_step->cursor = one;
+        ret_step->cursor_bytes = sizeof one;
+    }
+    return 0;
+}
+
+int catalog_recall(struct catalog *catalog, const struct recall_args *args, struct arena *arena,
+                   struct recall_layer *ret_layer, struct error *err)
+{
+    (void)catalog, (void)arena, (void)err;
+    atomic_store(&fake.target_error, args->target_error);
+    atomic_store(&fake.max_bytes, args->max_bytes);
+    *ret_layer = (struct recall_layer){ .queries = args->layer == 0 ? 0 : 3, .answers = 6,
+                                        .error_p99 = 0.02, .predicted = 6, .ratio_median = 0.9,
+                                        .within_twice = 1.0 };
+    return 0;
+}
+
+static const struct option_spec specs[] = {
+    { "target_error", "wanted error", 0.02, 0, 0.5, false },
+};
+static const struct option_table options = { "fake", specs, 1 };
+static const struct method method_fake = { .name = "fake", .help = "of a test",
+                                           .options = &options };
+
+const struct method *method_default(void)
+{
+    return &method_fake;
+}
+
+const struct method *method_find(const char *name)
+{
+    (void)name;
+    return &method_fake;
+}
+
+const struct option_table *method_options(const struct method *method)
+{
+    return method->options;
+}
+
+double method_option(const struct method *method, const double *values, const char *name,
+                     double fallback)
+{
+    return strcmp(name, method->options->specs[0].name) == 0 ? values[0] : fallback;
+}
+
+int method_parse(const struct method *method, const struct parameter *parameters, size_t count,
+                 double *ret_options, struct error *err)
+{
+    (void)parameters, (void)count, (void)err;
+    ret_options[0] = method->options->specs[0].fallback;
+    return 0;
+}
+
 void catalog_get_stats(struct catalog *catalog, struct catalog_stats *ret_stats)
 {
     (void)catalog;
@@ -168,7 +246,7 @@ void catalog_get_stats(struct catalog *catalog, struct catalog_stats *ret_stats)
 
 const char *const *catalog_methods(void)
 {
-    static const char *const names[] = { "full", NULL };
+    static const char *const names[] = { "fake", NULL };
     return names;
 }
 
@@ -250,11 +328,37 @@ static int wait_held(const struct query *query, struct error *err)
     return 0;
 }
 
+/* A quality as an index gives it: half of the mass from hi, a quarter exact, a quarter dropped. */
+static int estimate(size_t rows, struct arena *arena, struct quality *ret_quality,
+                    struct error *err)
+{
+    struct quality quality = { .method = "fake", .rows = 30, .bytes_read = 300,
+                               .bytes_exact = 1000, .tokens = 10,
+                               .level_rows = { 0, 20, 0, 10 }, .level_bytes = { 0, 100, 0, 200 } };
+    quality.predicted_error = arena_calloc(arena, rows, sizeof(float));
+    quality.mass = arena_calloc(arena, rows, sizeof(float));
+    quality.level_mass = arena_calloc(arena, rows * INDEX_LEVELS, sizeof(float));
+    quality.limited = arena_calloc(arena, rows, sizeof(bool));
+    if (quality.predicted_error == NULL || quality.mass == NULL || quality.level_mass == NULL ||
+        quality.limited == NULL)
+        return error_set(err, MEMD_ENOMEM, "no memory");
+    for (size_t i = 0; i < rows; i++) {
+        quality.predicted_error[i] = i == 0 ? NAN : 0.015F;
+        quality.mass[i] = quality.level_mass[i * INDEX_LEVELS + INDEX_EXACT] = 0.25F;
+        quality.level_mass[i * INDEX_LEVELS + INDEX_HI] = 0.5F;
+        quality.limited[i] = i == 1;
+    }
+    *ret_quality = quality;
+    return 0;
+}
+
 int context_attend(struct context *context, const struct query *query, struct arena *arena,
                    const struct partial *ret_partial, struct quality *ret_quality,
                    struct error *err)
 {
-    (void)context, (void)arena;
+    (void)context;
+    atomic_store(&fake.target_error, query->target_error);
+    atomic_store(&fake.max_bytes, query->max_bytes);
     if (query->no_wait && atomic_load(&fake.locked)) return error_set(err, MEMD_EBUSY, "locked");
     atomic_fetch_add(query->no_wait ? &fake.attended_on_loop : &fake.attended_on_worker, 1);
     atomic_fetch_add(&fake.attending, 1);
@@ -262,8 +366,8 @@ int context_attend(struct context *context, const struct query *query, struct ar
     if (rc < 0) return rc;
     memset(ret_partial->o, 0, ret_partial->rows * ret_partial->head_dim * sizeof(float));
     for (size_t i = 0; i < ret_partial->rows; i++) ret_partial->lse[i] = -INFINITY;
-    *ret_quality = (struct quality){ .method = "full", .exact = true };
-    return 0;
+    *ret_quality = (struct quality){ .method = "fake", .exact = true };
+    return atomic_load(&fake.estimates) ? estimate(ret_partial->rows, arena, ret_quality, err) : 0;
 }
 
 int context_search(struct context *context, const struct query *query, struct arena *arena,

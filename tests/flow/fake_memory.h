@@ -14,7 +14,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { FAKE_LAYER_TOKENS_LARGE = 100000 }; /* layer 1 always claims to hold that many */
+enum {
+    FAKE_LAYER_TOKENS_LARGE = 100000, /* layer 1 always claims to hold that many */
+    FAKE_SEGMENTS = 5,                /* that want derived data */
+};
 
 struct fake {
     atomic_bool hold_commits;    /* context_reached says: not yet */
@@ -29,6 +32,10 @@ struct fake {
     atomic_uint attended_on_loop, attended_on_worker;
     atomic_int pins;             /* held now */
     _Atomic uint64_t tokens;
+    atomic_bool estimates;       /* attends answer from levels and say so */
+    atomic_uint built_segments;
+    _Atomic double target_error; /* what the last attend or recall was asked for */
+    _Atomic uint64_t max_bytes;
 };
 extern struct fake fake;
 

@@ -5,6 +5,7 @@
  * own and over fake_memory.c. Each test holds the store still at one point and looks at what the
  * daemon does meanwhile. Nothing sleeps: tests wait for replies, or for a counter of the fake.
  */
+#include <math.h>
 #include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
@@ -21,8 +22,10 @@
 #include <cmocka.h>
 
 #include "base/arena.h"
+#include "base/cleanup.h"
 #include "base/error.h"
 #include "daemon/server.h"
+#include "proto/limits.h"
 #include "proto/frame.h"
 #include "proto/message.h"
 #include "proto/method.h"
@@ -125,21 +128,28 @@ static uint64_t send_append(struct flow *flow, int fd, uint64_t position, uint32
     return send_message(flow, fd, METHOD_APPEND, &request.base, deadline_ms);
 }
 
-/* Layer 0 is small enough for the loop, layer 1 is not. */
-static uint64_t send_attend(struct flow *flow, int fd, uint32_t layer, uint32_t deadline_ms)
+/* Fill in what an attend and a search need besides their own. */
+static uint64_t send_item(struct flow *flow, int fd, Memd__AttendItem *item, uint32_t deadline_ms)
 {
     uint64_t shape[3] = { 1, 2, 8 }, position = 1;
     Memd__Tensor q = tensor(shape);
-    Memd__AttendItem item = MEMD__ATTEND_ITEM__INIT, *items = &item;
-    item.context_id = 1;
-    item.layer = layer;
-    item.q = &q;
-    item.positions = &position;
-    item.n_positions = 1;
+    Memd__AttendItem *items[] = { item };
+    item->context_id = 1;
+    item->q = &q;
+    item->positions = &position;
+    item->n_positions = 1;
     Memd__AttendRequest request = MEMD__ATTEND_REQUEST__INIT;
-    request.items = &items;
+    request.items = items;
     request.n_items = 1;
     return send_message(flow, fd, METHOD_ATTEND, &request.base, deadline_ms);
+}
+
+/* Layer 0 is small enough for the loop, layer 1 is not. */
+static uint64_t send_attend(struct flow *flow, int fd, uint32_t layer, uint32_t deadline_ms)
+{
+    Memd__AttendItem item = MEMD__ATTEND_ITEM__INIT;
+    item.layer = layer;
+    return send_item(flow, fd, &item, deadline_ms);
 }
 
 static uint64_t send_health(struct flow *flow, int fd)
@@ -148,17 +158,37 @@ static uint64_t send_health(struct flow *flow, int fd)
     return send_message(flow, fd, METHOD_HEALTH, &request.base, 0);
 }
 
-/* The next reply must answer `id` with `status`. */
-static void expect(int fd, uint64_t id, int status)
+/* The next reply must answer `id`; *ret_body is its message and payload, in `arena`. */
+static struct frame take_frame(int fd, uint64_t id, struct arena *arena, unsigned char **ret_body)
 {
-    unsigned char header[FRAME_HEADER_BYTES], body[4096];
+    unsigned char header[FRAME_HEADER_BYTES];
     struct frame frame;
     assert_int_equal(recv(fd, header, sizeof header, MSG_WAITALL), (ssize_t)sizeof header);
     assert_int_equal(frame_decode(header, &frame, NULL), 0);
     size_t bytes = frame.message_bytes + (size_t)frame.payload_bytes;
-    assert_true(bytes <= sizeof body);
-    if (bytes > 0) assert_int_equal(recv(fd, body, bytes, MSG_WAITALL), (ssize_t)bytes);
+    *ret_body = arena_alloc(arena, bytes);
+    assert_non_null(*ret_body);
+    if (bytes > 0) assert_int_equal(recv(fd, *ret_body, bytes, MSG_WAITALL), (ssize_t)bytes);
     assert_int_equal(frame.request_id, id);
+    return frame;
+}
+
+/* The next reply must answer `id` well: its message. */
+static const ProtobufCMessage *receive(int fd, uint64_t id, struct arena *arena)
+{
+    unsigned char *body = NULL;
+    struct frame frame = take_frame(fd, id, arena, &body);
+    assert_int_equal(frame.status, 0);
+    return message_unpack_reply(frame.method, body, frame.message_bytes, arena, NULL);
+}
+
+/* The next reply must answer `id` with `status`. */
+static void expect(int fd, uint64_t id, int status)
+{
+    CLEANUP(arena_fini) struct arena arena;
+    arena_init(&arena, 1 << 20);
+    unsigned char *body = NULL;
+    struct frame frame = take_frame(fd, id, &arena, &body);
     if (frame.status != status)
         fail_msg("request %llu: %s, expected %s", (unsigned long long)id,
                  error_name(frame.status), error_name(status));
@@ -357,6 +387,191 @@ static void test_drain_finishes_then_cancels(void **state)
     assert_int_equal(recv(flow->fd, &byte, 1, 0), 0);
 }
 
+/* ---- quality ---- */
+
+static void test_a_wish_reaches_the_method(void **state)
+{
+    struct flow *flow = *state;
+    expect(flow->fd, send_attend(flow, flow->fd, 1, 0), 0);
+    assert_true(atomic_load(&fake.target_error) < 0.0); /* the context's */
+    assert_int_equal(atomic_load(&fake.max_bytes), 0);
+    for (uint32_t layer = 0; layer < 2; layer++) { /* on the loop and on a worker */
+        Memd__AttendItem item = MEMD__ATTEND_ITEM__INIT;
+        item.layer = layer;
+        item.target_case = MEMD__ATTEND_ITEM__TARGET_TARGET_ERROR;
+        item.target_error = 0.0;
+        item.budget_case = MEMD__ATTEND_ITEM__BUDGET_MAX_BYTES;
+        item.max_bytes = 0;
+        expect(flow->fd, send_item(flow, flow->fd, &item, 0), 0);
+        assert_true(atomic_load(&fake.target_error) == 0.0); /* exact */
+        assert_true(atomic_load(&fake.max_bytes) == UINT64_MAX); /* and no bound */
+        item.target_error = 0.125;
+        item.max_bytes = 4096;
+        expect(flow->fd, send_item(flow, flow->fd, &item, 0), 0);
+        assert_true(atomic_load(&fake.target_error) == 0.125);
+        assert_int_equal(atomic_load(&fake.max_bytes), 4096);
+    }
+}
+
+static void test_a_wish_that_makes_no_sense(void **state)
+{
+    struct flow *flow = *state;
+    const double wrong[] = { -0.01, 0.51, (double)NAN, (double)INFINITY };
+    for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
+        Memd__AttendItem item = MEMD__ATTEND_ITEM__INIT;
+        item.target_case = MEMD__ATTEND_ITEM__TARGET_TARGET_ERROR;
+        item.target_error = wrong[i];
+        CLEANUP(arena_fini) struct arena arena;
+        arena_init(&arena, 1 << 20);
+        uint64_t id = send_item(flow, flow->fd, &item, 0);
+        const Memd__AttendReply *reply = (const Memd__AttendReply *)receive(flow->fd, id, &arena);
+        assert_int_equal(reply->answers[0]->status, MEMD_EINVAL);
+        assert_non_null(strstr(reply->answers[0]->error, "target_error"));
+
+        Memd__RecallRequest recall = MEMD__RECALL_REQUEST__INIT;
+        recall.context_id = 1;
+        recall.target_case = MEMD__RECALL_REQUEST__TARGET_TARGET_ERROR;
+        recall.target_error = wrong[i];
+        expect(flow->fd, send_message(flow, flow->fd, METHOD_RECALL, &recall.base, 0), MEMD_EINVAL);
+    }
+}
+
+static void test_quality_by_level(void **state)
+{
+    struct flow *flow = *state;
+    CLEANUP(arena_fini) struct arena arena;
+    arena_init(&arena, 1 << 20);
+    uint64_t id = send_attend(flow, flow->fd, 1, 0);
+    const Memd__AttendReply *reply = (const Memd__AttendReply *)receive(flow->fd, id, &arena);
+    const Memd__Quality *quality = reply->answers[0]->quality;
+    assert_true(quality->exact);
+    assert_int_equal(quality->n_level_mass + quality->n_level_rows + quality->n_mass, 0);
+    atomic_store(&fake.estimates, true);
+    id = send_attend(flow, flow->fd, 1, 0);
+    reply = (const Memd__AttendReply *)receive(flow->fd, id, &arena);
+    quality = reply->answers[0]->quality;
+    assert_false(quality->exact);
+    assert_int_equal(quality->n_predicted_error, 2);
+    assert_true(isnan(quality->predicted_error[0]));
+    assert_true(quality->predicted_error[1] == 0.015F);
+    assert_int_equal(quality->n_level_mass, 8);
+    assert_true(quality->level_mass[4 + MEMD__LEVEL__LEVEL_HI] == 0.5F);
+    assert_true(quality->level_mass[MEMD__LEVEL__LEVEL_EXACT] == 0.25F && quality->mass[0] == 0.25F);
+    assert_int_equal(quality->n_level_rows, 4);
+    assert_int_equal(quality->level_rows[MEMD__LEVEL__LEVEL_HI], 20);
+    assert_int_equal(quality->level_bytes[MEMD__LEVEL__LEVEL_EXACT], 200);
+    assert_false(quality->limited[0]);
+    assert_true(quality->limited[1]);
+}
+
+static const Memd__Histogram *histogram(const Memd__StatsReply *stats, const char *name)
+{
+    for (size_t i = 0; i < stats->n_histograms; i++)
+        if (strcmp(stats->histograms[i]->name, name) == 0) return stats->histograms[i];
+    return NULL;
+}
+
+static uint64_t counter(const Memd__StatsReply *stats, const char *name)
+{
+    for (size_t i = 0; i < stats->n_counters; i++)
+        if (strcmp(stats->counters[i]->name, name) == 0) return stats->counters[i]->value;
+    fail_msg("no counter %s", name);
+    return 0;
+}
+
+static void test_stats_of_answers_by_layer(void **state)
+{
+    struct flow *flow = *state;
+    atomic_store(&fake.estimates, true);
+    for (int i = 0; i < 3; i++) expect(flow->fd, send_attend(flow, flow->fd, 1, 0), 0);
+    CLEANUP(arena_fini) struct arena arena;
+    arena_init(&arena, 4 << 20);
+    Memd__StatsRequest request = MEMD__STATS_REQUEST__INIT;
+    uint64_t id = send_message(flow, flow->fd, METHOD_STATS, &request.base, 0);
+    const Memd__StatsReply *stats = (const Memd__StatsReply *)receive(flow->fd, id, &arena);
+    assert_null(histogram(stats, "attend_predicted_error_layer_0")); /* nobody asked it */
+    const Memd__Histogram *error = histogram(stats, "attend_predicted_error_layer_1");
+    assert_int_equal(error->n_counts, error->n_bounds + 1);
+    assert_true(fabs(error->sum - 3 * 0.015) < 1e-6);
+    assert_true(fabs(histogram(stats, "attend_bytes_share_layer_1")->sum - 3 * 0.3) < 1e-6);
+    assert_non_null(histogram(stats, "attend_exact_mass_layer_1"));
+    assert_int_equal(counter(stats, "attend_bytes_hi_total"), 300);
+    assert_int_equal(counter(stats, "answers_unpredicted_total"), 3);
+    assert_int_equal(counter(stats, "answers_limited_total"), 3);
+}
+
+static void test_methods(void **state)
+{
+    struct flow *flow = *state;
+    CLEANUP(arena_fini) struct arena arena;
+    arena_init(&arena, 1 << 20);
+    Memd__MethodsRequest request = MEMD__METHODS_REQUEST__INIT;
+    uint64_t id = send_message(flow, flow->fd, METHOD_METHODS, &request.base, 0);
+    const Memd__MethodsReply *reply = (const Memd__MethodsReply *)receive(flow->fd, id, &arena);
+    const Memd__MethodInfo *method = reply->methods[0];
+    assert_string_equal(method->name, "fake");
+    assert_true(method->is_default);
+    assert_string_equal(method->options[0]->name, "target_error");
+    assert_true(method->options[0]->fallback == 0.02 && method->options[0]->most == 0.5);
+}
+
+static void test_recall(void **state)
+{
+    struct flow *flow = *state;
+    CLEANUP(arena_fini) struct arena arena;
+    arena_init(&arena, 1 << 20);
+    Memd__RecallRequest request = MEMD__RECALL_REQUEST__INIT;
+    request.context_id = 1;
+    uint64_t id = send_message(flow, flow->fd, METHOD_RECALL, &request.base, 0);
+    const Memd__RecallReply *reply = (const Memd__RecallReply *)receive(flow->fd, id, &arena);
+    assert_int_equal(reply->queries, 0);
+    assert_true(reply->target_error == 0.02); /* the context's */
+    assert_null(reply->error);
+    request.layer = 1;
+    request.target_case = MEMD__RECALL_REQUEST__TARGET_TARGET_ERROR;
+    request.target_error = 0.25;
+    id = send_message(flow, flow->fd, METHOD_RECALL, &request.base, 0);
+    reply = (const Memd__RecallReply *)receive(flow->fd, id, &arena);
+    assert_true(atomic_load(&fake.target_error) == 0.25 && reply->target_error == 0.25);
+    assert_int_equal(reply->answers, 6);
+    assert_true(reply->error->p99 == 0.02 && reply->ratio_median == 0.9);
+    assert_int_equal(reply->n_level_mass, 4);
+    request.layer = 2;
+    expect(flow->fd, send_message(flow, flow->fd, METHOD_RECALL, &request.base, 0), MEMD_EINVAL);
+}
+
+static void test_rebuild(void **state)
+{
+    struct flow *flow = *state;
+    CLEANUP(arena_fini) struct arena arena;
+    arena_init(&arena, 1 << 20);
+    atomic_store(&fake.built_segments, 4);
+    Memd__RebuildRequest request = MEMD__REBUILD_REQUEST__INIT;
+    request.context_id = 1;
+    request.ask = true;
+    uint64_t id = send_message(flow, flow->fd, METHOD_REBUILD, &request.base, 0);
+    const Memd__RebuildReply *reply = (const Memd__RebuildReply *)receive(flow->fd, id, &arena);
+    assert_int_equal(reply->segments, FAKE_SEGMENTS);
+    assert_int_equal(reply->built_segments, 4);
+    assert_int_equal(reply->deleted_segments, 0); /* it was only asked */
+    request.context_id = 0;
+    expect(flow->fd, send_message(flow, flow->fd, METHOD_REBUILD, &request.base, 0), MEMD_EINVAL);
+    request.ask = false; /* all contexts */
+    id = send_message(flow, flow->fd, METHOD_REBUILD, &request.base, 0);
+    reply = (const Memd__RebuildReply *)receive(flow->fd, id, &arena);
+    assert_int_equal(reply->context_id, 1);
+    assert_int_equal(reply->deleted_segments, 4);
+    assert_int_equal(reply->built_segments, 0);
+    request.cursor = reply->cursor;
+    assert_true(request.cursor.len > 0);
+    id = send_message(flow, flow->fd, METHOD_REBUILD, &request.base, 0);
+    reply = (const Memd__RebuildReply *)receive(flow->fd, id, &arena);
+    assert_int_equal(reply->context_id + reply->cursor.len, 0);
+    unsigned char long_cursor[LIMIT_CURSOR_BYTES + 1] = { 0 };
+    request.cursor = (ProtobufCBinaryData){ .len = sizeof long_cursor, .data = long_cursor };
+    expect(flow->fd, send_message(flow, flow->fd, METHOD_REBUILD, &request.base, 0), MEMD_ELIMIT);
+}
+
 int main(void)
 {
 #define FLOW(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
@@ -373,6 +588,13 @@ int main(void)
         FLOW(test_busy_workers_do_not_delay_the_loop),
         FLOW(test_leaving_cancels),
         FLOW(test_drain_finishes_then_cancels),
+        FLOW(test_a_wish_reaches_the_method),
+        FLOW(test_a_wish_that_makes_no_sense),
+        FLOW(test_quality_by_level),
+        FLOW(test_stats_of_answers_by_layer),
+        FLOW(test_methods),
+        FLOW(test_recall),
+        FLOW(test_rebuild),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -40,6 +40,7 @@ class Schema:
     def __init__(self, root):
         text = (root / "proto/memd.proto").read_text(encoding="utf-8")
         text = re.sub(r"//[^\n]*", "", text)
+        text = re.sub(r"oneof \w+ \{(.*?)\}", r"\1", text, flags=re.S)  # presence is all it adds
         self.enums = dict(re.findall(r"enum (\w+) \{(.*?)\}", text, re.S))
         self.messages = {name: self.fields(body)
                          for name, body in re.findall(r"message (\w+) \{(.*?)\}", text, re.S)}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every header compiles alone and twice in one file; the public one also as C99 and as C++.
+"""Every header compiles alone and twice in one file; the public ones also as C99 and as C++.
 
 A header that only works after another one was included makes the order of includes part of the code. Run by
 Meson: header.py ROOT BUILD C-COMPILER [C++-COMPILER]
@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 FOLDERS = ["base", "proto", "attention", "index", "memory", "daemon", "clients", "tests"]
-PUBLIC = pathlib.Path("clients/include/memd.h")
+PUBLIC = ["clients/include/memd.h", "clients/include/memd_operation.h"]
 C17 = ["-O1", "-std=c17", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion"]
 C99 = ["-std=c99", "-pedantic-errors", "-Wall", "-Wextra"]
 # Kernels written once for all instruction sets stand on the vector type of one: it is included before them.
@@ -42,10 +42,10 @@ def main(root, build, c_compiler, cxx_compiler=""):
             continue
         extra = next((flags for word, flags in isa.items() if word in header.stem), [])
         trials.append((header, [c_compiler, *C17, *extra], ""))
-    if (root / PUBLIC).exists():
-        trials.append((root / PUBLIC, [c_compiler, *C99], ""))
+    for public in (root / name for name in PUBLIC):
+        trials.append((public, [c_compiler, *C99], ""))
         if cxx_compiler:
-            trials.append((root / PUBLIC, [cxx_compiler, *CXX], ""))
+            trials.append((public, [cxx_compiler, *CXX], ""))
     failed = 0
     for header, command, before in trials:
         complaint = compile_twice(command, includes, header, before)

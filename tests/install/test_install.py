@@ -20,8 +20,8 @@ from wire import Daemon  # noqa: E402  (its folder is known only now)
 
 # Relative to the prefix; {lib} is libdir, {v} the version.
 FILES = {
-    "{sbin}/memd", "{bin}/memctl", "{include}/memd.h", "{lib}/libmemd.so", "{lib}/libmemd.so.0",
-    "{lib}/libmemd.so.{v}", "{lib}/pkgconfig/memd.pc",
+    "{sbin}/memd", "{bin}/memctl", "{include}/memd.h", "{include}/memd_operation.h",
+    "{lib}/libmemd.so", "{lib}/libmemd.so.1", "{lib}/libmemd.so.{v}", "{lib}/pkgconfig/memd.pc",
     "{man}/man1/memctl.1", "{man}/man3/libmemd.3", "{man}/man5/memd.conf.5", "{man}/man8/memd.8",
     "{data}/bash-completion/completions/memctl", "{data}/fish/vendor_completions.d/memctl.fish",
     "{data}/zsh/vendor-completions/_memctl", "{data}/doc/memd/memd.conf.example",
@@ -72,7 +72,7 @@ def complete(stage):
         assert {pathlib.Path(path).name for path in package} == names, sorted(package)
     found -= package
     assert found == wanted, f"missing {sorted(wanted - found)}, unexpected {sorted(found - wanted)}"
-    assert os.readlink(stage.path("{lib}/libmemd.so")) == "libmemd.so.0"
+    assert os.readlink(stage.path("{lib}/libmemd.so")) == "libmemd.so.1"
     for name in "{sbin}/memd", "{bin}/memctl":
         assert os.access(stage.path(name), os.X_OK), name
         assert stage.version in run(stage.path(name), "--version"), name
@@ -89,7 +89,8 @@ def configuration_stays(stage, build):
 
 def library(stage):
     """It exports what the header declares, and the manual names each."""
-    header = stage.path("{include}/memd.h").read_text(encoding="utf-8")
+    header = "".join(stage.path(f"{{include}}/{name}").read_text(encoding="utf-8")
+                     for name in ("memd.h", "memd_operation.h"))
     declared = set(re.findall(r"^MEMD_API[^;]*?\b(memd_\w+)\(", header, re.M))
     shared = stage.path("{lib}/libmemd.so")
     exported = {line.split()[2].split("@")[0] for line in run("nm", "-D", "--defined-only", shared).splitlines()
@@ -97,7 +98,7 @@ def library(stage):
     assert exported == declared, f"not exported or not declared: {sorted(exported ^ declared)}"
     manual = set(re.findall(r"\bFn (memd_\w+)", stage.path("{man}/man3/libmemd.3").read_text(encoding="utf-8")))
     assert manual == declared, f"libmemd.3 and memd.h: {sorted(manual ^ declared)}"
-    assert "SONAME" in run("objdump", "-p", shared) and "libmemd.so.0" in run("objdump", "-p", shared)
+    assert "SONAME" in run("objdump", "-p", shared) and "libmemd.so.1" in run("objdump", "-p", shared)
     print(f"{len(exported)} functions")
 
 

@@ -69,8 +69,8 @@ def check_documented(value, words):
                 check_documented(one, words)
 
 
-def make_context(client, name, tokens=1100):
-    reply = client.ask("open", {"name": name, "create": True, "model": model()})
+def make_context(client, name, method, tokens=1100):
+    reply = client.ask("open", {"name": name, "create": True, "model": model(), "method": method})
     payload = Payload()
     row = PATTERN[:118] + bytes(10)  # (G, D) fp16 = 256 bytes: finite, since no byte exceeds 0x3b
     rows = (row + row) * tokens
@@ -86,7 +86,8 @@ def wrong_usage(ctl):
                   ["truncate", "a", "x"], ["bench", "nonsense"], ["bench", "--repeat", "0"],
                   ["top", "--interval", "1ms"], ["dump", "--limit", "x"], ["status", "--timeout", "x"],
                   ["status", "--socket"], ["help", "nonsense"], ["help", "_complete"],
-                  ["drain", "--deadline", "2d"]]:
+                  ["drain", "--deadline", "2d"], ["rebuild"], ["rebuild", "--all", "a"], ["recall"],
+                  ["bench", "attend", "--target-error", "0.6"], ["bench", "--target-error", "x"]]:
         ctl.run(*words, expect=USAGE)
     nowhere = Memctl(ctl.address + ".gone")
     for words in [["status"], ["health"], ["contexts"], ["top"], ["bench", "overhead"]]:
@@ -109,7 +110,7 @@ def help_and_manual(ctl):
         assert one == ctl.run(command, "--help"), command
         for option in re.findall(r"--([\w-]+)", one.split("Usage:")[1]):
             assert re.search(rf"Fl -{option}\b|, -{option}\b", MANUAL), f"--{option} of {command}"
-    assert len(listed) == 17, listed
+    assert len(listed) == 20, listed
 
 
 def looking(ctl, daemon):
@@ -180,6 +181,64 @@ def operating(ctl, daemon):
     shutil.rmtree(copy["path"])
 
 
+def ask_attend(client, name, layer):
+    context = client.ask("stat", {"name": name})["context"]
+    payload = Payload()
+    q = payload.add("FP16", [3, 4, 64], PATTERN[:118] * 13 + bytes(2))
+    item = {"context_id": context["context_id"], "layer": layer, "q": q, "positions": [2000] * 3}
+    answers = client.ask("attend", {"items": [item]}, bytes(payload.data))["answers"]
+    assert answers[0]["status"] == 0, answers
+
+
+def proving(ctl, daemon):
+    """Methods, recall, rebuild: before and after somebody has asked, built and built anew."""
+    methods = {method["name"]: method for method in ctl.json("methods")["methods"]}
+    assert [name for name, method in methods.items() if method["default"]] == ["progressive"], methods
+    options = {option["name"]: option for option in methods["progressive"]["options"]}
+    assert options["target_error"]["default"] == 0.02 and options["target_error"]["most"] == 0.5, options
+    assert methods["full"]["options"] == [] and all(method["help"] for method in methods.values())
+    table = ctl.run("methods")
+    assert table.startswith("METHOD") and re.search(r"^  target_error +0\.02 +0 +0\.5 ", table, re.M), table
+
+    nothing = ctl.json("recall", "book")
+    assert (nothing["queries"], nothing["met"]) == (0, None) and len(nothing["layers"]) == 2, nothing
+    assert "no queries since the daemon started" in ctl.run("recall", "book")
+    built = ctl.json("rebuild", "book")["rebuilt"][0]
+    assert built["segments"] == built["built_segments"] > 0 and built["failure"] is None, built
+    client = Client(daemon.address)
+    ask_attend(client, "book", 1)
+    ask_attend(client, "büchlein 2", 0)
+    client.close()
+    proof = ctl.json("recall", "book")
+    assert proof["method"] == "progressive" and proof["target_error"] == 0.02, proof
+    assert (proof["queries"], proof["answers"], proof["met"]) == (3, 12, True), proof
+    assert proof["layers"][0]["queries"] == 0 and proof["layers"][0]["error"]["mean"] is None, proof
+    layer = proof["layers"][1]
+    assert 0 <= layer["error"]["mean"] <= layer["error"]["max"] and layer["tokens"] == 1100, layer
+    assert abs(sum(layer["level_mass"].values()) - 1) < 0.01 and layer["bytes_exact"] > 0, layer
+    text = ctl.run("recall", "book")
+    assert text.startswith("LAYER") and "target 2 % met" in text.splitlines()[-1], text
+    exact = ctl.json("recall", "--layer", "1", "-e", "0", "book")
+    assert len(exact["layers"]) == 1 and exact["target_error"] == 0, exact
+    assert exact["layers"][0]["error"]["max"] < 1e-5, exact
+    assert "nothing to prove" in ctl.run("recall", "büchlein 2")
+    assert ctl.json("recall", "büchlein 2")["target_error"] is None
+    ctl.run("recall", "book", "--layer", "2", expect=USAGE)
+    ctl.run("recall", "book", "--target-error", "-1", expect=USAGE)
+    assert "ENOCONTEXT" in ctl.fails(ERROR, "recall", "nobody")
+    assert "ENOCONTEXT" in ctl.fails(ERROR, "rebuild", "nobody")
+
+    again = {one["name"]: one for one in ctl.json("rebuild", "--all")["rebuilt"]}
+    assert set(again) == {"book", "büchlein 2"} and again["büchlein 2"]["segments"] == 0, again
+    assert again["book"]["deleted_segments"] == again["book"]["built_segments"] > 0, again
+    assert again["book"]["deleted_bytes"] > 0, again
+    assert "segments built" in ctl.run("rebuild", "book", "--no-wait")
+    ctl.run("rebuild", "book")
+    info = ctl.json("context", "book")
+    assert info["built_segments"] == info["sealed_segments"] > 0 and info["derived_bytes"] > 0, info
+    assert re.search(r"^derived +.*segments built$", ctl.run("context", "book"), re.M)
+
+
 def completing(ctl):
     def complete(*words):
         lines = ctl.run("_complete", "--", "-s", ctl.address, *words).splitlines()
@@ -189,6 +248,7 @@ def completing(ctl):
     assert complete("context", "b") == ["book", "büchlein 2"]
     assert complete("drop", "book", "bü") == ["büchlein 2"]
     assert complete("fork", "book", "") == [] and complete("truncate", "book", "") == []
+    assert complete("recall", "bo") == ["book"] and complete("rebuild", "book", "bü") == ["büchlein 2"]
     assert complete("bench", "over") == ["overhead"] and complete("help", "ver") == ["verify"]
     assert complete("drop", "--fo") == ["--force"] and "--json" in complete("-")
     assert complete("--socket", "") == [":path"] and complete("compact", "") == [":path"]
@@ -221,7 +281,7 @@ def shells(ctl):
     script = "_describe() { print -rl -- \"${(@P)@[-1]}\" }; words=(memctl context b); CURRENT=3; " \
         f"source {folder}/_memctl"
     out = shell("zsh", "-f", "-c", script)
-    assert out is None or out == "book:full\nbüchlein 2:full\n", out
+    assert out is None or out == "book:progressive\nbüchlein 2:full\n", out
     script = f"source {folder}/memctl.fish; complete -C 'memctl context bü'"
     out = shell("fish", "--no-config", "-c", script)
     assert out is None or out.startswith("büchlein"), out
@@ -254,6 +314,12 @@ def bench(ctl, daemon):
     for key in "memory_gb_per_s", "committed_gb_per_s", "synced_gb_per_s", "disk_gb_per_s":
         assert figures["append"][key] > 0, figures
     assert figures["attend"]["attend_ms"] > 0 and figures["attend"]["ratio"] > 0, figures
+    assert figures["method"] == "full" and figures["attend"]["bytes_share"] == 1, figures
+    assert figures["attend"]["true_error"] < 1e-5, figures
+    chosen = ctl.json("bench", "attend", "--repeat", "1", "--tokens", "4096", "--method", "progressive",
+                      "--target-error", "0.05")
+    assert chosen["method"] == "progressive" and 0 < chosen["attend"]["bytes_share"] <= 1, chosen
+    assert chosen["attend"]["build_s"] >= 0 and chosen["attend"]["true_error"] < 0.2, chosen
     assert figures["connections"]["hostile_unread"] > 0, figures
     assert "overhead p50" in ctl.run("bench", "overhead", "--repeat", "1", "--requests", "10")
     assert len(ctl.json("contexts")["contexts"]) == 2, "bench left contexts behind"
@@ -316,11 +382,11 @@ def main():
     with Daemon() as daemon:
         ctl = Memctl(daemon.address)
         client = Client(daemon.address)
-        make_context(client, "book")
-        make_context(client, "büchlein 2", 10)
+        make_context(client, "book", "progressive")
+        make_context(client, "büchlein 2", "full", 10)
         client.close()
         steps = [(wrong_usage, ctl), (help_and_manual, ctl), (looking, ctl, daemon), (changing, ctl),
-                 (operating, ctl, daemon), (completing, ctl), (shells, ctl), (top, ctl),
+                 (operating, ctl, daemon), (proving, ctl, daemon), (completing, ctl), (shells, ctl), (top, ctl),
                  (bench, ctl, daemon), (interrupted, ctl), (over_tcp,), (damage, ctl, daemon), (drain, ctl, daemon)]
         for step, *arguments in steps:
             step(*arguments)

@@ -127,6 +127,111 @@ class Framing(unittest.TestCase):
         np.testing.assert_array_equal(got.quality.mass, np.ones((3, 4)))
         np.testing.assert_array_equal(got.quality.limited, np.zeros((3, 4), bool))
 
+    def levels_of(self, change=None):
+        """An attend whose quality has levels; `change` may spoil the message before it is sent."""
+        def answer(server, method, request_id, message, payload):
+            answers, payload = attend_reply(message)
+            quality = answers.answers[0].quality
+            quality.method, quality.exact, quality.rows, quality.bytes_read = "progressive", False, 30, 300
+            quality.predicted_error.extend([0.01] * 3 + [float("nan")])
+            quality.mass.extend([0.25, 0.5, 0.75, 1.0])
+            quality.level_mass.extend([0.125, 0.5, 0.0, 0.25] * 3 + [0, 0, 0, 1])
+            quality.level_rows.extend([5, 15, 0, 10])
+            quality.level_bytes.extend([50, 150, 0, 100])
+            quality.limited.extend([False, True, False, False])
+            if change is not None:
+                change(quality)
+            return reply(method, request_id, answers, payload)
+        with FakeServer(Script(answer)) as server, memd.connect(server.address) as client:
+            return client.open("book", MODEL, create=True).attend(
+                1, np.zeros((1, 4, 8), np.float32), [5]).quality
+
+    def test_levels_of_an_answer(self):
+        self.assertEqual(memd.LEVELS, ("clusters", "hi", "lo", "exact"))
+        quality = self.levels_of()
+        self.assertEqual((quality.predicted_error.shape, quality.level_mass.shape), ((1, 4), (1, 4, 4)))
+        self.assertTrue(np.isnan(quality.predicted_error[0, 3]))
+        np.testing.assert_array_equal(quality.level_mass[0, 0], [0.125, 0.5, 0, 0.25])
+        np.testing.assert_array_equal(quality.level_rows, [5, 15, 0, 10])
+        np.testing.assert_array_equal(quality.level_bytes, [50, 150, 0, 100])
+        np.testing.assert_array_equal(quality.limited, [[False, True, False, False]])
+
+    def test_an_answer_without_levels_is_exact(self):
+        def plain(quality):
+            for name in ("predicted_error", "mass", "level_mass", "level_rows", "level_bytes", "limited"):
+                quality.ClearField(name)
+        quality = self.levels_of(plain)
+        np.testing.assert_array_equal(quality.level_mass, np.tile([0, 0, 0, 1], (1, 4, 1)))
+        np.testing.assert_array_equal(quality.level_rows, [0, 0, 0, 30])
+        np.testing.assert_array_equal(quality.level_bytes, [0, 0, 0, 300])
+        np.testing.assert_array_equal(quality.predicted_error, np.zeros((1, 4)))
+
+    def test_levels_that_do_not_fit_are_refused(self):
+        for name in ("predicted_error", "mass", "level_mass", "level_rows", "level_bytes", "limited"):
+            with self.assertRaisesRegex(memd.ProtocolError, "wrong length", msg=name):
+                self.levels_of(lambda quality, name=name: getattr(quality, name).pop())
+
+    def test_a_wish_is_sent_only_when_there_is_one(self):
+        def answer(server, method, request_id, message, payload):
+            if method == "recall":
+                return reply(method, request_id, new("recall"))
+            return reply(method, request_id, *attend_reply(message))
+        q = np.zeros((1, 4, 8), np.float32)
+        with FakeServer(Script(answer)) as server, memd.connect(server.address) as client:
+            context = client.open("book", MODEL, create=True)
+            context.attend(1, q, [5])
+            context.attend(1, q, [5], target_error=0, max_bytes=0)
+            context.attend(1, q, [5], target_error=0.05, max_bytes=1 << 20)
+            context.recall([1], target_error=0)
+            sent = [seen[2] for seen in server.seen[1:]]
+        items = [message.items[0] for message in sent[:3]] + [sent[3]]
+        self.assertEqual([(item.HasField("target_error"), item.target_error) for item in items],
+                         [(False, 0), (True, 0), (True, 0.05), (True, 0)])
+        self.assertEqual([(item.HasField("max_bytes"), item.max_bytes) for item in items],
+                         [(False, 0), (True, 0), (True, 1 << 20), (False, 0)])
+
+    def test_recall_rebuild_methods(self):
+        looks = []
+
+        def answer(server, method, request_id, message, payload):
+            out = new(method)
+            if method == "methods":
+                out.methods.add(name="a", help="first", is_default=True).options.add(
+                    name="k", fallback=5, least=1, most=9, whole=True)
+            elif method == "recall" and message.layer == 1:
+                out.queries, out.answers, out.method = 3, 12, "a"
+                out.error.p99 = 0.04
+                out.level_mass.extend([0, 0.5, 0, 0.5])
+            elif method == "rebuild":
+                looks.append(message.ask)
+                out.context_id, out.segments, out.deleted_segments = 7, 4, 0 if message.ask else 4
+                out.built_segments = min(4, 2 * sum(looks))
+                out.cursor = b"more" if not message.ask and len(looks) == 1 else b""
+            return reply(method, request_id, out)
+        with FakeServer(Script(answer)) as server, memd.connect(server.address) as client:
+            methods = client.methods
+            self.assertEqual(list(methods), ["a"])
+            self.assertEqual(methods["a"].options["k"], memd.Option("k", "", 5, 1, 9, True))
+            context = client.open("book", MODEL, create=True)
+            first, second = context.recall()
+            self.assertEqual((first.layer, first.queries, list(first.level_mass)), (0, 0, [0] * 4))
+            self.assertEqual((second.answers, second.error.p99, second.level_mass[1]), (12, 0.04, 0.5))
+            seen = []
+            with mock.patch("memd.client._BUILD_PAUSE_S", 0):
+                built = context.rebuild(progress=lambda name, built: seen.append((name, built.built_segments)))
+            self.assertEqual((built.done, built.failure, seen), (True, "", [("book", 2), ("book", 4)]))
+            self.assertEqual(looks, [False, False, True, True])
+            self.assertEqual(server.seen[-3][2].cursor, b"more")
+
+    def test_waiting_ends_when_building_fails(self):
+        def answer(server, method, request_id, message, payload):
+            out = new(method)
+            out.context_id, out.segments, out.failures, out.failure = 7, 4, 1, "no space left"
+            return reply(method, request_id, out)
+        with FakeServer(Script(answer)) as server, memd.connect(server.address) as client:
+            built = client.open("book", MODEL, create=True).built(wait=True)
+        self.assertEqual((built.done, built.failure), (False, "no space left"))
+
     def test_tensor_outside_the_payload_is_refused(self):
         def answer(server, method, request_id, message, payload):
             answers, payload = attend_reply(message)
@@ -248,7 +353,11 @@ class Pipelining(unittest.TestCase):
             context = client.open("book", MODEL, create=True)
             got = client.attend_many(memd.Query(context, i, q, range(64)) for i in range(2100))
             self.assertEqual([int(item.lse[0, 0]) for item in got], list(range(2100)))
-            self.assertEqual(sum(seen[0] == "attend" for seen in server.seen), 3)
+            # Not more items than a request may have, nor more query heads than fit in a message.
+            self.assertEqual(sum(seen[0] == "attend" for seen in server.seen), 7)
+            sizes = [sum(item.q.shape[0] * 4 for item in seen[2].items)
+                     for seen in server.seen if seen[0] == "attend"]
+            self.assertLessEqual(25 * max(sizes), 4 << 20)
 
     def test_replies_out_of_order_and_no_more_in_flight_than_allowed(self):
         held, too_many = [], []

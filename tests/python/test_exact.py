@@ -92,7 +92,7 @@ class Exact(unittest.TestCase):
         T = int(rng.integers(1, 3 * SEGMENT))
         what = f"{dtype} H/G={ratio} G={G} D={D} T={T}"
         model = memd.Model(layers=2, query_heads=ratio * G, kv_heads=G, head_dim=D, dtype=dtype)
-        context = self.client.open(f"random {what}", model, must_create=True)
+        context = self.client.open(f"random {what}", model, "full", must_create=True)
         (k, k64), (v, v64) = (rounded(rng.standard_normal((T, G, D)), dtype) for _ in "kv")
         context.append(1, 0, k, v)
         edges = [0, 1, T - 1, T, T + 7, SEGMENT - 1, SEGMENT, SEGMENT + 1, T // 2]
@@ -105,7 +105,7 @@ class Exact(unittest.TestCase):
         rng = np.random.default_rng(SEED + 1)
         model = memd.Model(layers=1, query_heads=4, kv_heads=2, head_dim=64, dtype="bfloat16",
                            attention_scale=0.3)
-        context = self.client.open("queries", model, must_create=True)
+        context = self.client.open("queries", model, "full", must_create=True)
         (k, k64), (v, v64) = (rounded(rng.standard_normal((100, 2, 64)), "bfloat16") for _ in "kv")
         context.append(0, 0, k, v)
         for dtype in BOUND:
@@ -125,7 +125,7 @@ class Exact(unittest.TestCase):
             rope = memd.Rope(theta=1e4, pairing=pairing)
             model = memd.Model(layers=1, query_heads=4, kv_heads=2, head_dim=64, dtype="float32",
                                rope=rope, rotated=False)
-            context = self.client.open(f"rope {pairing}", model, must_create=True)
+            context = self.client.open(f"rope {pairing}", model, "full", must_create=True)
             context.append(0, 0, k, v)
             expected = oracle(rope64(q, at, 1e4, pairing), rope64(k, range(T), 1e4, pairing),
                               v.astype(np.float64), at)
@@ -136,7 +136,7 @@ class Exact(unittest.TestCase):
         model = memd.Model(layers=1, query_heads=3, kv_heads=1, head_dim=64, dtype="float32")
         queries, expected = [], []
         for i in range(20):
-            context = self.client.open(f"batch {i}", model, must_create=True)
+            context = self.client.open(f"batch {i}", model, "full", must_create=True)
             k, v = (rng.standard_normal((i * 70, 1, 64)).astype(np.float32) for _ in "kv")
             if i:
                 context.append(0, 0, k, v)
@@ -164,7 +164,7 @@ class RealPast(unittest.TestCase):
     def setUp(self):
         self.live = Live()
         self.addCleanup(self.live.close)
-        self.context = self.live.client.open("real", self.model, must_create=True)
+        self.context = self.live.client.open("real", self.model, "full", must_create=True)
 
     def check(self, context=None, upto=None):
         context = context or self.context

@@ -10,8 +10,8 @@
     o, lse = memd.merge([window, past])                   # one attention over both
 """
 from .algebra import Partial, merge
-from .answers import (Answer, Appended, ContextInfo, Health, Histogram, Hits, Quality, Record, Rows,
-                      Stats, Status, VerifyReport)
+from .answers import (LEVELS, Answer, Appended, Built, ContextInfo, Health, Histogram, Hits, Method,
+                      Option, Quality, Recall, Record, Rows, Stats, Status, Summary, VerifyReport)
 from .dtypes import bfloat16_to_float32, float32_to_bfloat16
 from .errors import *  # noqa: F401,F403  (one class per error code)
 from .errors import __all__ as _errors
@@ -21,7 +21,8 @@ __version__ = "0.1.0"
 
 from .client import Client, Context, Query, connect  # noqa: E402  (needs __version__)
 
-__all__ = ["Answer", "Appended", "Client", "Context", "ContextInfo", "Health", "Histogram",
-           "Hits", "Model", "Partial", "Quality", "Query", "Record", "Rope", "Rows", "Stats", "Status",
-           "VerifyReport", "bfloat16_to_float32", "connect", "float32_to_bfloat16", "merge"]
+__all__ = ["LEVELS", "Answer", "Appended", "Built", "Client", "Context", "ContextInfo", "Health",
+           "Histogram", "Hits", "Method", "Model", "Option", "Partial", "Quality", "Query", "Recall",
+           "Record", "Rope", "Rows", "Stats", "Status", "Summary", "VerifyReport",
+           "bfloat16_to_float32", "connect", "float32_to_bfloat16", "merge"]
 __all__ += _errors

@@ -7,6 +7,7 @@ from typing import Iterator, NamedTuple
 
 import numpy as np
 
+from .errors import ProtocolError
 from .model import Model
 
 
@@ -26,28 +27,47 @@ class Appended(NamedTuple):
     synced: int
 
 
+# The levels that an answer can be made from, coarse to exact: a centroid and a mean value for several
+# tokens, 4-bit codes, 8-bit codes, rows as appended. Arrays by level stand in this order.
+LEVELS = ("clusters", "hi", "lo", "exact")
+
+
 @dataclass(frozen=True)
 class Quality:
-    """What an answer was made from and what it left out; arrays are (n, H)."""
+    """What an answer was made from and what it left out; arrays are (n, H) unless said otherwise."""
 
     method: str
     exact: bool                  # nothing was left out or approximated
-    predicted_error: np.ndarray  # relative L2 error of o, as the daemon estimates it
+    predicted_error: np.ndarray  # relative L2 error of o, as the method expects it; NaN: it cannot tell
     mass: np.ndarray             # share of the softmax mass that was read exactly
-    limited: np.ndarray          # a budget cut this head short
-    rows: int                    # K and V rows read, over all heads
+    limited: np.ndarray          # max_bytes cut this head short of target_error
+    rows: int                    # K and V rows read, over all heads and levels
     bytes_read: int
     bytes_exact: int             # what exact attention would have read
     tokens: int                  # tokens of the layer that the answer saw
+    level_mass: np.ndarray       # (n, H, 4) share of the mass by LEVELS; what misses to 1 was left out
+    level_rows: np.ndarray       # (4) of rows
+    level_bytes: np.ndarray      # (4) of bytes_read
 
     @classmethod
     def _read(cls, wire, shape: tuple) -> "Quality":
-        def array(values, default, dtype):
-            return np.array(values, dtype).reshape(shape) if len(values) else np.full(
-                shape, default, dtype)
-        return cls(wire.method, wire.exact, array(wire.predicted_error, 0, np.float32),
-                   array(wire.mass, 1, np.float32), array(wire.limited, False, np.bool_),
-                   wire.rows, wire.bytes_read, wire.bytes_exact, wire.tokens)
+        def array(values, default, dtype, shape=shape):
+            return np.array(values, dtype).reshape(shape) if len(values) else np.broadcast_to(
+                np.asarray(default, dtype), shape).copy()
+
+        def by_level(whole):
+            return [0] * (len(LEVELS) - 1) + [whole]
+        level = (len(LEVELS),)
+        try:
+            return cls(wire.method, wire.exact, array(wire.predicted_error, 0, np.float32),
+                       array(wire.mass, 1, np.float32), array(wire.limited, False, np.bool_),
+                       wire.rows, wire.bytes_read, wire.bytes_exact, wire.tokens,
+                       array(wire.level_mass, by_level(1), np.float32, shape + level),
+                       array(wire.level_rows, by_level(wire.rows), np.uint64, level),
+                       array(wire.level_bytes, by_level(wire.bytes_read), np.uint64, level))
+        except ValueError as failure:
+            raise ProtocolError(f"the quality of an answer has arrays of a wrong length: {failure}"
+                                ) from failure
 
 
 @dataclass(frozen=True)
@@ -103,6 +123,9 @@ class ContextInfo:
     sealed_segments: int
     layer_tokens: list[int]
     resident: bool          # open in the daemon's memory
+    built_segments: int     # of sealed_segments, those whose planes are made
+    indexed_tokens: int     # tokens in the index of every layer in use, where there is one
+    derived_bytes: int      # of stored_bytes, what is made from the rows and can be again
 
     @classmethod
     def _read(cls, wire) -> "ContextInfo":
@@ -111,6 +134,88 @@ class ContextInfo:
         values["parameters"] = {item.name: item.value for item in wire.parameters}
         values["layer_tokens"] = list(wire.layer_tokens)
         return cls(**values)
+
+
+@dataclass(frozen=True)
+class Option:
+    """A number that a memory method takes as a parameter of `Client.open`."""
+
+    name: str
+    help: str
+    fallback: float    # in force where it is not given
+    least: float       # what may be given
+    most: float
+    whole: bool        # whole numbers only
+
+
+@dataclass(frozen=True)
+class Method:
+    name: str
+    help: str
+    options: dict[str, Option]
+    is_default: bool   # of contexts that are made without naming one
+
+    @classmethod
+    def _read(cls, wire) -> "Method":
+        options = {option.name: fill(Option, option) for option in wire.options}
+        return cls(wire.name, wire.help, options, wire.is_default)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Of one number over many answers."""
+
+    mean: float
+    p50: float
+    p90: float
+    p99: float
+    max: float
+
+
+@dataclass(frozen=True)
+class Recall:
+    """The latest queries of one layer, answered again by the context's method and exactly."""
+
+    layer: int
+    method: str
+    target_error: float       # that was asked for; NaN where the method takes none
+    queries: int              # kept ones that were answered; 0: nothing below means anything
+    answers: int              # queries times query heads
+    tokens: int               # of the layer
+    error: Summary            # true relative L2 error of o, over the answers
+    lse_error_max: float
+    predicted: int            # answers whose error the method predicted; over those alone:
+    predicted_mean: float
+    ratio_median: float       # predicted by true error
+    within_twice: float       # share of all answers whose true error is at most twice the target
+    level_mass: np.ndarray    # (4) mean share of the softmax mass by LEVELS
+    level_bytes: np.ndarray   # (4) of bytes_read
+    bytes_read: int           # for all queries
+    bytes_exact: int
+
+    @classmethod
+    def _read(cls, layer: int, wire) -> "Recall":
+        values = {name: getattr(wire, name) for name in cls.__dataclass_fields__ if name != "layer"}
+        values["error"] = fill(Summary, wire.error)
+        for name, dtype in (("level_mass", np.float64), ("level_bytes", np.uint64)):
+            values[name] = np.array(values[name] or [0] * len(LEVELS), dtype)
+        return cls(layer=layer, **values)
+
+
+@dataclass(frozen=True)
+class Built:
+    """How far the data is that a method derives from the rows of a context."""
+
+    segments: int        # sealed segments that want planes
+    built_segments: int  # that have them
+    indexes: int         # layers that want an index
+    built_indexes: int   # whose index is as new as it is to be
+    failures: int        # of building it, since the context is in memory
+    failure: str         # why the last attempt failed; "" = it did not
+
+    @property
+    def done(self) -> bool:
+        return self.built_segments >= self.segments and self.built_indexes >= self.indexes
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,14 @@ working when the daemon comes back.
 """
 from __future__ import annotations
 
+import time
 from typing import Callable, Iterable, Iterator, NamedTuple, Sequence
 
 import numpy as np
 
 from . import dtypes, wire
-from .answers import (Appended, Answer, ContextInfo, Health, Hits, Quality, Record, Rows, Stats,
-                      Status, VerifyReport, fill)
+from .answers import (Appended, Answer, Built, ContextInfo, Health, Hits, Method, Quality, Recall,
+                      Record, Rows, Stats, Status, VerifyReport, fill)
 from .connection import Connection
 from .errors import Error, ProtocolError, error_from_code
 from .model import Model
@@ -22,6 +23,8 @@ _ACKS = {"committed": 0, "memory": 1, "synced": 2}
 _ATTEND_ITEMS_MAX = 1024
 _LIST_MAX = 1024
 _APPEND_BYTES_MAX = 64 << 20  # of one request made by `append`, were everything float32
+_QUALITY_BYTES = 25           # of a query head in a reply's message, at most
+_BUILD_PAUSE_S = 0.1          # between two looks at how far the builder is
 
 
 def connect(address: str, token: str | None = None, timeout: float | None = 30.0) -> "Client":
@@ -43,6 +46,8 @@ class Query(NamedTuple):
     q: np.ndarray
     positions: Sequence[int]
     limits: Sequence[int] | None = None
+    target_error: float | None = None
+    max_bytes: int | None = None
 
 
 class Client:
@@ -90,9 +95,9 @@ class Client:
         return list(self._connection.hello.features)
 
     @property
-    def methods(self) -> list[str]:
-        """Memory methods that `open` accepts."""
-        return list(self._connection.hello.methods)
+    def methods(self) -> dict[str, Method]:
+        """Memory methods that `open` accepts, by name: what they are and which parameters they take."""
+        return {wire.name: Method._read(wire) for wire in self._simple("methods").methods}
 
     def open(self, name: str, model: Model | None = None, method: str | None = None,
              parameters: dict[str, object] | None = None, create: bool = False,
@@ -101,7 +106,8 @@ class Client:
 
         model    what its bytes mean; needed to create, MismatchError where a different one is stored;
                  None: whatever is stored
-        method, parameters   the memory method; None = "full" when creating, else whatever is stored
+        method, parameters   the memory method; None = "progressive" when creating, else whatever is
+                 stored. `methods` says which there are and what they can be told.
         create   make it when it does not exist
         must_create   ExistsError when it does
         """
@@ -141,14 +147,17 @@ class Client:
         """
         queries = list(queries)
         requests: list[wire.Request] = []
-        reply_bytes = 0
+        reply_bytes = reply_rows = 0
         for query in queries:
-            o_bytes = 4 * np.asarray(query.q).size  # the reply has to fit into a frame, too
+            shape = np.shape(query.q)  # the reply has to fit into a frame, too
+            o_bytes, rows = 4 * int(np.prod(shape)), int(np.prod(shape[:-1]))
             if (not requests or len(requests[-1].message.items) >= _ATTEND_ITEMS_MAX
-                    or reply_bytes + o_bytes > wire.PAYLOAD_BYTES_MAX // 2):
+                    or reply_bytes + o_bytes > wire.PAYLOAD_BYTES_MAX // 2
+                    or (reply_rows + rows) * _QUALITY_BYTES > wire.MESSAGE_BYTES_MAX // 2):
                 requests.append(wire.Request("attend"))
-                reply_bytes = 0
+                reply_bytes = reply_rows = 0
             reply_bytes += o_bytes
+            reply_rows += rows
             _add_query(requests[-1], requests[-1].message.items.add(), query)
         answers: list = []
         for request, reply in zip(requests, self._connection.exchange(requests)):
@@ -216,6 +225,40 @@ class Client:
             reply = self._connection.call(request).message
             yield from (fill(Record, record) for record in reply.records)
             cursor, first = reply.cursor, False
+
+    def rebuild(self, wait: bool = True,
+                progress: Callable[[str, Built], None] | None = None) -> dict[str, Built]:
+        """`Context.rebuild` of every context, by name."""
+        names = {info.context_id: info.name for info in self.contexts()}
+        deleted = self._rebuild_steps(0)
+        return {names.get(context_id, str(context_id)):
+                self._wait_built(context_id, names.get(context_id, str(context_id)), wait, progress)
+                for context_id in deleted}
+
+    def _rebuild_steps(self, context_id: int) -> list[int]:
+        """Delete what is derived of one context or (0) of all; which those were."""
+        cursor, first, done = b"", True, []
+        while cursor or first:
+            request = wire.Request("rebuild")
+            request.message.context_id = context_id
+            request.message.cursor = cursor
+            reply = self._connection.call(request).message
+            if reply.context_id and reply.context_id not in done:
+                done.append(reply.context_id)
+            cursor, first = reply.cursor, False
+        return done
+
+    def _wait_built(self, context_id: int, name: str, wait: bool, progress) -> Built:
+        while True:
+            request = wire.Request("rebuild")
+            request.message.context_id = context_id
+            request.message.ask = True
+            built = fill(Built, self._connection.call(request).message)
+            if progress is not None:
+                progress(name, built)
+            if not wait or built.done or built.failure:
+                return built
+            time.sleep(_BUILD_PAUSE_S)
 
     def compact(self, path: str) -> tuple[int, int]:
         """Write a compacted copy of the store into a new directory on the daemon's host. Returns the
@@ -293,23 +336,31 @@ class Context:
         return Appended(reply.tokens, reply.committed_tokens, reply.synced_tokens)
 
     def attend(self, layer: int, q: np.ndarray, positions: Sequence[int],
-               limits: Sequence[int] | None = None) -> Answer:
+               limits: Sequence[int] | None = None, target_error: float | None = None,
+               max_bytes: int | None = None) -> Answer:
         """Attention of n queries over the stored tokens of a layer.
 
         q (n, H, D)      float16, bfloat16 or float32 (others are rounded to float32)
         positions (n)    of the queries: RoPE rotates them there when the model is not `rotated`
         limits (n)       query i sees tokens at positions < limits[i]; None: everything stored. A batch
                          of queries whose own tokens are stored too needs limits to be causal.
-        Returns o (n, H, D) and lse (n, H), float32, ready for `memd.merge`, and the answer's quality.
+        target_error     wanted relative L2 error of o, at most 0.5, 0 = exact; None: the context's.
+                         Methods that cannot steer their error ignore it.
+        max_bytes        to be read for this call at most, as far as the method can choose, 0 = no
+                         bound; None: the context's. It wins over target_error: `quality.limited`.
+        Returns o (n, H, D) and lse (n, H), float32, ready for `memd.merge`, and the answer's quality:
+        what it was made from, and how wrong it is expected to be.
         """
-        return self.client.attend_many([Query(self, layer, q, positions, limits)])[0]
+        return self.client.attend_many([Query(self, layer, q, positions, limits, target_error,
+                                              max_bytes)])[0]
 
     def search(self, layer: int, q: np.ndarray, k: int, limits: Sequence[int] | None = None,
-               positions: Sequence[int] | None = None) -> Hits:
+               positions: Sequence[int] | None = None, target_error: float | None = None,
+               max_bytes: int | None = None) -> Hits:
         """The k stored tokens with the greatest attention logits, per query and query head.
 
-        q (n, H, D); limits, positions (n) as in `attend`. Models that are not `rotated` need
-        positions.
+        q (n, H, D); limits, positions (n), target_error and max_bytes as in `attend`. Models that are
+        not `rotated` need positions.
         Returns ids (n, H, k) uint64, best first, and scores (n, H, k); unpacks as `ids, scores = …`.
         """
         request = wire.Request("search")
@@ -319,7 +370,8 @@ class Context:
             raise ValueError("keys of this context are rotated while reading: positions are needed")
         if positions is None:
             positions = [0] * len(q)
-        _add_query(request, request.message, Query(self, layer, q, positions, limits))
+        _add_query(request, request.message, Query(self, layer, q, positions, limits, target_error,
+                                                   max_bytes))
         reply = self.client._connection.call(request)
         scores = reply.tensor(reply.message.scores)
         return Hits(reply.tensor(reply.message.ids), scores,
@@ -340,6 +392,40 @@ class Context:
     def stat(self) -> ContextInfo:
         """Token counts, bytes and times of this context."""
         return ContextInfo._read(self._simple("stat").context)
+
+    def recall(self, layers: Iterable[int] | None = None, target_error: float | None = None,
+               max_bytes: int | None = None) -> list[Recall]:
+        """The proof that answers are as good as they say: the latest queries of each layer (those sent
+        by `append` or `attend` since the daemon started; it keeps a few), answered again by the
+        context's method and exactly.
+
+        layers   None: all of the model
+        target_error, max_bytes   as in `attend`
+        """
+        found = []
+        for layer in range(self.model.layers) if layers is None else layers:
+            request = wire.Request("recall")
+            request.message.context_id = self.id
+            request.message.layer = layer
+            _add_wish(request.message, target_error, max_bytes)
+            found.append(Recall._read(layer, self.client._connection.call(request).message))
+        return found
+
+    def rebuild(self, wait: bool = True,
+                progress: Callable[[str, Built], None] | None = None) -> Built:
+        """Delete what the daemon derived from the rows, so that it makes it again in the background;
+        until then rows are read exactly. Needs the role "admin".
+
+        wait   until everything is built again, or building fails (`.failure` says why)
+        progress   called with the context's name and how far it is, again and again
+        """
+        self.client._rebuild_steps(self.id)
+        return self.client._wait_built(self.id, self.name, wait, progress)
+
+    def built(self, wait: bool = False) -> Built:
+        """How far the data is that the daemon derives from the rows; with `wait`, when it is there or
+        cannot be made."""
+        return self.client._wait_built(self.id, self.name, wait, None)
 
     def truncate(self, position: int) -> int:
         """Forget the tokens at `position` and after it, in all layers. Returns the token count."""
@@ -374,6 +460,15 @@ def _add_query(request: wire.Request, item, query: Query) -> None:
     item.positions.extend(np.asarray(query.positions, dtype=np.uint64).tolist())
     if query.limits is not None:
         item.limits.extend(np.asarray(query.limits, dtype=np.uint64).tolist())
+    _add_wish(item, query.target_error, query.max_bytes)
+
+
+def _add_wish(message, target_error: float | None, max_bytes: int | None) -> None:
+    """What is None is left to the context."""
+    if target_error is not None:
+        message.target_error = float(target_error)
+    if max_bytes is not None:
+        message.max_bytes = int(max_bytes)
 
 
 def _read_answer(reply: wire.Reply, answer) -> Answer | Error:

@@ -31,9 +31,11 @@ METHODS = {
     "fetch": (20, "Fetch", True), "truncate": (21, "Truncate", False),
     "fork": (22, "Fork", False), "drop": (23, "Drop", False),
     "list": (24, "List", True), "stat": (25, "Stat", True), "pin": (26, "Pin", True),
+    "methods": (27, "Methods", True),
     "status": (48, "Status", True), "stats": (49, "Stats", True),
     "verify": (50, "Verify", True), "dump": (51, "Dump", True),
     "compact": (52, "Compact", False), "drain": (53, "Drain", False),
+    "recall": (54, "Recall", True), "rebuild": (55, "Rebuild", True),
 }
 
 _schema = Schema()

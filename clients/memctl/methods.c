@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* methods.c — `memctl methods`: what a context can be made with, and what can be set for each. */
+#include <math.h>
+#include <stdio.h>
+
+#include "base/cleanup.h"
+#include "clients/memctl/commands.h"
+#include "clients/memctl/ctl.h"
+#include "clients/memctl/json.h"
+#include "clients/memctl/table.h"
+
+static const struct table_column columns[] = {
+    { "METHOD", TABLE_LEFT }, { "DEFAULT", TABLE_RIGHT }, { "FROM", TABLE_RIGHT },
+    { "TO", TABLE_RIGHT },    { "", TABLE_LEFT },
+};
+enum { COLUMNS = sizeof columns / sizeof columns[0] };
+
+static void print_json(const struct ctl *ctl, const struct memd_methods *methods)
+{
+    struct json json = json_writer(ctl->out);
+    json_open(&json, NULL, '{');
+    json_open(&json, "methods", '[');
+    for (size_t i = 0; i < methods->count; i++) {
+        const struct memd_method *method = &methods->methods[i];
+        json_open(&json, NULL, '{');
+        json_text(&json, "name", method->name);
+        json_text(&json, "help", method->help);
+        json_bool(&json, "default", method->is_default);
+        json_open(&json, "options", '[');
+        for (size_t o = 0; o < method->option_count; o++) {
+            const struct memd_option *option = &method->options[o];
+            json_open(&json, NULL, '{');
+            json_text(&json, "name", option->name);
+            json_text(&json, "help", option->help);
+            json_real(&json, "default", option->fallback);
+            json_real(&json, "least", option->least);
+            json_real(&json, "most", option->most);
+            json_bool(&json, "whole", option->whole);
+            json_close(&json);
+        }
+        json_close(&json);
+        json_close(&json);
+    }
+    json_close(&json);
+    json_close(&json);
+}
+
+/* The end of a range that only keeps numbers whole is no limit that anybody meets. */
+static void add_number(struct table *table, double value)
+{
+    if (fabs(value) >= 0x1p53 - 1.0) {
+        table_add(table, "any");
+    } else {
+        table_addf(table, "%.9g", value);
+    }
+}
+
+static int print_table(struct ctl *ctl, const struct memd_methods *methods)
+{
+    CLEANUP(table_freep) struct table *table = table_new(columns, COLUMNS);
+    for (size_t i = 0; i < methods->count; i++) {
+        const struct memd_method *method = &methods->methods[i];
+        table_add(table, method->name);
+        for (size_t c = 2; c < COLUMNS; c++) table_add(table, "");
+        table_addf(table, "%s%s", method->help,
+                   method->is_default ? " (what open takes when it is told none)" : "");
+        for (size_t o = 0; o < method->option_count; o++) {
+            const struct memd_option *option = &method->options[o];
+            table_addf(table, "  %s", option->name);
+            add_number(table, option->fallback);
+            add_number(table, option->least);
+            add_number(table, option->most);
+            table_add(table, option->help);
+        }
+    }
+    return ctl_print(ctl, table);
+}
+
+int methods_main(struct ctl *ctl)
+{
+    int rc = ctl_connect(ctl);
+    if (rc != CTL_OK) return rc;
+    CLEANUP(ctl_result_free) const struct memd_methods *methods = NULL;
+    rc = memd_methods(ctl->client, &methods, &ctl->err);
+    if (rc < 0) return ctl_failed(ctl, rc, "methods");
+    if (!ctl->json) return print_table(ctl, methods);
+    print_json(ctl, methods);
+    return CTL_OK;
+}
