@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* test_quality.c — what a caller wishes goes out as it was meant, what an answer was made from comes
- * in whole: levels, recall, rebuild, methods. A reply whose arrays do not fit is an error.
+/* test_quality.c — what a caller wishes goes out as it was meant, what an answer was made from
+ * comes in whole: levels, recall, rebuild, methods. A reply whose arrays do not fit is an error.
  */
 #include "clients/include/memd.h"
 

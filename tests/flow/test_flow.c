@@ -456,7 +456,7 @@ static void test_quality_by_level(void **state)
     assert_true(quality->predicted_error[1] == 0.015F);
     assert_int_equal(quality->n_level_mass, 8);
     assert_true(quality->level_mass[4 + MEMD__LEVEL__LEVEL_HI] == 0.5F);
-    assert_true(quality->level_mass[MEMD__LEVEL__LEVEL_EXACT] == 0.25F && quality->mass[0] == 0.25F);
+    assert_true(quality->level_mass[3] == 0.25F && quality->mass[0] == 0.25F);
     assert_int_equal(quality->n_level_rows, 4);
     assert_int_equal(quality->level_rows[MEMD__LEVEL__LEVEL_HI], 20);
     assert_int_equal(quality->level_bytes[MEMD__LEVEL__LEVEL_EXACT], 200);
