@@ -53,6 +53,7 @@
  * VERSIONS  Structs only grow, at their end, and zero there means what it was like without; for
  *           that programs are compiled anew, so the number of the shared library (libmemd.so.N)
  *           grows too. The daemon may be older or newer: what it does not know is
+ *           MEMD_EUNSUPPORTED.
  */
 #ifndef MEMD_H
 #define MEMD_H
