@@ -21,6 +21,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/error.h"
+#include "memory/builder.h"
 #include "memory/catalog_state.h"
 #include "memory/store_synced.h"
 
@@ -127,13 +128,15 @@ static int begin_meta(struct catalog *catalog, struct store_txn *txn, struct err
                      store_get_number(txn, "clean", &clean);
         if (!whole) return error_set(err, MEMD_ECORRUPT, "the table meta lacks a number");
     }
-    if (version != FORMAT_VERSION)
+    if (version == 0 || version > FORMAT_VERSION)
         return error_set(err, MEMD_EVERSION,
-                         "the store has format version %" PRIu64 ", this build reads %d", version,
-                         FORMAT_VERSION);
+                         "the store has format version %" PRIu64 ", this build reads 1 to %d",
+                         version, FORMAT_VERSION);
     if (order != FORMAT_BYTE_ORDER)
         return error_set(err, MEMD_ECORRUPT, "the store's byte order witness is %016" PRIx64,
                          order);
+    /* From here on it holds what an older build would not know. */
+    if (version < FORMAT_VERSION) store_put_number(txn, "format_version", FORMAT_VERSION);
     if (clean == 0) catalog->generation++;
     store_put_number(txn, "generation", catalog->generation);
     store_put_number(txn, "clean", 0);
@@ -205,6 +208,8 @@ static int finish_drops(struct catalog *catalog, struct error *err)
 
 static void free_catalog(struct catalog *catalog)
 {
+    builder_stop(catalog->builder);
+    builder_close(catalog->builder);
     store_close(catalog->store);
     if (catalog->lock_fd >= 0) close(catalog->lock_fd);
     map_fini(&catalog->residents);
@@ -243,6 +248,7 @@ int catalog_open(const struct catalog_config *config, struct catalog **ret_catal
     if (rc == 0) rc = open_store(catalog, config, err);
     if (rc == 0) rc = open_meta(catalog, config->sync, err);
     if (rc == 0) rc = finish_drops(catalog, err);
+    if (rc == 0) rc = builder_open(catalog, &catalog->builder, err);
     if (rc == 0) rc = writer_open(catalog, config, &catalog->writer, err);
     if (rc < 0) return rc;
     *ret_catalog = TAKE(catalog);
@@ -270,6 +276,7 @@ static int run_close(struct writer_job *job, struct error *err)
 void catalog_close(struct catalog *catalog)
 {
     if (catalog == NULL) return;
+    builder_stop(catalog->builder);
     struct writer_job job = { .run = run_close, .catalog = catalog, .sync = true };
     writer_run(catalog->writer, &job,
                NULL); /* without it the next start recovers, nothing is lost */
@@ -277,6 +284,7 @@ void catalog_close(struct catalog *catalog)
     for (struct list_link *link; (link = list_take_first(&catalog->lru)) != NULL;) {
         struct context *context = LIST_ENTRY(link, struct context, lru_link);
         assert(context->pins == 0);
+        builder_remove(catalog->builder, context);
         context_free(context);
     }
     free_catalog(catalog);

@@ -13,9 +13,9 @@
 #include "base/arena.h"
 #include "base/cleanup.h"
 #include "base/error.h"
+#include "memory/builder.h"
 #include "memory/catalog_state.h"
 #include "memory/chain.h"
-#include "memory/methods/methods.h"
 
 enum { USED_STALE_MS = 60 * 1000 };
 
@@ -95,6 +95,7 @@ static int add_resident(struct catalog *catalog, struct context *context, struct
     if (rc == 0) {
         list_append(&catalog->lru, &context->lru_link);
         context->pins = 1;
+        builder_add(catalog->builder, context);
         atomic_fetch_add(&catalog->resident_count, 1);
     }
     pthread_mutex_unlock(&catalog->lock);
@@ -194,6 +195,7 @@ void catalog_unload_idle(struct catalog *catalog)
         if (context != NULL) {
             map_remove(&catalog->residents, context->id);
             list_remove(&context->lru_link);
+            builder_remove(catalog->builder, context);
             atomic_fetch_sub(&catalog->resident_count, 1);
         }
         pthread_mutex_unlock(&catalog->lock);

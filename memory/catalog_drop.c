@@ -11,6 +11,7 @@
 
 #include "base/cleanup.h"
 #include "base/error.h"
+#include "memory/builder.h"
 #include "memory/catalog_state.h"
 #include "memory/chain.h"
 
@@ -104,6 +105,18 @@ static bool first_tail(struct store_txn *txn, uint64_t id, struct tail_key *ret_
     return found;
 }
 
+static bool first_index(struct store_txn *txn, uint64_t id, struct layer_key *ret_key)
+{
+    unsigned char buffer[FORMAT_KEY_BYTES_MAX];
+    struct store_cursor cursor;
+    bool found = store_seek(txn, STORE_INDEXES,
+                            (struct slice){ buffer, format_key_layer(id, 0, buffer) }, &cursor) &&
+                 format_read_layer(cursor.key.data, cursor.key.bytes, ret_key) &&
+                 ret_key->context == id;
+    store_cursor_close(&cursor);
+    return found;
+}
+
 int drop_step(struct catalog *catalog, uint64_t id, uint64_t *bytes, bool *ret_done,
               struct error *err)
 {
@@ -114,11 +127,16 @@ int drop_step(struct catalog *catalog, uint64_t id, uint64_t *bytes, bool *ret_d
     uint64_t removed = 0;
     struct chain_key chain;
     struct tail_key tail;
+    struct layer_key layer;
     while (removed < STEP_SEGMENTS && first_chain(&txn, id, &chain)) {
         removed += chain_cut(&txn, &chain, STEP_SEGMENTS - removed, &delta);
     }
     while (removed < STEP_SEGMENTS && first_tail(&txn, id, &tail)) {
         chain_cut_tails(&txn, &tail, UINT64_MAX, &delta);
+        removed++;
+    }
+    while (removed < STEP_SEGMENTS && first_index(&txn, id, &layer)) {
+        chain_cut_index(&txn, &layer, 0, &delta);
         removed++;
     }
     bool done = removed < STEP_SEGMENTS;
@@ -172,7 +190,8 @@ int drop_claim(struct catalog *catalog, uint64_t id, bool only_idle, struct cont
         }
     } else if (context->dropping) {
         rc = MEMD_ENOCONTEXT;
-    } else if (only_idle && (context->pins > 0 || writer_is_dirty(catalog->writer, context))) {
+    } else if (only_idle && (context->pins > context->builder_pins ||
+                             writer_is_dirty(catalog->writer, context))) {
         rc = MEMD_EBUSY;
     }
     if (rc == 0) context->dropping = true;
@@ -189,6 +208,7 @@ void drop_release(struct catalog *catalog, struct context *context)
     pthread_mutex_lock(&catalog->lock);
     map_remove(&catalog->residents, context->id);
     list_remove(&context->lru_link);
+    builder_remove(catalog->builder, context);
     atomic_fetch_sub(&catalog->resident_count, 1);
     pthread_mutex_unlock(&catalog->lock);
     context_free(context);
@@ -203,7 +223,7 @@ void drop_unclaim(struct catalog *catalog, struct context *context)
     if (placeholder) drop_release(catalog, context);
 }
 
-static void wait_unpinned(struct catalog *catalog, struct context *context)
+void drop_wait_unpinned(struct catalog *catalog, struct context *context)
 {
     pthread_mutex_lock(&catalog->lock);
     while (context->pins > 0) pthread_cond_wait(&catalog->unpinned, &catalog->lock);
@@ -223,7 +243,7 @@ int catalog_drop(struct catalog *catalog, uint64_t context_id, uint64_t *ret_byt
         drop_unclaim(catalog, drop.context);
         return rc;
     }
-    wait_unpinned(catalog, drop.context);
+    drop_wait_unpinned(catalog, drop.context);
     drop.job.run = run_step;
     while (rc == 0 && !drop.done) rc = writer_run(catalog->writer, &drop.job, err);
     drop_release(catalog, drop.context);

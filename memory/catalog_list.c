@@ -14,8 +14,10 @@
 #include "base/arena.h"
 #include "base/cleanup.h"
 #include "base/error.h"
+#include "index/layer_index.h"
 #include "memory/catalog_state.h"
 #include "memory/chain.h"
+#include "memory/derived.h"
 
 enum { LOOKS_MAX = 200 * 1000 };
 
@@ -61,6 +63,9 @@ static void count_segments(struct store_txn *txn, struct context_info *info, uin
             info->stored_bytes += ref.bytes;
             if (ref.count > 1) info->shared_bytes += ref.bytes;
         }
+        uint64_t derived = derived_bytes(txn, segment, info->model.kv_heads);
+        info->derived_bytes += derived;
+        info->built_segments += derived > 0;
         info->sealed_segments++;
         (*looks)++;
         found = store_next(&cursor);
@@ -84,6 +89,37 @@ static void count_tails(struct store_txn *txn, struct context_info *info)
     store_cursor_close(&cursor);
 }
 
+/* Saved indexes; what they cover, as far as every layer in use has one. */
+static void count_indexes(struct store_txn *txn, struct context_info *info)
+{
+    uint64_t least = UINT64_MAX;
+    for (uint32_t i = 0; i < info->model.layers; i++) {
+        unsigned char key[FORMAT_KEY_BYTES_MAX];
+        struct slice value;
+        struct value_header header = { 0 };
+        bool saved = store_get(txn, STORE_INDEXES,
+                               (struct slice){ key, format_key_layer(info->id, i, key) }, &value);
+        if (saved) info->stored_bytes += value.bytes;
+        if (saved) info->derived_bytes += value.bytes;
+        if (!saved || format_decode(value.data, value.bytes, &header, NULL) < 0)
+            header.position = 0;
+        if (info->layer_tokens[i] > 0 && header.position < least) least = header.position;
+    }
+    info->indexed_tokens = least == UINT64_MAX ? 0 : least;
+}
+
+/* What those of a resident cover, saved or not. With context->lock held. */
+static uint64_t indexed_tokens(const struct context *context)
+{
+    uint64_t least = UINT64_MAX;
+    for (uint32_t i = 0; i < context->record->model.layers; i++) {
+        const struct layer *layer = &context->layers[i];
+        uint64_t covered = layer->version == NULL ? 0 : layer->version->tokens;
+        if (layer_tokens(layer) > 0 && covered < least) least = covered;
+    }
+    return least == UINT64_MAX ? 0 : least;
+}
+
 static void count_stored_layers(struct store_txn *txn, struct context_info *info,
                                 uint64_t *layer_counts)
 {
@@ -97,7 +133,7 @@ static void count_stored_layers(struct store_txn *txn, struct context_info *info
 
 /* False when it is not resident. */
 static bool count_resident_layers(struct catalog *catalog, struct context_info *info,
-                                  uint64_t *layer_counts)
+                                  uint64_t *layer_counts, uint64_t *ret_indexed)
 {
     pthread_mutex_lock(&catalog->lock);
     struct context *context = map_get(&catalog->residents, info->id);
@@ -109,6 +145,7 @@ static bool count_resident_layers(struct catalog *catalog, struct context_info *
         info->tokens = context_common(context, layer_tokens);
         info->committed_tokens = context_common(context, layer_committed);
         info->synced_tokens = context_common(context, layer_synced);
+        *ret_indexed = indexed_tokens(context);
         pthread_mutex_unlock(&context->lock);
         info->used_unix_ms = atomic_load(&context->used_unix_ms);
         info->retained_until_unix_ms = context->record->retained_until_unix_ms;
@@ -126,10 +163,13 @@ static int fill_info(struct catalog *catalog, struct store_txn *txn, struct aren
     if (rc == 0) rc = copy_record(record, arena, info, err);
     if (rc < 0) return rc;
     uint64_t *layer_counts = (uint64_t *)(uintptr_t)info->layer_tokens; /* ours, just made */
-    if (!count_resident_layers(catalog, info, layer_counts))
-        count_stored_layers(txn, info, layer_counts);
+    uint64_t indexed = 0;
+    bool resident = count_resident_layers(catalog, info, layer_counts, &indexed);
+    if (!resident) count_stored_layers(txn, info, layer_counts);
     count_segments(txn, info, looks);
     count_tails(txn, info);
+    count_indexes(txn, info);
+    if (resident) info->indexed_tokens = indexed;
     return store_failed(txn, err);
 }
 

@@ -18,6 +18,7 @@ struct catalog {
     int lock_fd;
     struct store *store;
     struct writer *writer;
+    struct builder *builder;
     struct pool *pool;
     struct block_cache blocks;
     size_t contexts_max;
@@ -28,6 +29,7 @@ struct catalog {
     _Atomic uint64_t budget_bytes;
     _Atomic uint64_t context_count, resident_count, stored_bytes, map_used_bytes, file_bytes;
     _Atomic uint64_t build_waiting; /* contexts that the builder has not looked at yet */
+    _Atomic uint64_t recent_bytes;  /* of rings of recent queries */
     struct {
 #define X(name) _Atomic uint64_t name;
         CATALOG_COUNTER_MAP(X)
@@ -79,6 +81,8 @@ bool drop_pending(struct store_txn *txn, uint64_t *ret_id);
  * empty one in its place. MEMD_EBUSY when it has to be idle and is not. With load_lock held. */
 int drop_claim(struct catalog *catalog, uint64_t id, bool only_idle, struct context **ret_context,
                struct error *err);
+/* Nobody pins it any more. With `dropping` set none can come. */
+void drop_wait_unpinned(struct catalog *catalog, struct context *context);
 /* Take it out of the map: the data is gone. */
 void drop_release(struct catalog *catalog, struct context *context);
 /* Nothing was changed: give it back to others. */

@@ -82,6 +82,43 @@ void chain_release_segment(struct store_txn *txn, uint64_t segment, int64_t *del
     *delta -= (int64_t)ref.bytes;
 }
 
+bool chain_resize_segment(struct store_txn *txn, uint64_t segment, int64_t change, int64_t *delta)
+{
+    struct segment_ref ref = { 0 };
+    if (!get_ref(txn, segment, &ref)) return false;
+    ref.bytes = (uint64_t)((int64_t)ref.bytes + change);
+    put_ref(txn, segment, &ref);
+    *delta += change;
+    return true;
+}
+
+static struct slice layer_slice(const struct layer_key *key, unsigned char *buffer)
+{
+    return (struct slice){ buffer, format_key_layer(key->context, key->layer, buffer) };
+}
+
+bool chain_cut_index(struct store_txn *txn, const struct layer_key *key, uint64_t tokens,
+                     int64_t *delta)
+{
+    unsigned char buffer[FORMAT_KEY_BYTES_MAX];
+    struct slice name = layer_slice(key, buffer), value;
+    struct value_header header;
+    if (!store_get(txn, STORE_INDEXES, name, &value)) return false;
+    bool sound = format_decode(value.data, value.bytes, &header, NULL) == 0;
+    if (sound && header.position <= tokens) return false;
+    *delta -= (int64_t)value.bytes;
+    return store_delete(txn, STORE_INDEXES, name);
+}
+
+void chain_put_index(struct store_txn *txn, const struct layer_key *key, struct slice value,
+                     int64_t *delta)
+{
+    unsigned char buffer[FORMAT_KEY_BYTES_MAX];
+    chain_cut_index(txn, key, 0, delta);
+    store_put(txn, STORE_INDEXES, layer_slice(key, buffer), value);
+    *delta += (int64_t)value.bytes;
+}
+
 uint64_t chain_cut(struct store_txn *txn, const struct chain_key *first, uint64_t limit,
                    int64_t *delta)
 {

@@ -11,6 +11,7 @@
 #ifndef MEMD_MEMORY_CHAIN_H
 #define MEMD_MEMORY_CHAIN_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "memory/format.h"
@@ -23,6 +24,9 @@ void chain_put(struct store_txn *txn, const struct chain_key *key, uint64_t segm
 /* One holder less; the last takes the values along. */
 void chain_release_segment(struct store_txn *txn, uint64_t segment, int64_t *delta);
 
+/* Its values grew or shrank by `change` bytes. False when nobody holds it any more. */
+bool chain_resize_segment(struct store_txn *txn, uint64_t segment, int64_t change, int64_t *delta);
+
 /* Remove chain entries of (context, layer) with sequence ≥ first->sequence, at most `limit`; how
  * many. */
 uint64_t chain_cut(struct store_txn *txn, const struct chain_key *first, uint64_t limit,
@@ -30,6 +34,13 @@ uint64_t chain_cut(struct store_txn *txn, const struct chain_key *first, uint64_
 
 /* Remove tail records of (context, layer) with first->position ≤ position < end. */
 void chain_cut_tails(struct store_txn *txn, const struct tail_key *first, uint64_t end,
+                     int64_t *delta);
+
+/* The saved index of a layer: a new one in place of the old one. */
+void chain_put_index(struct store_txn *txn, const struct layer_key *key, struct slice value,
+                     int64_t *delta);
+/* Remove it if it covers more than `tokens`. False when there was none to remove. */
+bool chain_cut_index(struct store_txn *txn, const struct layer_key *key, uint64_t tokens,
                      int64_t *delta);
 
 /* Let context `to` hold what context `from` holds. */

@@ -12,10 +12,12 @@
 #include "memory/commit.h"
 
 #include <assert.h>
+#include <errno.h>
 #include <stdlib.h>
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "memory/builder.h"
 #include "memory/catalog_state.h"
 #include "memory/chain.h"
 
@@ -80,6 +82,25 @@ static void put_value(struct batch *batch, struct context *context, const struct
     store_put(&batch->txn, STORE_SEGMENTS, (struct slice){ key, key_bytes }, value);
 }
 
+/* Bytes of the value, 0 when there are no kept queries. */
+static uint64_t put_queries(struct batch *batch, struct context *context, const struct slot *slot,
+                            uint64_t position)
+{
+    if (slot->kept == NULL || slot->kept->count == 0) return 0;
+    size_t bytes = kept_value_bytes(context, slot->kept);
+    CLEANUP(free_ptr) unsigned char *value = malloc(bytes);
+    if (value == NULL) {
+        store_fail(&batch->txn, ENOMEM);
+        return 0;
+    }
+    kept_encode(context, slot->kept, position, value);
+    unsigned char key[FORMAT_KEY_BYTES_MAX];
+    size_t key_bytes = format_key_segment(slot->writing, 0, FORMAT_KIND_QUERIES, key);
+    store_put(&batch->txn, STORE_SEGMENTS, (struct slice){ key, key_bytes },
+              (struct slice){ value, bytes });
+    return bytes;
+}
+
 static void put_segment(struct batch *batch, struct context *context, uint32_t layer,
                         size_t slot_idx, struct slot *slot)
 {
@@ -91,6 +112,7 @@ static void put_segment(struct batch *batch, struct context *context, uint32_t l
     if (slot->block->has_ids) put_value(batch, context, slot, 0, FORMAT_KIND_IDS);
     struct chain_key key = { context->id, layer, (uint32_t)slot_idx };
     uint64_t bytes = block_segment_bytes(&context->shape, slot->block->has_ids);
+    bytes += put_queries(batch, context, slot, (uint64_t)slot_idx * FORMAT_SEGMENT_TOKENS);
     chain_put(&batch->txn, &key, slot->writing, bytes, &batch->stored_delta);
     batch->sealed++;
 }
@@ -195,6 +217,9 @@ static void publish_slot(struct context *context, uint32_t layer_idx, size_t idx
     struct slot *place = &layer->slots[idx];
     place->segment = slot.writing;
     place->writing = 0;
+    place->build = SLOT_UNSEEN;
+    struct kept *kept = place->kept; /* stored now */
+    place->kept = NULL;
     struct block *block = NULL;
     if (mapped) {
         block = place->block;
@@ -204,15 +229,18 @@ static void publish_slot(struct context *context, uint32_t layer_idx, size_t idx
     }
     pthread_mutex_unlock(&context->lock);
     block_put(block);
+    kept_free(kept);
 }
 
 static void publish_context(struct context *context, struct store_txn *txn)
 {
+    bool sealed = false;
     for (uint32_t i = 0; i < context->record->model.layers; i++) {
         struct layer *layer = &context->layers[i];
         size_t end = layer->writing / FORMAT_SEGMENT_TOKENS;
         for (size_t idx = layer->committed / FORMAT_SEGMENT_TOKENS; idx < end; idx++) {
             publish_slot(context, i, idx, txn);
+            sealed = true;
         }
     }
     pthread_mutex_lock(&context->lock);
@@ -221,6 +249,7 @@ static void publish_context(struct context *context, struct store_txn *txn)
     }
     context->committed_sequence = context->writing_sequence;
     pthread_mutex_unlock(&context->lock);
+    if (sealed) builder_wake(context->catalog->builder, context);
 }
 
 /* Contexts whose round goes on return to `waiting`. */

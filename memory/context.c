@@ -10,8 +10,8 @@
 
 #include "base/cleanup.h"
 #include "base/error.h"
+#include "index/layer_index.h"
 #include "memory/catalog_state.h"
-#include "memory/methods/methods.h"
 
 static void init_locks(struct context *context)
 {
@@ -40,6 +40,9 @@ static int init_model(struct context *context, struct error *err)
     block_shape_init(&record->model, &context->shape);
     context->layers = calloc(record->model.layers, sizeof *context->layers);
     if (context->layers == NULL) return error_set(err, MEMD_ENOMEM, "no memory for a context");
+    for (uint32_t i = 0; i < record->model.layers; i++)
+        pthread_mutex_init(&context->layers[i].observed.lock, NULL);
+    planes_layout_init(record->model.head_dim, &context->layout);
     if (!record->model.has_rope || record->model.rotated) return 0;
     context->rope = malloc(sizeof *context->rope);
     if (context->rope == NULL) return error_set(err, MEMD_ENOMEM, "no memory for a context");
@@ -57,6 +60,7 @@ int context_new(struct catalog *catalog, uint64_t id, struct record *record,
     context->catalog = catalog;
     context->id = id;
     context->record = record;
+    context->build.retry_ns = UINT64_MAX;
     init_locks(context);
     if (record != NULL) {
         atomic_init(&context->used_unix_ms, record->used_unix_ms);
@@ -71,6 +75,8 @@ static void free_slot(struct slot *slot)
 {
     block_put(slot->block);
     free((void *)slot->values);
+    free(slot->planes);
+    kept_free(slot->kept);
     *slot = (struct slot){ 0 };
 }
 
@@ -79,11 +85,14 @@ void context_free(struct context *context)
     if (context == NULL) return;
     assert(!list_linked(&context->dirty_link) && !list_linked(&context->unsynced_link));
     assert(!list_linked(&context->batch_link) && !list_linked(&context->lru_link));
+    assert(!list_linked(&context->build_link));
     size_t layers = context->layers == NULL ? 0 : context->record->model.layers;
     for (size_t i = 0; i < layers; i++) {
         struct layer *layer = &context->layers[i];
         for (size_t j = 0; j < layer->slot_count; j++) free_slot(&layer->slots[j]);
         free(layer->slots);
+        layer_index_put(layer->version);
+        observed_fini(context, &layer->observed);
     }
     free(context->layers);
     free(context->rope);
@@ -126,11 +135,31 @@ void context_cut_layer(struct context *context, struct layer *layer, uint64_t to
         free_slot(slot);
     }
     if (layer->slot_count > keep) layer->slot_count = keep;
-    if (keep > 0 && layer->slots[keep - 1].segment == 0) layer->slots[keep - 1].writing = 0;
+    if (keep > 0 && layer->slots[keep - 1].segment == 0) {
+        struct slot *slot = &layer->slots[keep - 1];
+        slot->writing = 0;
+        kept_cut(slot->kept, (size_t)(tokens - (uint64_t)(keep - 1) * FORMAT_SEGMENT_TOKENS));
+    }
+    if (layer->version != NULL && layer->version->tokens > tokens) {
+        layer_index_put(layer->version);
+        layer->version = NULL;
+    }
     atomic_store_explicit(&layer->tokens, tokens, memory_order_release);
     if (layer->committed > tokens) layer->committed = tokens;
     if (layer->synced > tokens) layer->synced = tokens;
     (void)context;
+}
+
+void context_lock_alone(struct context *context)
+{
+    atomic_fetch_add(&context->wish_alone, 1);
+    pthread_rwlock_wrlock(&context->use);
+    atomic_fetch_sub(&context->wish_alone, 1);
+}
+
+void context_unlock_alone(struct context *context)
+{
+    pthread_rwlock_unlock(&context->use);
 }
 
 /* Remember that the appends first … last are gone; the oldest two entries join when there are
@@ -153,7 +182,7 @@ static void note_failure(struct context *context, uint64_t first, uint64_t last,
 uint64_t context_roll_back(struct context *context, int code)
 {
     uint64_t tokens = 0;
-    pthread_rwlock_wrlock(&context->use);
+    context_lock_alone(context);
     pthread_mutex_lock(&context->lock);
     context->in_round = false;
     for (uint32_t i = 0; i < context->record->model.layers; i++) {
@@ -167,7 +196,7 @@ uint64_t context_roll_back(struct context *context, int code)
     }
     context->committed_sequence = context->sequence;
     pthread_mutex_unlock(&context->lock);
-    pthread_rwlock_unlock(&context->use);
+    context_unlock_alone(context);
     return tokens * block_token_bytes(&context->shape);
 }
 

@@ -161,6 +161,21 @@ static int prepare(struct context *context, const struct append_layer *part, siz
     return rc;
 }
 
+/* The first append of a layer has to bring queries where an index is made from them: better a
+ * refusal then than a context that never gets its index. */
+static int keep_queries(struct context *context, const struct append_layer *part, size_t skip,
+                        struct error *err)
+{
+    if (!context->method->keeps_queries || rows_of(part) == skip) return 0;
+    struct layer *layer = &context->layers[part->layer];
+    if (part->q.dims != 0) return kept_add(context, layer, part, skip, err);
+    if (layer_tokens(layer) > 0) return 0;
+    return error_set(err, MEMD_EINVAL,
+                     "method %s is made from queries, the first append of layer %" PRIu32
+                     " has none",
+                     context->method->name, part->layer);
+}
+
 static void copy_rows(struct context *context, const struct append_layer *part, size_t skip)
 {
     struct layer *layer = &context->layers[part->layer];
@@ -173,6 +188,7 @@ static void copy_rows(struct context *context, const struct append_layer *part, 
         pthread_mutex_lock(&context->lock);
         struct block *block = layer->slots[idx].block;
         block->has_ids = (first == 0 || block->has_ids) && rows.ids != NULL;
+        if (part->q.dims == 0) kept_cut(layer->slots[idx].kept, first);
         bool has_ids = block->has_ids;
         pthread_mutex_unlock(&context->lock);
         block_write(block, &context->shape, first, &rows);
@@ -214,6 +230,15 @@ static int tell_failure(struct context *context, struct error *err)
                      error_text(code));
 }
 
+static void observe(struct context *context, const struct append_layer *part)
+{
+    if (part->q.dims == 0 || context->method == &method_full) return;
+    context_observe(context, &(struct observation){ .layer = part->layer,
+                                                    .q = &part->q,
+                                                    .first = part->position,
+                                                    .appended = true });
+}
+
 /* *ret_bytes: what of the append was new. */
 static int append(const struct appending *appending, uint64_t *ret_bytes,
                   struct progress *ret_progress, struct error *err)
@@ -232,12 +257,14 @@ static int append(const struct appending *appending, uint64_t *ret_bytes,
         if (rc == 0) rc = check_finite(context, part, skip[i], &part->k, err);
         if (rc == 0) rc = check_finite(context, part, skip[i], &part->v, err);
         if (rc == 0) rc = prepare(context, part, skip[i], err);
+        if (rc == 0) rc = keep_queries(context, part, skip[i], err);
         if (rc == 0) fresh += rows_of(part) - skip[i];
     }
     if (rc != 0) return rc;
     for (size_t i = 0; i < appending->count; i++)
         copy_rows(context, &appending->layers[i], skip[i]);
     publish(appending, ret_progress);
+    for (size_t i = 0; i < appending->count; i++) observe(context, &appending->layers[i]);
     *ret_bytes = fresh * block_token_bytes(&context->shape);
     CATALOG_COUNT(context->catalog, appended_tokens_total, fresh);
     CATALOG_COUNT(context->catalog, appended_bytes_total, *ret_bytes);

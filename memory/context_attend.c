@@ -9,14 +9,6 @@
 #include "base/arena.h"
 #include "base/error.h"
 #include "memory/catalog_state.h"
-#include "memory/methods/methods.h"
-
-/* One query under way: what the method is given, and what must be given back. */
-struct asking {
-    struct snapshot snapshot;
-    struct reading reading;
-    struct index_quality quality;
-};
 
 static int check_query(const struct context *context, const struct query *query, struct error *err)
 {
@@ -70,6 +62,8 @@ static void fill_reading(const struct context *context, const struct query *quer
             .stop = query->stop,
             .stop_arg = query->stop_arg,
         },
+        .planes = snapshot->planes,
+        .version = snapshot->version,
         .target_error = isnan(target) || target < 0 ? -1 : target,
         .max_bytes = query->max_bytes,
         .options = context->options,
@@ -100,8 +94,11 @@ static int begin_reading(struct context *context, const struct query *query, str
     struct asking asking = { 0 };
     const uint64_t *limits = NULL;
     uint64_t limit = highest_limit(query, query->q.shape[0]);
-    int rc = snapshot_take(context, query->layer, limit, arena, &asking.snapshot, err);
+    /* An index of the layer may name any row it covers. */
+    uint64_t taken = context->method->layer != NULL ? UINT64_MAX : limit;
+    int rc = snapshot_take(context, query->layer, taken, arena, &asking.snapshot, err);
     if (rc < 0) return rc;
+    if (asking.snapshot.seen > limit) asking.snapshot.seen = limit;
     rc = fill_limits(query, asking.snapshot.tokens, arena, &limits, err);
     if (rc == 0) rc = make_quality(query, arena, &asking.quality, err);
     if (rc < 0) {
@@ -163,9 +160,8 @@ static int begin_use(struct context *context, const struct query *query, struct 
     return error_set(err, MEMD_EBUSY, "the context is being truncated");
 }
 
-/* Everything in front of the arithmetic; end_query is due when it returns 0. */
-static int begin_query(struct context *context, const struct query *query, struct arena *arena,
-                       struct asking *ret_asking, struct error *err)
+int context_ask(struct context *context, const struct query *query, struct arena *arena,
+                struct asking *ret_asking, struct error *err)
 {
     int rc = check_query(context, query, err);
     if (rc == 0) rc = begin_use(context, query, err);
@@ -176,10 +172,19 @@ static int begin_query(struct context *context, const struct query *query, struc
     return rc;
 }
 
-static void end_query(struct context *context, struct asking *asking)
+void context_asked(struct context *context, struct asking *asking)
 {
     snapshot_release(&asking->snapshot);
     pthread_rwlock_unlock(&context->use);
+}
+
+/* The loop has no time for it. */
+static void observe(struct context *context, const struct query *query)
+{
+    if (query->no_wait || context->method == &method_full) return;
+    context_observe(context, &(struct observation){ .layer = query->layer,
+                                                    .q = &query->q,
+                                                    .positions = query->positions });
 }
 
 int context_attend(struct context *context, const struct query *query, struct arena *arena,
@@ -187,12 +192,13 @@ int context_attend(struct context *context, const struct query *query, struct ar
                    struct error *err)
 {
     struct asking asking;
-    int rc = begin_query(context, query, arena, &asking, err);
+    int rc = context_ask(context, query, arena, &asking, err);
     if (rc < 0) return rc;
     struct index_answer answer = { .partial = *ret_partial, .quality = &asking.quality };
     rc = context->method->attend(context->method, &asking.reading, arena, &answer, err);
     if (rc == 0) rc = fill_quality(context, &asking, arena, ret_quality, err);
-    end_query(context, &asking);
+    context_asked(context, &asking);
+    if (rc == 0) observe(context, query);
     return rc;
 }
 
@@ -201,11 +207,11 @@ int context_search(struct context *context, const struct query *query, struct ar
                    struct error *err)
 {
     struct asking asking;
-    int rc = begin_query(context, query, arena, &asking, err);
+    int rc = context_ask(context, query, arena, &asking, err);
     if (rc < 0) return rc;
     rc = context->method->search(context->method, &asking.reading, arena, ret_hits,
                                  &asking.quality, err);
     if (rc == 0) rc = fill_quality(context, &asking, arena, ret_quality, err);
-    end_query(context, &asking);
+    context_asked(context, &asking);
     return rc;
 }

@@ -14,6 +14,7 @@
 #include "base/arena.h"
 #include "base/cleanup.h"
 #include "base/error.h"
+#include "index/layer_index.h"
 #include "memory/catalog_state.h"
 
 struct expected {
@@ -168,6 +169,7 @@ static void view_of(const struct context *context, const struct slot *slot, uint
 static void fill_views(struct context *context, const struct layer *layer, struct view *views,
                        struct snapshot *snapshot)
 {
+    if (layer->version != NULL) snapshot->version = layer_index_get(layer->version);
     for (size_t i = 0; i < snapshot->view_count; i++) {
         const struct slot *slot = &layer->slots[i];
         uint64_t position = (uint64_t)i * FORMAT_SEGMENT_TOKENS;
@@ -178,6 +180,8 @@ static void fill_views(struct context *context, const struct layer *layer, struc
             view_of(context, slot, head, view);
             view->position = position;
             view->tokens = left < FORMAT_SEGMENT_TOKENS ? (size_t)left : FORMAT_SEGMENT_TOKENS;
+            if (snapshot->planes != NULL && slot->planes != NULL && left >= FORMAT_SEGMENT_TOKENS)
+                snapshot->planes[head * snapshot->view_count + i] = &slot->planes[head];
         }
     }
 }
@@ -199,7 +203,11 @@ int snapshot_take(struct context *context, uint32_t layer_idx, uint64_t limit, s
     struct view *views = arena_calloc(arena, context->shape.heads * snapshot.view_count,
                                       sizeof *views);
     snapshot.blocks = arena_calloc(arena, snapshot.view_count, sizeof *snapshot.blocks);
-    if (views == NULL || snapshot.blocks == NULL)
+    if (context->method->planes)
+        snapshot.planes = arena_calloc(arena, context->shape.heads * snapshot.view_count,
+                                       sizeof *snapshot.planes);
+    if (views == NULL || snapshot.blocks == NULL ||
+        (context->method->planes && snapshot.planes == NULL))
         return error_set(err, MEMD_ENOMEM, "no memory for %zu views", snapshot.view_count);
     pthread_mutex_lock(&context->lock);
     fill_views(context, layer, views, &snapshot);
@@ -213,4 +221,6 @@ void snapshot_release(struct snapshot *snapshot)
 {
     for (size_t i = 0; i < snapshot->block_count; i++) block_put(snapshot->blocks[i]);
     snapshot->block_count = 0;
+    layer_index_put(snapshot->version);
+    snapshot->version = NULL;
 }

@@ -23,13 +23,29 @@
 #include "attention/rope.h"
 #include "base/list.h"
 #include "index/options.h"
+#include "index/planes.h"
 #include "memory/block.h"
 #include "memory/context.h"
+#include "memory/methods/methods.h"
 #include "memory/record.h"
 #include "memory/store.h"
 
 struct catalog;
-struct method;
+
+/* What the builder knows of a sealed slot. */
+enum slot_build {
+    SLOT_UNSEEN, /* nothing: it has not looked yet */
+    SLOT_FAILED, /* planes are wanted and could not be made; it will try again */
+    SLOT_BUILT,
+};
+
+/* Queries of the rows in a slot that are kept for an index, until they are stored with the
+ * segment. Written by the appender; the writer reads those of a full slot. */
+struct kept {
+    size_t count, capacity;
+    uint16_t *rows; /* (count) ascending, rows of the slot */
+    uint16_t *q;    /* (count, H, D) fp16, as the client sent them */
+};
 
 struct slot {                     /* locked by lock */
     struct block *block;          /* NULL once sealed and mapped */
@@ -38,7 +54,22 @@ struct slot {                     /* locked by lock */
     const unsigned char **values; /* (2, G) row 0 of K, then V; NULL until first needed */
     const unsigned char *ids;     /* (1024) u32 or NULL; valid when mapped */
     bool mapped; /* values are filled and were verified or written by this process */
+    enum slot_build build;
+    struct planes *planes; /* (G), or NULL; taken away only with use held exclusively */
+    struct kept *kept;     /* or NULL */
 };
+
+/* What is known of the queries of a layer, and the latest of them. */
+struct observed {
+    pthread_mutex_t lock;
+    atomic_uint calls;  /* that brought queries */
+    uint64_t queries;   /* in the means; locked by lock, as all below */
+    float *square;      /* (G, D) mean of q_c² over the group's heads, rotated, unscaled; or NULL */
+    uint16_t *recent_q; /* (RECENT_QUERIES, H, D) fp16 as sent; or NULL */
+    uint64_t *recent_positions; /* (RECENT_QUERIES) */
+    uint64_t recent_count;      /* ever put; the ring holds the last ones */
+};
+enum { RECENT_QUERIES = 32 };
 
 struct layer {
     struct slot *slots; /* locked by lock */
@@ -48,6 +79,10 @@ struct layer {
     uint64_t committed, synced; /* locked by lock */
     uint64_t round_tokens;      /* what the round is to reach; writer */
     uint64_t writing;           /* what `committed` becomes with the running transaction; writer */
+    struct layer_index *version; /* or NULL; replaced under lock */
+    bool index_loaded, index_failed; /* the store was asked for one; the last build failed.
+                                      * builder */
+    struct observed observed;
 };
 
 enum { FAILURES_MAX = 16 };
@@ -64,6 +99,7 @@ struct context {
     const struct method *method;
     double options[OPTIONS_MAX]; /* of the method; immutable */
     struct rope *rope; /* NULL: nothing is rotated while reading */
+    struct planes_layout layout;
 
     pthread_mutex_t append_lock, map_lock, lock;
     pthread_rwlock_t use;
@@ -84,10 +120,25 @@ struct context {
 
     /* locked by catalog.lock */
     struct list_link lru_link; /* least recently used first */
-    size_t pins;
-    bool dropping;
+    struct list_link build_link; /* in the builder's queue */
+    size_t pins, builder_pins;   /* all, and those of them that the builder gives back when asked:
+                                  * it never waits for the writer while it has one */
+    atomic_bool dropping; /* written under catalog.lock */
     _Atomic uint64_t used_unix_ms;
+
+    atomic_uint wish_alone; /* who waits to hold `use` exclusively; the builder then lets go */
+    struct build_state {    /* locked by catalog.lock */
+        bool woken;         /* there may be something new */
+        uint64_t retry_ns;  /* when what failed is tried again; UINT64_MAX = nothing did */
+        unsigned attempts;  /* failed ones in a row */
+        uint64_t failures;
+        int last_failure;
+    } build;
 };
+
+/* Hold `use` exclusively; a background build is asked to end first. */
+void context_lock_alone(struct context *context);
+void context_unlock_alone(struct context *context);
 
 /* A context without rows from a checked record, which it takes over whatever happens. */
 int context_new(struct catalog *catalog, uint64_t id, struct record *record,
@@ -137,10 +188,56 @@ struct snapshot {
     uint64_t seen;         /* of them, in the views */
     struct block **blocks; /* references */
     size_t block_count;
+    const struct planes **planes; /* (G, view_count) arena, of whole views; NULL when the method
+                                   * wants none */
+    struct layer_index *version;  /* a reference, or NULL */
 };
 /* Tokens below `limit`. */
 int snapshot_take(struct context *context, uint32_t layer, uint64_t limit, struct arena *arena,
                   struct snapshot *ret_snapshot, struct error *err);
 void snapshot_release(struct snapshot *snapshot);
+
+/* One query under way: what the method is given, and what must be given back. */
+struct asking {
+    struct snapshot snapshot;
+    struct reading reading;
+    struct index_quality quality; /* arrays are there */
+};
+/* Everything in front of the arithmetic; context_asked is due when it returns 0. */
+int context_ask(struct context *context, const struct query *query, struct arena *arena,
+                struct asking *ret_asking, struct error *err);
+void context_asked(struct context *context, struct asking *asking);
+
+/* Note some of the queries q (n, H, D) of a layer, at `positions` or from `first` on. Cheap, and
+ * does nothing rather than wait. */
+struct observation {
+    uint32_t layer;
+    const struct tensor *q;
+    const uint64_t *positions; /* (n), or NULL: first, first + 1, … */
+    uint64_t first;
+    bool appended; /* many at once, once */
+};
+void context_observe(struct context *context, const struct observation *seen);
+/* Take over the statistics that planes (G) were coded with, if they know more. */
+void context_recall_observed(struct context *context, uint32_t layer, const struct planes *planes);
+/* A copy: ret_square (G, D). 0 queries: nothing was written. */
+uint64_t context_copy_observed(struct context *context, uint32_t layer, float *ret_square);
+/* The ring, oldest first: ret_q (RECENT_QUERIES, H, D) fp16; how many. */
+size_t context_copy_recent(struct context *context, uint32_t layer, uint16_t *ret_q,
+                           uint64_t *ret_positions);
+void observed_fini(struct context *context, struct observed *observed);
+
+/* Queries kept for an index (methods with keeps_queries). */
+int kept_add(struct context *context, struct layer *layer, const struct append_layer *part,
+             size_t skip, struct error *err);
+void kept_cut(struct kept *kept, size_t rows); /* forget those from row `rows` on; NULL is fine */
+void kept_free(struct kept *kept);
+size_t kept_value_bytes(const struct context *context, const struct kept *kept);
+/* As a value of kind QUERIES; ret_value (kept_value_bytes). */
+void kept_encode(const struct context *context, const struct kept *kept, uint64_t position,
+                 unsigned char *ret_value);
+/* Of a segment, checked; ret_kept is NULL when it has none. */
+int kept_load(struct context *context, struct store_txn *txn, uint64_t segment,
+              struct kept **ret_kept, struct error *err);
 
 #endif

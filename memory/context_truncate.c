@@ -24,6 +24,20 @@ struct truncate_job {
     uint64_t position;
 };
 
+/* Kept queries of a segment that is opened again. They are a help, not data: without memory, or
+ * damaged, they are gone. */
+static void bring_back_queries(struct context *context, struct slot *slot, size_t rows)
+{
+    CLEANUP(store_abort) struct store_txn txn = { 0 };
+    if (slot->kept != NULL || store_begin(context->catalog->store, false, &txn, NULL) < 0) return;
+    struct kept *kept = NULL;
+    if (kept_load(context, &txn, slot->segment, &kept, NULL) < 0) return;
+    kept_cut(kept, rows);
+    pthread_mutex_lock(&context->lock);
+    slot->kept = kept;
+    pthread_mutex_unlock(&context->lock);
+}
+
 /* The cut slot needs its rows in a block. They may stay there if the transaction fails: same
  * bytes. */
 static int bring_back(struct context *context, struct layer *layer, size_t idx, size_t rows,
@@ -47,6 +61,7 @@ static int bring_back(struct context *context, struct layer *layer, size_t idx, 
     pthread_mutex_lock(&context->lock);
     slot->block = block;
     pthread_mutex_unlock(&context->lock);
+    if (context->method->keeps_queries) bring_back_queries(context, slot, rows);
     return 0;
 }
 
@@ -75,6 +90,7 @@ static int cut_stored(struct context *context, uint32_t layer_idx, uint64_t posi
     struct tail_key tail = { context->id, layer_idx, position - rows };
     chain_cut(txn, &chain, UINT64_MAX, delta);
     chain_cut_tails(txn, &tail, UINT64_MAX, delta);
+    chain_cut_index(txn, &(struct layer_key){ context->id, layer_idx }, position, delta);
     return rows == 0 ? 0 : write_tail(context, &tail, layer->slots[idx].block, rows, txn, delta);
 }
 
@@ -90,6 +106,9 @@ static uint64_t cut_resident(struct context *context, struct layer *layer, uint6
         slot->segment = 0; /* its place in `values` waits for the next sealing */
         slot->mapped = false;
         slot->ids = NULL;
+        free(slot->planes);
+        slot->planes = NULL;
+        slot->build = SLOT_UNSEEN;
     }
     context_cut_layer(context, layer, position);
     return before - (layer_tokens(layer) - layer->committed);
@@ -143,9 +162,9 @@ static int truncate_all(struct context *context, uint64_t position, struct error
 static int run(struct writer_job *job, struct error *err)
 {
     struct truncate_job *truncate = (struct truncate_job *)(void *)job;
-    pthread_rwlock_wrlock(&truncate->context->use);
+    context_lock_alone(truncate->context);
     int rc = truncate_all(truncate->context, truncate->position, err);
-    pthread_rwlock_unlock(&truncate->context->use);
+    context_unlock_alone(truncate->context);
     return rc;
 }
 

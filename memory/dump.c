@@ -30,11 +30,24 @@ static char *words(struct arena *arena, const char *format, ...)
     return length < 0 ? NULL : arena_strndup(arena, text, strlen(text));
 }
 
+static const char *kind_name(uint8_t kind)
+{
+    static const char *const names[FORMAT_KINDS + 1] = {
+        [FORMAT_KIND_K] = "k",         [FORMAT_KIND_V] = "v",
+        [FORMAT_KIND_IDS] = "ids",     [FORMAT_KIND_TAIL] = "tail",
+        [FORMAT_KIND_CONTEXT] = "context", [FORMAT_KIND_HI] = "hi",
+        [FORMAT_KIND_LO] = "lo",       [FORMAT_KIND_QUERIES] = "queries",
+        [FORMAT_KIND_INDEX] = "index",
+    };
+    return kind <= FORMAT_KINDS && names[kind] != NULL ? names[kind] : "unknown";
+}
+
 static char *key_words(struct arena *arena, enum store_table table, struct slice key)
 {
     struct chain_key chain;
     struct segment_key segment;
     struct tail_key tail;
+    struct layer_key layer;
     uint64_t id = 0;
     if ((table == STORE_CONTEXTS || table == STORE_REFS) &&
         format_read_id(key.data, key.bytes, &id))
@@ -43,15 +56,14 @@ static char *key_words(struct arena *arena, enum store_table table, struct slice
         return words(arena, "context %" PRIu64 " layer %" PRIu32 " entry %" PRIu32, chain.context,
                      chain.layer, chain.sequence);
     if (table == STORE_SEGMENTS && format_read_segment(key.data, key.bytes, &segment)) {
-        const char *kind = segment.kind == FORMAT_KIND_K   ? "k"
-                           : segment.kind == FORMAT_KIND_V ? "v"
-                                                           : "ids";
         return words(arena, "segment %" PRIu64 " head %" PRIu32 " %s", segment.segment,
-                     segment.head, kind);
+                     segment.head, kind_name(segment.kind));
     }
     if (table == STORE_TAILS && format_read_tail(key.data, key.bytes, &tail))
         return words(arena, "context %" PRIu64 " layer %" PRIu32 " position %" PRIu64, tail.context,
                      tail.layer, tail.position);
+    if (table == STORE_INDEXES && format_read_layer(key.data, key.bytes, &layer))
+        return words(arena, "context %" PRIu64 " layer %" PRIu32, layer.context, layer.layer);
     return words(arena, "%.*s", (int)key.bytes, (const char *)key.data);
 }
 
@@ -88,7 +100,8 @@ static char *value_words(struct arena *arena, enum store_table table, struct sli
     uint64_t number = 0;
     struct segment_ref ref;
     if (table == STORE_CONTEXTS) return context_words(arena, value);
-    if (table == STORE_SEGMENTS || table == STORE_TAILS) return header_words(arena, value);
+    if (table == STORE_SEGMENTS || table == STORE_TAILS || table == STORE_INDEXES)
+        return header_words(arena, value);
     if (table == STORE_REFS && format_read_ref(value.data, value.bytes, &ref))
         return words(arena, "held %" PRIu32 " times, %" PRIu64 " bytes", ref.count, ref.bytes);
     if (!format_read_u64(value.data, value.bytes, &number)) return words(arena, "malformed");

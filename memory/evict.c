@@ -56,7 +56,7 @@ static void consider(struct catalog *catalog, uint64_t id, const struct record *
         retained = context->record->retained_until_unix_ms;
     }
     if (context != NULL)
-        free_to_go = !context->dropping && context->pins == 0 &&
+        free_to_go = !context->dropping && context->pins == context->builder_pins &&
                      !writer_is_dirty(catalog->writer, context);
     pthread_mutex_unlock(&catalog->lock);
     if (!free_to_go || retained > now_ms || used >= best->used_unix_ms) return;
@@ -98,6 +98,7 @@ static int drop_victim(struct catalog *catalog, uint64_t id)
     }
     uint64_t bytes = 0;
     bool done = false;
+    drop_wait_unpinned(catalog, context); /* the builder alone, which lets go at once */
     writer_forget(catalog->writer, context);
     while (rc == 0 && !done) rc = drop_step(catalog, id, &bytes, &done, NULL);
     drop_release(catalog, context);

@@ -19,6 +19,8 @@
 #include "base/bytes.h"
 #include "base/error.h"
 #include "base/tensor.h"
+#include "index/planes.h"
+#include "proto/limits.h"
 
 enum { CHECKSUM_OFFSET = 40 };
 
@@ -27,11 +29,18 @@ uint64_t format_hash(const void *data, size_t bytes)
     return XXH3_64bits(data, bytes);
 }
 
+/* A value says the version that brought its kind, so that a newer directory holds the same bytes
+ * for what did not change. */
+static uint8_t version_of(uint8_t kind)
+{
+    return kind <= FORMAT_KIND_CONTEXT ? 1 : 2;
+}
+
 static void put_header(const struct value_header *header, uint64_t checksum, unsigned char *value)
 {
     struct bytes_writer out = bytes_writer(value, FORMAT_HEADER_BYTES);
     bytes_put_le32(&out, FORMAT_MAGIC);
-    bytes_put_u8(&out, FORMAT_VERSION);
+    bytes_put_u8(&out, version_of(header->kind));
     bytes_put_u8(&out, header->kind);
     bytes_put_u8(&out, header->dtype);
     bytes_put_u8(&out, header->flags);
@@ -47,13 +56,21 @@ static void put_header(const struct value_header *header, uint64_t checksum, uns
 
 void format_seal(const struct value_header *header, unsigned char *value)
 {
-    assert(header->kind >= FORMAT_KIND_K && header->kind <= FORMAT_KIND_CONTEXT);
+    assert(header->kind >= FORMAT_KIND_K && header->kind <= FORMAT_KINDS);
     put_header(header, 0, value);
     uint64_t sum = XXH3_64bits(value, FORMAT_HEADER_BYTES + (size_t)header->payload_bytes);
     put_header(header, sum, value);
 }
 
-/* Bytes that the payload of such a header has, or UINT64_MAX for a context record (any). */
+static uint64_t planes_bytes(const struct value_header *header)
+{
+    struct planes_layout layout;
+    planes_layout_init(header->head_dim, &layout);
+    return header->kind == FORMAT_KIND_HI ? layout.hi_bytes : layout.lo_bytes;
+}
+
+/* Bytes that the payload of such a header has, or UINT64_MAX for a context record or an index
+ * (any). */
 static uint64_t expected_payload(const struct value_header *header)
 {
     uint64_t tokens = header->tokens;
@@ -64,21 +81,34 @@ static uint64_t expected_payload(const struct value_header *header)
     case FORMAT_KIND_IDS: return tokens * 4;
     case FORMAT_KIND_TAIL:
         return 2 * tokens * row + ((header->flags & FORMAT_FLAG_IDS) != 0 ? tokens * 4 : 0);
+    case FORMAT_KIND_HI:
+    case FORMAT_KIND_LO: return planes_bytes(header);
+    case FORMAT_KIND_QUERIES: return tokens * (2 + row);
     default: return UINT64_MAX;
+    }
+}
+
+/* Does the header carry the dtype that its kind has? */
+static bool is_typed(const struct value_header *header)
+{
+    switch (header->kind) {
+    case FORMAT_KIND_IDS: return header->dtype == DTYPE_U32;
+    case FORMAT_KIND_HI:
+    case FORMAT_KIND_LO:
+        return header->dtype == 0 && header->tokens == PLANES_TOKENS && header->head_dim > 0 &&
+               header->head_dim <= LIMIT_HEAD_DIM && header->head_dim % 8 == 0;
+    case FORMAT_KIND_QUERIES: return header->dtype == DTYPE_FP16;
+    default: return dtype_is_float(header->dtype);
     }
 }
 
 static int check_header(const struct value_header *header, size_t value_bytes, struct error *err)
 {
-    if (header->kind < FORMAT_KIND_K || header->kind > FORMAT_KIND_CONTEXT)
-        return error_set(err, MEMD_ECORRUPT, "value of unknown kind %u", header->kind);
     if (header->payload_bytes != value_bytes - FORMAT_HEADER_BYTES)
         return error_set(err, MEMD_ECORRUPT, "value of %zu bytes says its payload has %" PRIu64,
                          value_bytes, header->payload_bytes);
-    if (header->kind == FORMAT_KIND_CONTEXT) return 0;
-    bool typed = header->kind == FORMAT_KIND_IDS ? header->dtype == DTYPE_U32
-                                                 : dtype_is_float(header->dtype) != 0;
-    if (!typed || header->tokens == 0 || header->tokens > FORMAT_SEGMENT_TOKENS)
+    if (header->kind == FORMAT_KIND_CONTEXT || header->kind == FORMAT_KIND_INDEX) return 0;
+    if (!is_typed(header) || header->tokens == 0 || header->tokens > FORMAT_SEGMENT_TOKENS)
         return error_set(err, MEMD_ECORRUPT, "value of kind %u has dtype %u and %" PRIu32 " tokens",
                          header->kind, header->dtype, header->tokens);
     if (header->payload_bytes != expected_payload(header))
@@ -100,11 +130,16 @@ int format_decode(const void *value, size_t value_bytes, struct value_header *re
         return error_set(err, MEMD_ECORRUPT,
                          "value has magic 0x%08" PRIx32 " instead of 0x%08" PRIx32, magic,
                          FORMAT_MAGIC);
-    if (version != FORMAT_VERSION)
-        return error_set(err, MEMD_EVERSION, "value has format version %u, this build reads %d",
-                         version, FORMAT_VERSION);
+    if (version == 0 || version > FORMAT_VERSION)
+        return error_set(err, MEMD_EVERSION,
+                         "value has format version %u, this build reads 1 to %d", version,
+                         FORMAT_VERSION);
     struct value_header header = { 0 };
     header.kind = bytes_get_u8(&in);
+    if (header.kind < FORMAT_KIND_K || header.kind > FORMAT_KINDS ||
+        version != version_of(header.kind))
+        return error_set(err, MEMD_ECORRUPT, "value of unknown kind %u in version %u", header.kind,
+                         version);
     header.dtype = bytes_get_u8(&in);
     header.flags = bytes_get_u8(&in);
     header.tokens = bytes_get_le32(&in);
@@ -175,6 +210,14 @@ size_t format_key_tail(uint64_t context, uint32_t layer, uint64_t position, unsi
     return out.offset;
 }
 
+size_t format_key_layer(uint64_t context, uint32_t layer, unsigned char *ret_key)
+{
+    struct bytes_writer out = bytes_writer(ret_key, FORMAT_KEY_BYTES_MAX);
+    bytes_put_be64(&out, context);
+    bytes_put_be16(&out, (uint16_t)layer);
+    return out.offset;
+}
+
 bool format_read_id(const void *key, size_t bytes, uint64_t *ret_id)
 {
     struct bytes_reader in = bytes_reader(key, bytes);
@@ -214,6 +257,16 @@ bool format_read_tail(const void *key, size_t bytes, struct tail_key *ret_key)
     tail.position = bytes_get_be64(&in);
     if (!bytes_done(&in)) return false;
     *ret_key = tail;
+    return true;
+}
+
+bool format_read_layer(const void *key, size_t bytes, struct layer_key *ret_key)
+{
+    struct bytes_reader in = bytes_reader(key, bytes);
+    struct layer_key layer = { .context = bytes_get_be64(&in) };
+    layer.layer = bytes_get_be16(&in);
+    if (!bytes_done(&in)) return false;
+    *ret_key = layer;
     return true;
 }
 

@@ -23,7 +23,7 @@
 struct error;
 
 enum {
-    FORMAT_VERSION = 1, /* of the whole directory, in the table meta */
+    FORMAT_VERSION = 2, /* of the whole directory, in the table meta; 1 is read too */
     FORMAT_HEADER_BYTES = 48,
     FORMAT_SEGMENT_TOKENS = 1024,
     FORMAT_REF_BYTES = 16,
@@ -38,19 +38,25 @@ enum format_kind {
     FORMAT_KIND_IDS = 3,     /* token ids of a segment: (1024) u32 */
     FORMAT_KIND_TAIL = 4,    /* K (n, G, D), V (n, G, D), and with FORMAT_FLAG_IDS ids (n) u32 */
     FORMAT_KIND_CONTEXT = 5, /* record.h */
+    FORMAT_KIND_HI = 6,      /* derived from one head of a segment: index/planes.h */
+    FORMAT_KIND_LO = 7,
+    FORMAT_KIND_QUERIES = 8, /* some queries of a segment: rows (m) u16, then q (m, H, D) fp16 */
+    FORMAT_KIND_INDEX = 9,   /* of a layer: what layer_index_type.save wrote */
 };
+enum { FORMAT_KINDS = FORMAT_KIND_INDEX };
 
 enum { FORMAT_FLAG_IDS = 1 };
 
 struct value_header {
     uint8_t kind;  /* enum format_kind */
-    uint8_t dtype; /* enum dtype of the payload; U32 for ids, 0 for a context record */
+    uint8_t dtype; /* enum dtype of the payload; U32 for ids, 0 for what has no rows of one type */
     uint8_t flags;
-    uint32_t tokens;
+    uint32_t tokens; /* kept queries: how many of them */
     uint16_t head_dim;
-    uint16_t heads; /* KV heads inside this value: 1 in K and V, G in a tail, 0 otherwise */
+    uint16_t heads; /* inside this value: 1 in K, V and planes, G in a tail, H in kept queries, 0
+                     * otherwise */
     uint64_t payload_bytes;
-    uint64_t position; /* of the first token */
+    uint64_t position; /* of the first token; of a layer's index: behind the last one it covers */
     uint64_t model_hash;
     uint64_t checksum; /* filled by format_seal, set by format_decode */
 };
@@ -78,6 +84,7 @@ size_t format_key_chain(uint64_t context, uint32_t layer, uint32_t sequence,
 size_t format_key_segment(uint64_t segment, uint32_t head, enum format_kind kind,
                           unsigned char *ret_key);
 size_t format_key_tail(uint64_t context, uint32_t layer, uint64_t position, unsigned char *ret_key);
+size_t format_key_layer(uint64_t context, uint32_t layer, unsigned char *ret_key); /* indexes */
 
 struct chain_key {
     uint64_t context;
@@ -93,11 +100,16 @@ struct tail_key {
     uint32_t layer;
     uint64_t position;
 };
+struct layer_key {
+    uint64_t context;
+    uint32_t layer;
+};
 /* False when the length is wrong. */
 bool format_read_id(const void *key, size_t bytes, uint64_t *ret_id);
 bool format_read_chain(const void *key, size_t bytes, struct chain_key *ret_key);
 bool format_read_segment(const void *key, size_t bytes, struct segment_key *ret_key);
 bool format_read_tail(const void *key, size_t bytes, struct tail_key *ret_key);
+bool format_read_layer(const void *key, size_t bytes, struct layer_key *ret_key);
 
 /* A u64 as value (chains, names, numbers of meta). */
 void format_put_u64(uint64_t value, unsigned char ret_bytes[8]);

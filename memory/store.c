@@ -352,6 +352,13 @@ void store_get_space(struct store *store, struct store_space *ret_space)
     ret_space->file_bytes = (uint64_t)file.st_size;
 }
 
+uint64_t store_disk_bytes(struct store *store)
+{
+    struct statvfs space;
+    if (statvfs(store->path, &space) != 0) return UINT64_MAX;
+    return (uint64_t)space.f_bavail * space.f_frsize;
+}
+
 /* LMDB's table 0 holds lists of free pages; the first word of a value is the length of its list. */
 uint64_t store_free_bytes(struct store *store)
 {

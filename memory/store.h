@@ -32,7 +32,8 @@ struct store;
     X(CHAINS, "chains")     \
     X(SEGMENTS, "segments") \
     X(REFS, "refs")         \
-    X(TAILS, "tails")
+    X(TAILS, "tails")       \
+    X(INDEXES, "indexes")
 
 enum store_table {
 #define X(name, text) STORE_##name,
@@ -115,6 +116,9 @@ struct store_space {
     uint64_t file_bytes;
 };
 void store_get_space(struct store *store, struct store_space *ret_space);
+
+/* What the file system has left. */
+uint64_t store_disk_bytes(struct store *store);
 
 /* Free pages inside the file, in bytes. Walks LMDB's free list: milliseconds on a large one. */
 uint64_t store_free_bytes(struct store *store);

@@ -5,7 +5,8 @@
  * name leads back; chain entries of a layer are 0, 1, 2, … and lead to segments with the right
  * position and model; every value has a sound header and checksum; a segment is held by as many
  * chains as its count says and is as large as it says; tail records go on where chain and tail
- * before them end; the numbers in meta cover what is there.
+ * before them end; planes open; a saved index covers no more than what is sealed; the numbers in
+ * meta cover what is there.
  *
  * Each step sees one snapshot. Between steps the store may change, so what is compared across
  * records is only what the snapshot of the step shows. Counting holders needs a look at every
@@ -198,6 +199,19 @@ static void check_chain(struct verify *verify, struct slice key, struct slice va
     check_members(verify, &at, segment);
 }
 
+/* What the checksum cannot know: that the payload was sound when it was written. */
+static void check_planes(struct verify *verify, struct slice value, size_t head_dim,
+                         const char *what)
+{
+    struct planes_layout layout;
+    struct planes planes;
+    struct error why = { 0 };
+    planes_layout_init(head_dim, &layout);
+    const unsigned char *payload = (const unsigned char *)value.data + FORMAT_HEADER_BYTES;
+    if (planes_open(&layout, payload, NULL, &planes, &why) < 0)
+        finding(verify, "%s: %s", what, why.text);
+}
+
 static void check_segment(struct verify *verify, struct slice key, struct slice value)
 {
     struct segment_key at;
@@ -208,8 +222,12 @@ static void check_segment(struct verify *verify, struct slice key, struct slice 
         return;
     }
     describe_segment(&at, what, sizeof what);
-    if (check_value(verify, value, what, &header) && header.kind != at.kind)
-        finding(verify, "%s: the header says kind %u", what, header.kind);
+    if (check_value(verify, value, what, &header)) {
+        if (header.kind != at.kind)
+            finding(verify, "%s: the header says kind %u", what, header.kind);
+        else if (header.kind == FORMAT_KIND_HI)
+            check_planes(verify, value, header.head_dim, what);
+    }
     unsigned char id[FORMAT_KEY_BYTES_MAX];
     struct slice ref;
     if (!store_get(verify->txn, STORE_REFS, (struct slice){ id, format_key_id(at.segment, id) },
@@ -314,6 +332,30 @@ static void check_tail(struct verify *verify, struct slice key, struct slice val
     verify->tail_known = true;
 }
 
+static void check_index(struct verify *verify, struct slice key, struct slice value)
+{
+    struct layer_key at;
+    struct value_header header;
+    struct slice record;
+    char what[96];
+    if (!format_read_layer(key.data, key.bytes, &at)) {
+        finding(verify, "indexes: a key of %zu bytes", key.bytes);
+        return;
+    }
+    snprintf(what, sizeof what, "index of context %" PRIu64 " layer %" PRIu32, at.context,
+             at.layer);
+    if (!get_record(verify, at.context, &record))
+        finding(verify, "%s: the context does not exist", what);
+    if (!check_value(verify, value, what, &header)) return;
+    if (header.kind != FORMAT_KIND_INDEX)
+        finding(verify, "%s: the header says kind %u", what, header.kind);
+    uint64_t segments = 0;
+    chain_tokens(verify->txn, at.context, at.layer, &segments);
+    if (header.position > segments * FORMAT_SEGMENT_TOKENS)
+        finding(verify, "%s: it covers %" PRIu64 " tokens, %" PRIu64 " are sealed", what,
+                header.position, segments * FORMAT_SEGMENT_TOKENS);
+}
+
 static void check_meta(struct verify *verify, struct slice key, struct slice value)
 {
     uint64_t number = 0;
@@ -334,6 +376,7 @@ static void check_record(struct verify *verify)
     case STORE_SEGMENTS: check_segment(verify, key, value); break;
     case STORE_REFS: check_ref(verify, key, value); break;
     case STORE_TAILS: check_tail(verify, key, value); break;
+    case STORE_INDEXES: check_index(verify, key, value); break;
     case STORE_TABLES: assert(false);
     }
 }
@@ -342,6 +385,16 @@ static bool enough(const struct verify *verify, uint64_t start_ns)
 {
     return verify->step.bytes >= STEP_BYTES || verify->step.finding_count == FINDINGS_MAX ||
            clock_monotonic_ns() - start_ns >= STEP_NS;
+}
+
+static uint64_t table_bytes(struct store_txn *txn, enum store_table table)
+{
+    struct store_cursor cursor;
+    uint64_t sum = 0;
+    bool found = store_seek(txn, table, (struct slice){ NULL, 0 }, &cursor);
+    for (; found; found = store_next(&cursor)) sum += cursor.value.bytes;
+    store_cursor_close(&cursor);
+    return sum;
 }
 
 /* After the last record: the numbers in meta. */
@@ -358,11 +411,10 @@ static void check_numbers(struct verify *verify)
     store_cursor_close(&cursor);
     if (store_get_number(verify->txn, "next_segment", &next) && id >= next)
         finding(verify, "meta: next_segment is %" PRIu64 ", segment %" PRIu64 " exists", next, id);
-    found = store_seek(verify->txn, STORE_TAILS, (struct slice){ NULL, 0 }, &cursor);
-    for (; found; found = store_next(&cursor)) sum += cursor.value.bytes;
-    store_cursor_close(&cursor);
+    sum += table_bytes(verify->txn, STORE_TAILS) + table_bytes(verify->txn, STORE_INDEXES);
     if (!store_get_number(verify->txn, "stored_bytes", &stored) || stored != sum)
-        finding(verify, "meta: stored_bytes is %" PRIu64 ", segments and tails have %" PRIu64,
+        finding(verify,
+                "meta: stored_bytes is %" PRIu64 ", segments, tails and indexes have %" PRIu64,
                 stored, sum);
 }
 

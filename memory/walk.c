@@ -13,7 +13,8 @@
 
 static bool table_has_context(enum store_table table)
 {
-    return table == STORE_CONTEXTS || table == STORE_CHAINS || table == STORE_TAILS;
+    return table == STORE_CONTEXTS || table == STORE_CHAINS || table == STORE_TAILS ||
+           table == STORE_INDEXES;
 }
 
 /* Tables that have nothing for this walk are passed over. */

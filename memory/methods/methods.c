@@ -6,11 +6,27 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "index/layer_index.h"
 #include "memory/catalog.h"
 
 /* X(variable, name) */
-#define METHOD_MAP(X)      \
-    X(method_full, "full")
+#ifdef MEMD_FAISS
+#define FAISS_METHOD_MAP(X)            \
+    X(method_faiss_flat, "faiss-flat") \
+    X(method_faiss_ivf, "faiss-ivf")   \
+    X(method_faiss_hnsw, "faiss-hnsw")
+#else
+#define FAISS_METHOD_MAP(X)
+#endif
+
+#define METHOD_MAP(X)                        \
+    X(method_full, "full")                   \
+    X(method_progressive, "progressive")     \
+    X(method_retrieval_attention, "retrieval-attention") \
+    FAISS_METHOD_MAP(X)                      \
+    X(method_retroinfer, "retroinfer")       \
+    X(method_streaming, "streaming")         \
+    X(method_oracle_topk, "oracle-topk")
 
 static const struct method *const methods[] = {
 #define X(method, name) &method,
@@ -29,7 +45,7 @@ static const char *const names[METHODS + 1] = {
 
 const struct method *method_default(void)
 {
-    return &method_full;
+    return &method_progressive;
 }
 
 const struct method *method_find(const char *name)
@@ -45,12 +61,32 @@ const char *const *catalog_methods(void)
     return names;
 }
 
+bool method_builds(const struct method *method)
+{
+    return method->layer != NULL && method->layer->build != NULL;
+}
+
+const struct option_table *method_options(const struct method *method)
+{
+    return method->options != NULL ? method->options : method->layer->options;
+}
+
 int method_parse(const struct method *method, const struct parameter *parameters, size_t count,
                  double *ret_options, struct error *err)
 {
     struct option_text texts[LIMIT_PARAMETERS];
-    assert(count <= LIMIT_PARAMETERS && method->options->count <= OPTIONS_MAX);
+    assert(count <= LIMIT_PARAMETERS && method_options(method)->count <= OPTIONS_MAX);
     for (size_t i = 0; i < count; i++)
         texts[i] = (struct option_text){ parameters[i].name, parameters[i].value };
-    return options_parse(method->options, texts, count, ret_options, err);
+    return options_parse(method_options(method), texts, count, ret_options, err);
+}
+
+double method_option(const struct method *method, const double *options, const char *name,
+                     double absent)
+{
+    const struct option_table *table = method_options(method);
+    for (size_t i = 0; i < table->count; i++) {
+        if (strcmp(table->specs[i].name, name) == 0) return options[i];
+    }
+    return absent;
 }

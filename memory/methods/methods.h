@@ -46,7 +46,7 @@ struct reading {
 struct method {
     const char *name;
     const char *help; /* one line */
-    const struct option_table *options;
+    const struct option_table *options; /* NULL: those of `layer` */
     bool planes;        /* sealed segments get planes (index/planes.h) */
     bool keeps_queries; /* a sample of the appended queries is stored with each segment; the option
                          * "sample" says how many of them */
@@ -59,16 +59,28 @@ struct method {
                   struct error *err);
 };
 
-extern const struct method method_full;
+extern const struct method method_full, method_progressive;
+/* indexed.c; those of FAISS only in builds with it */
+extern const struct method method_retrieval_attention, method_faiss_flat, method_faiss_ivf,
+    method_faiss_hnsw, method_retroinfer, method_streaming, method_oracle_topk;
 
 /* The method of contexts that are made without naming one. */
 const struct method *method_default(void);
 /* NULL when there is no such method. */
 const struct method *method_find(const char *name);
 
+/* Does it want an index of the layer to be built? */
+bool method_builds(const struct method *method);
+
+const struct option_table *method_options(const struct method *method);
+
 /* Are these the parameters of this method, and in range? ret_options (OPTIONS_MAX) */
 int method_parse(const struct method *method, const struct parameter *parameters, size_t count,
                  double *ret_options, struct error *err);
+
+/* The value of an option by name, or `absent` where the method has no such option. */
+double method_option(const struct method *method, const double *options, const char *name,
+                     double absent);
 
 /* Everything exactly: what `full` is, and what others do as long as there is nothing to choose
  * from. ret_answer->quality arrays are left alone where they are NULL. */

@@ -16,16 +16,32 @@ import lmdb
 import numpy
 import xxhash
 
-VERSION, MAGIC, ORDER = 1, 0x564D454D, 0x0102030405060708
+VERSION, MAGIC, ORDER = 2, 0x564D454D, 0x0102030405060708
 HEADER, SEGMENT = 48, 1024
-K, V, IDS, TAIL, CONTEXT = 1, 2, 3, 4, 5
+K, V, IDS, TAIL, CONTEXT, HI, LO, QUERIES, INDEX = 1, 2, 3, 4, 5, 6, 7, 8, 9
 FLAG_IDS = 1
 DTYPES = {1: "<f4", 2: "<f2", 3: "<u2", 5: "<u4"}
-TABLES = ("meta", "names", "contexts", "chains", "segments", "refs", "tails")
+TABLES = ("meta", "names", "contexts", "chains", "segments", "refs", "tails", "indexes")
 
 
 class Broken(Exception):
     pass
+
+
+def hi_layout(dim):
+    """Offsets of the fields of a hi payload, each at a multiple of 64, and its end."""
+    clusters = SEGMENT // 16
+    fields = [("head", 64), ("balance", 4 * dim), ("query_square", 4 * dim), ("key_mean", 4 * dim),
+              ("rows", 2 * SEGMENT), ("centroid_scale", 4 * clusters), ("key_spread", 4 * clusters),
+              ("mean_scale", 4 * clusters), ("value_spread", 4 * clusters), ("centroids", clusters * dim),
+              ("means", clusters * dim), ("key_scale", 2 * SEGMENT), ("value_scale", 2 * SEGMENT),
+              ("key_hi", SEGMENT * dim // 2), ("value_hi", SEGMENT * dim // 2)]
+    layout, end = {}, 0
+    for name, size in fields:
+        layout[name] = end
+        end += (size + 63) // 64 * 64
+    layout["end"] = end
+    return layout
 
 
 class Header:
@@ -36,7 +52,7 @@ class Header:
             raise Broken(f"value of {len(value)} bytes has no header")
         (magic, version, self.kind, self.dtype, self.flags, self.tokens, self.head_dim, self.heads,
          payload, self.position, self.model, checksum) = struct.unpack("<IBBBBIHHQQQQ", value[:HEADER])
-        if magic != MAGIC or version != VERSION:
+        if magic != MAGIC or version != (1 if self.kind <= CONTEXT else 2):
             raise Broken(f"magic {magic:08x} version {version}")
         if payload != len(value) - HEADER:
             raise Broken(f"payload of {payload} bytes in a value of {len(value)}")
@@ -146,7 +162,8 @@ class Store:
         self.check(self.numbers.get("byte_order") == ORDER, "byte_order")
         self.check(all(s < self.numbers["next_segment"] for s in self.refs), "next_segment is too small")
         self.check(all(c < self.numbers["next_context"] for c in self.records), "next_context is too small")
-        stored = sum(r[2] for r in self.refs.values()) + sum(len(v) for _, v in self.data["tails"])
+        stored = sum(r[2] for r in self.refs.values())
+        stored += sum(len(v) for table in ("tails", "indexes") for _, v in self.data[table])
         self.check(self.numbers.get("stored_bytes") == stored, f"stored_bytes is not {stored}")
 
     def prove_segments(self):
@@ -175,6 +192,26 @@ class Store:
                         or header.tokens != SEGMENT or header.head_dim != record.head_dim
                         or header.dtype != record.dtype):
                     raise Broken(f"head {head} kind {kind} belongs elsewhere")
+            self.prove_planes(txn, record, sequence, segment, head)
+
+    def prove_planes(self, txn, record, sequence, segment, head):
+        """Both values or none, of this place, and what the payload of hi says about itself."""
+        values = [self.segment(txn, segment, head, kind) for kind in (HI, LO)]
+        if values == [None, None]:
+            return
+        if None in values:
+            raise Broken(f"head {head} has one of hi and lo")
+        for kind, header in zip((HI, LO), map(Header, values)):
+            if (header.position != sequence * SEGMENT or header.model != record.model or header.heads != 1
+                    or header.tokens != SEGMENT or header.head_dim != record.head_dim or header.dtype != 0):
+                raise Broken(f"head {head} kind {kind} belongs elsewhere")
+        if len(values[1]) != HEADER + SEGMENT * record.head_dim:
+            raise Broken(f"head {head} lo has {len(values[1])} bytes")
+        if len(values[0]) != HEADER + hi_layout(record.head_dim)["end"]:
+            raise Broken(f"head {head} hi has {len(values[0])} bytes")
+        rows = numpy.frombuffer(values[0][HEADER:], "<u2", SEGMENT, hi_layout(record.head_dim)["rows"])
+        if sorted(rows) != list(range(SEGMENT)):
+            raise Broken(f"head {head} hi: rows are no permutation")
 
     def prove_tail(self, context, layer, records):
         end = len(self.chains.get((context, layer), ())) * SEGMENT

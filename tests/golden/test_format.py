@@ -59,6 +59,9 @@ def main(program):
         data[data.index(b"MEMV\x01\x01") + 5000] ^= 1
         path.write_bytes(data)
         assert any("checksum" in f for f in Store(directory).prove())
+        data[data.index(b"MEMV\x02\x06") + 5000] ^= 1
+        path.write_bytes(data)
+        assert sum("checksum" in f for f in Store(directory).prove()) > 1
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* write_format.c — makes a data directory for read_format.py to disagree with: sealed segments,
- * tails of several records, a fork that shares and a fork that was cut. The rows follow the rule
+ * tails of several records, planes, a fork that shares and a fork that was cut. The rows follow the rule
  * of store_fixture.h, which test_format.py computes again.
  */
 #include "tests/unit/store_fixture.h"
@@ -21,6 +21,12 @@ static void write_all(void **state)
     ASSERT_OK(context_truncate(fork, 1500, &err), err);
     fx.salt = 5;
     fixture_append(&fx, fork, 1500, 600);
+    struct build_progress built = { 0 };
+    ASSERT_OK(catalog_sync(fx.catalog, &err), err);
+    ASSERT_OK(catalog_wait_built(fx.catalog, context_id(book), NULL, NULL, &built, &err), err);
+    assert_int_equal(built.built, 4);
+    ASSERT_OK(catalog_wait_built(fx.catalog, id, NULL, NULL, &built, &err), err);
+    assert_int_equal(built.built, 4);
     arena_fini(&fx.arena);
     catalog_close(fx.catalog);
     char name[128], to[256];

@@ -35,6 +35,7 @@ struct fixture {
     struct catalog_config config;
     struct catalog *catalog;
     struct model model;
+    const char *method; /* of new contexts; "" = the default */
     struct arena arena;
     uint32_t salt;
 };
@@ -61,7 +62,7 @@ static inline void fixture_open(struct fixture *fx)
 
 static inline void fixture_begin(struct fixture *fx)
 {
-    *fx = (struct fixture){ .path = "/tmp/memd-test-XXXXXX", .salt = 1 };
+    *fx = (struct fixture){ .path = "/tmp/memd-test-XXXXXX", .method = "", .salt = 1 };
     assert_non_null(mkdtemp(fx->path));
     fx->config = (struct catalog_config){
         .path = fx->path,
@@ -111,7 +112,9 @@ static inline struct context *fixture_context(struct fixture *fx, const char *na
     struct error err = { 0 };
     struct context *context = NULL;
     bool created = false;
-    struct open_args args = { .name = name, .model = &fx->model, .method = "", .create = true };
+    struct open_args args = {
+        .name = name, .model = &fx->model, .method = fx->method, .create = true
+    };
     ASSERT_OK(catalog_open_context(fx->catalog, &args, &fx->arena, &context, &created, &err), err);
     return context;
 }

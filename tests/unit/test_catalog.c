@@ -143,6 +143,7 @@ static void test_drop_gives_everything_back(void **state)
     (void)state;
     struct fixture fx;
     fixture_begin(&fx);
+    fx.method = "full"; /* nothing is derived meanwhile */
     struct error err = { 0 };
     struct context *context = fixture_context(&fx, "book");
     uint64_t id = context_id(context), bytes = 0, found = 0;
@@ -245,6 +246,7 @@ static void test_eviction_order(void **state)
     (void)state;
     struct fixture fx;
     fixture_begin(&fx);
+    fx.method = "full";
     struct error err = { 0 };
     fx.config.budget_bytes = 1200000; /* one context of 2,048 tokens has 540 kB */
     fixture_restart(&fx);
@@ -281,6 +283,7 @@ static void test_budget_without_victim(void **state)
     (void)state;
     struct fixture fx;
     fixture_begin(&fx);
+    fx.method = "full";
     fx.config.budget_bytes = 300000;
     fixture_restart(&fx);
     struct error err = { 0 };
@@ -332,6 +335,7 @@ static void test_map_full(void **state)
     (void)state;
     struct fixture fx;
     fixture_begin(&fx);
+    fx.method = "full";
     fx.config.map_bytes = 8 << 20;
     fixture_restart(&fx);
     struct error err = { 0 };
@@ -388,6 +392,7 @@ static void test_corruption_is_found(void **state)
     (void)state;
     struct fixture fx;
     fixture_begin(&fx);
+    fx.method = "full";
     struct error err = { 0 };
     fixture_append(&fx, fixture_context(&fx, "book"), 0, 3000);
     uint64_t id = context_id(fixture_context(&fx, "book"));
@@ -444,6 +449,7 @@ static void test_dump_and_compact(void **state)
     (void)state;
     struct fixture fx;
     fixture_begin(&fx);
+    fx.method = "full"; /* records are counted */
     struct error err = { 0 };
     struct context *context = fixture_context(&fx, "book");
     fixture_append(&fx, context, 0, 2000);
