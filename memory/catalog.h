@@ -201,7 +201,7 @@ struct recall_layer {
     double ratio_median; /* predicted / true error */
     double within_twice; /* share whose true error is at most twice the target; of all answers */
     double mass[INDEX_LEVELS]; /* means */
-    uint64_t bytes_read, bytes_exact;
+    uint64_t bytes_read, bytes_exact; /* over all queries, asked one at a time */
     uint64_t level_bytes[INDEX_LEVELS];
 };
 int catalog_recall(struct catalog *catalog, const struct recall_args *args, struct arena *arena,

@@ -4,7 +4,9 @@
  *
  * The queries are the latest the layer has seen (context_observe.c); they see everything that is
  * stored now, since the question is how the context answers today. Errors are relative L2 errors of
- * o per query and head, as the quality record predicts them.
+ * o per query and head, as the quality record predicts them. One query at a time, as a model asks
+ * that generates: what a batch shares would flatter the bytes, and what a block of it opens for
+ * others the errors.
  */
 #include <assert.h>
 #include <inttypes.h>
@@ -13,8 +15,11 @@
 #include <string.h>
 
 #include "base/arena.h"
+#include "base/cleanup.h"
 #include "base/error.h"
 #include "memory/catalog_state.h"
+
+enum { SCRATCH_BYTES_MAX = 512 << 20 };
 
 /* Both answers, (answers, D) and (answers). */
 struct replay {
@@ -85,7 +90,7 @@ static void sum_predictions(struct replay *replay, const float *predicted,
         if (isnan(p)) continue;
         layer->predicted++;
         sum += p;
-        if (replay->errors[i] > 0) replay->ratios[ratios++] = p / replay->errors[i];
+        if (p > 0 && replay->errors[i] > 0) replay->ratios[ratios++] = p / replay->errors[i];
     }
     if (layer->predicted > 0) layer->predicted_mean = sum / (double)layer->predicted;
     if (ratios == 0) return;
@@ -118,7 +123,8 @@ static void fill_layer(const struct context *context, struct asking *asking, str
     const struct index_quality *quality = &asking->quality;
     layer->answers = replay->answers;
     layer->tokens = asking->snapshot.seen;
-    layer->bytes_exact = asking->snapshot.seen * block_token_bytes(&context->shape);
+    layer->bytes_exact = layer->queries * asking->snapshot.seen *
+                         block_token_bytes(&context->shape);
     for (int level = 0; level < INDEX_LEVELS; level++) {
         double mass = 0;
         for (size_t i = 0; i < replay->answers; i++)
@@ -139,15 +145,38 @@ static double target_of(const struct context *context, const struct recall_args 
     return method_option(context->method, context->options, "target_error", 0);
 }
 
-/* Both answers; with the snapshot taken. */
-static int answer(struct context *context, struct asking *asking, struct arena *arena,
-                  struct replay *replay, struct error *err)
+/* Rows of query `i` of n. */
+static struct partial part_of(const struct partial *all, size_t i, size_t heads)
 {
-    struct index_answer wanted = { .partial = replay->method, .quality = &asking->quality };
-    int rc = context->method->attend(context->method, &asking->reading, arena, &wanted, err);
-    struct index_quality unused = { 0 };
-    struct index_answer truth = { .partial = replay->exact, .quality = &unused };
-    return rc < 0 ? rc : method_attend_exactly(&asking->reading, arena, &truth, err);
+    return (struct partial){ .o = all->o + i * heads * all->head_dim, .lse = all->lse + i * heads,
+                             .rows = heads, .head_dim = all->head_dim };
+}
+
+/* Both answers to query `i`; with the snapshot taken. */
+static int answer(struct context *context, struct asking *asking, const struct replay *replay,
+                  size_t i, struct error *err)
+{
+    CLEANUP(arena_fini) struct arena arena; /* scratch of one query, not of all of them */
+    arena_init(&arena, SCRATCH_BYTES_MAX);
+    struct reading one = asking->reading;
+    const size_t heads = one.attend.q.shape[1], head_dim = one.attend.q.shape[2];
+    one.attend.q.data = (const unsigned char *)one.attend.q.data +
+                        i * heads * head_dim * dtype_bytes(one.attend.q.dtype);
+    one.attend.q.shape[0] = 1;
+    one.attend.positions += i;
+    one.attend.limits += i;
+    struct index_quality *all = &asking->quality, unused = { 0 }, part = *all;
+    part.predicted_error += i * heads;
+    part.mass += i * heads * INDEX_LEVELS;
+    part.limited += i * heads;
+    struct index_answer wanted = { .partial = part_of(&replay->method, i, heads),
+                                   .quality = &part };
+    struct index_answer truth = { .partial = part_of(&replay->exact, i, heads),
+                                  .quality = &unused };
+    int rc = context->method->attend(context->method, &one, &arena, &wanted, err);
+    memcpy(all->rows, part.rows, sizeof all->rows);
+    memcpy(all->bytes, part.bytes, sizeof all->bytes);
+    return rc < 0 ? rc : method_attend_exactly(&one, &arena, &truth, err);
 }
 
 static int replay_layer(struct context *context, const struct query *query,
@@ -160,7 +189,8 @@ static int replay_layer(struct context *context, const struct query *query,
     int rc = make_replay(arena, shape[0] * shape[1], shape[2], &replay, err);
     if (rc == 0) rc = context_ask(context, query, arena, &asking, err);
     if (rc < 0) return rc;
-    rc = answer(context, &asking, arena, &replay, err);
+    for (size_t i = 0; rc == 0 && i < shape[0]; i++)
+        rc = answer(context, &asking, &replay, i, err);
     if (rc == 0) fill_layer(context, &asking, &replay, target_of(context, args), layer);
     context_asked(context, &asking);
     return rc;

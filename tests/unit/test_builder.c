@@ -178,7 +178,7 @@ static void test_recall(void **state)
     assert_int_equal(layer.queries, QUERIES);
     assert_int_equal(layer.answers, QUERIES * 4);
     assert_int_equal(layer.tokens, 4200);
-    assert_int_equal(layer.bytes_exact, 4200 * 2 * 2 * 16 * 2);
+    assert_int_equal(layer.bytes_exact, layer.queries * 4200 * 2 * 2 * 16 * 2);
     assert_true(layer.error_p50 <= layer.error_p90 && layer.error_p90 <= layer.error_max);
     assert_true(layer.error_max <= 0.06);
     assert_true(layer.within_twice >= 0.5);
