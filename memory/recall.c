@@ -166,6 +166,8 @@ static int answer(struct context *context, struct asking *asking, const struct r
     one.attend.positions += i;
     one.attend.limits += i;
     struct index_quality *all = &asking->quality, unused = { 0 }, part = *all;
+    memset(part.rows, 0, sizeof part.rows);
+    memset(part.bytes, 0, sizeof part.bytes);
     part.predicted_error += i * heads;
     part.mass += i * heads * INDEX_LEVELS;
     part.limited += i * heads;
@@ -174,8 +176,10 @@ static int answer(struct context *context, struct asking *asking, const struct r
     struct index_answer truth = { .partial = part_of(&replay->exact, i, heads),
                                   .quality = &unused };
     int rc = context->method->attend(context->method, &one, &arena, &wanted, err);
-    memcpy(all->rows, part.rows, sizeof all->rows);
-    memcpy(all->bytes, part.bytes, sizeof all->bytes);
+    for (int level = 0; level < INDEX_LEVELS; level++) {
+        all->rows[level] += part.rows[level];
+        all->bytes[level] += part.bytes[level];
+    }
     return rc < 0 ? rc : method_attend_exactly(&one, &arena, &truth, err);
 }
 
