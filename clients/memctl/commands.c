@@ -71,7 +71,7 @@ const struct command commands[] = {
     { "verify", verify_main, "[NAME]", 0, 1, KIND_CONTEXT,
       "prove every checksum and invariant of the store, or of one context", NULL },
     { "recall", recall_main, "NAME", 1, 1, KIND_CONTEXT,
-      "answer the latest queries again and exactly: errors, predicted and true", recall_options },
+      "ask the latest queries again, and exactly: predicted and true error", recall_options },
     { "dump", dump_main, "[NAME]", 0, 1, KIND_CONTEXT, "list the records of the store",
       dump_options },
     { "drop", drop_main, "NAME...", 1, MANY, KIND_CONTEXT, "delete contexts", drop_options },
