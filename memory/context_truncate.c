@@ -15,6 +15,7 @@
 
 #include "base/cleanup.h"
 #include "base/error.h"
+#include "memory/builder.h"
 #include "memory/catalog_state.h"
 #include "memory/chain.h"
 
@@ -175,5 +176,8 @@ int context_truncate(struct context *context, uint64_t position, struct error *e
         .context = context,
         .position = position,
     };
-    return writer_run(context->catalog->writer, &truncate.job, err);
+    int rc = writer_run(context->catalog->writer, &truncate.job, err);
+    /* An index that reached behind the cut is gone: one of what is left is to come. */
+    if (rc == 0) builder_wake(context->catalog->builder, context);
+    return rc;
 }

@@ -58,7 +58,10 @@ static int search_progressively(const struct method *method, const struct readin
                                 struct index_quality *ret_quality, struct error *err)
 {
     (void)method;
-    return method_search_exactly(reading, arena, ret_hits, ret_quality, err);
+    struct progressive_args args = arguments(reading);
+    if (args.base.target_error == 0 || !has_planes(reading))
+        return method_search_exactly(reading, arena, ret_hits, ret_quality, err);
+    return progressive_search(&args, arena, ret_hits, ret_quality, err);
 }
 
 const struct method method_progressive = {

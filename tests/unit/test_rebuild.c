@@ -122,15 +122,19 @@ static void test_corrupt_rows(void **state)
     struct error err = { 0 };
     fixture_begin(&fx);
     struct context *context = fixture_context(&fx, "planed");
-    fx.config.budget_bytes = 5 * SEGMENT_BYTES; /* for the rows, and nothing derived */
-    catalog_reconfigure(fx.catalog, &fx.config);
     fixture_append(&fx, context, 0, 2500);
+    expect_built(&fx, context, 4);
+    fx.config.budget_bytes = SEGMENT_BYTES; /* nothing derived fits beside the rows */
+    catalog_reconfigure(fx.catalog, &fx.config);
+    struct walk_args walk = { .context_id = context_id(context) };
+    rebuild(&fx, &walk);
     struct build_progress progress = wait_built(&fx, context);
     assert_int_equal(progress.built, 0);
     assert_int_equal(progress.last_failure, MEMD_EFULL);
+    fx.config.budget_bytes = 0; /* or the context is evicted when nobody pins it */
+    catalog_reconfigure(fx.catalog, &fx.config);
     arena_reset(&fx.arena);
     catalog_close(fx.catalog);
-    fx.config.budget_bytes = 0;
     damage(&fx, FORMAT_KIND_K, 1, 700);
     ASSERT_OK(catalog_open(&fx.config, &fx.catalog, &err), err);
     context = fixture_context(&fx, "planed");
