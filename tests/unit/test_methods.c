@@ -124,7 +124,7 @@ static void live(struct fixture *fx, const char *name)
     const struct method *method = method_find(name);
     append_queries(fx, context, 0, 300);
     expect_exact(fx, context);
-    append_queries(fx, context, 300, 9300);
+    append_queries(fx, context, 300, 2300);
     bool indexed = method_builds(method);
     for (int i = 0; i < 3; i++) {
         ASSERT_OK(catalog_sync(fx->catalog, &err), err);
@@ -142,7 +142,7 @@ static void live(struct fixture *fx, const char *name)
         ASSERT_OK(fixture_attend(fx, context, 1, 700, &answer, &err), err);
         if (i == 0) fixture_restart(fx);
         context = fixture_context(fx, name);
-        if (i == 1) ASSERT_OK(context_truncate(context, 9000, &err), err);
+        if (i == 1) ASSERT_OK(context_truncate(context, 1500, &err), err);
     }
     struct walk_args walk = { .context_id = 0 };
     struct verify_step step;
