@@ -37,7 +37,6 @@ enum {
 
 static const double shut_share = 0.9;   /* of the target, for shut clusters */
 static const double aim = 0.95;         /* of that, when clusters are opened */
-static const double exact_share = 0.5;  /* of all clusters: opening more takes longer (0034) */
 static const double first_guess = 0.05; /* error per priority left shut, before any sample */
 
 uint64_t block_bytes_left(const struct block *block)
@@ -178,8 +177,11 @@ static bool exact_is_cheaper(const struct block *block, size_t count)
 {
     size_t all = block->segment_count * PLANES_CLUSTERS, opened = all - shut_count(block) + count;
     uint64_t bytes = (uint64_t)all * PLANES_CLUSTER * 4 * block->head_dim;
+    /* What a token costs in codes falls with D against what it costs as a row (0034). */
+    double share = 0.3 + (double)block->head_dim / 640.0;
+    if (share > 0.7) share = 0.7;
     return block->call->args->exact_below == UINT64_MAX && bytes < block_bytes_left(block) &&
-           (double)opened > exact_share * (double)all;
+           (double)opened > share * (double)all;
 }
 
 /* Open until the sample says that shut clusters keep to their share. False: better read all rows
