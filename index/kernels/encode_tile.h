@@ -37,12 +37,16 @@ static void project_rows(const struct encode_rows *rows, const float *direction,
     }
 }
 
-/* `count` vectors of the sum, a constant. */
-INLINE void combine_block(const struct encode_rows *rows, const float *factors, size_t d,
-                          size_t count, float *ret_sum)
+/* `count` vectors of the sum, a constant, over 16 rows; range is first element, first row. In blocks
+ * of rows, so that a row is read from memory once. */
+INLINE void combine_block(const struct encode_rows *rows, const float *factors,
+                          const size_t range[2], size_t count, float *ret_sum)
 {
     wide sums[SUMS] = { 0 };
-    for (size_t i = 0; i < rows->count; i++) {
+    const size_t d = range[0], from = range[1];
+    const size_t to = from + ENCODE_ROWS < rows->count ? from + ENCODE_ROWS : rows->count;
+    for (size_t j = 0; j < count && from > 0; j++) sums[j] = load(ret_sum + d + j * LANES);
+    for (size_t i = from; i < to; i++) {
         const float *row = rows->rows + rows->order[i] * rows->head_dim + d;
         wide factor = fill(factors[i]);
         for (size_t j = 0; j < count; j++) sums[j] += load(row + j * LANES) * factor;
@@ -52,10 +56,13 @@ INLINE void combine_block(const struct encode_rows *rows, const float *factors, 
 
 static void combine_rows(const struct encode_rows *rows, const float *factors, float *ret_sum)
 {
-    size_t d = 0;
-    for (; d + (size_t)SUMS * LANES <= rows->head_dim; d += (size_t)SUMS * LANES)
-        combine_block(rows, factors, d, SUMS, ret_sum);
-    for (; d < rows->head_dim; d += LANES) combine_block(rows, factors, d, 1, ret_sum);
+    for (size_t from = 0; from == 0 || from < rows->count; from += ENCODE_ROWS) {
+        size_t d = 0;
+        for (; d + (size_t)SUMS * LANES <= rows->head_dim; d += (size_t)SUMS * LANES)
+            combine_block(rows, factors, (size_t[2]){ d, from }, SUMS, ret_sum);
+        for (; d < rows->head_dim; d += LANES)
+            combine_block(rows, factors, (size_t[2]){ d, from }, 1, ret_sum);
+    }
 }
 
 static void steer_rows(const struct encode_rows *rows, float *dots, float *direction)
