@@ -32,7 +32,7 @@
 
 enum {
     SINKS = 4,         /* tokens */
-    FIRST_PROBES = 32, /* of the round that mostly is not the last */
+    FIRST_PROBES = 64, /* of the first round: fewer let it stop on a lucky sample (0032) */
 };
 
 static const double shut_share = 0.9;   /* of the target, for shut clusters */
