@@ -90,8 +90,8 @@ bool builder_is_busy(struct builder *builder, const struct context *context)
     if (!builder->running) return false;
     if (builder->current == context->id) return true;
     if (!list_linked(&context->build_link)) return false;
-    /* It waits for nothing but its turn, be it soon (`again`), unless something failed. */
-    return is_due(context, clock_monotonic_ns()) || context->build.last_failure == 0;
+    /* It waits for its turn, be it soon (`again`); a failure is tried again much later. */
+    return is_due(context, clock_monotonic_ns() + AGAIN_NS);
 }
 
 static void wait_until(struct builder *builder, pthread_cond_t *cond, uint64_t due_ns)
