@@ -37,8 +37,8 @@ static void project_rows(const struct encode_rows *rows, const float *direction,
     }
 }
 
-/* `count` vectors of the sum, a constant, over 16 rows; range is first element, first row. In blocks
- * of rows, so that a row is read from memory once. */
+/* `count` vectors of the sum, a constant, over 16 rows; range is first element, first row. In
+ * blocks of rows, so that a row is read from memory once. */
 INLINE void combine_block(const struct encode_rows *rows, const float *factors,
                           const size_t range[2], size_t count, float *ret_sum)
 {
