@@ -7,7 +7,7 @@
  * matter (docs/decisions/0032). s² counts up to 4: beyond, one token decides, and a cluster that
  * could hold such a token is opened.
  *
- * The priority is exp(L + 2 s) sqrt(value_spread): what a token two deviations above the centroid
+ * The priority is exp(L + 3 s) sqrt(value_spread): what a token three deviations above the centroid
  * would move. Ranking by mass alone leaves outliers hidden in quiet clusters shut, ranking by the
  * log-normal variance exp(s²) opens every wide cluster first; both measured worse (0033). It is a
  * ranking and a sampling weight, not a prediction: how wrong the shut clusters are together is
@@ -27,8 +27,8 @@ enum {
 };
 
 static const float spread_most = 4.0F;    /* of s² in the mass */
-static const float deviations = 2.0F;     /* above the centroid, in the priority */
-static const float deviations_most = 8.0F; /* of deviations * s */
+static const float deviations = 3.0F;     /* above the centroid, in the priority */
+static const float deviations_most = 16.0F; /* of deviations * s */
 
 /* Scores of the centroids of segment p -> logarithms of mass and priority; the largest of each into
  * ret_tops. */

@@ -6,8 +6,8 @@
  *
  *     1. the clusters with the highest centroid score + 2 deviations are opened, enough for 4 k
  *        tokens; the k-th best of their 4-bit scores and of the exact rows is a first threshold;
- *     2. every cluster that reaches it with 3 deviations is opened, the threshold rises;
- *     3. every token whose 4-bit score reaches it with 3 deviations of rounding is scored from its
+ *     2. every cluster that reaches it with 4 deviations is opened, the threshold rises;
+ *     3. every token whose 4-bit score reaches it with 4 deviations of rounding is scored from its
  *        exact key.
  *
  * Deviations of scores in a cluster are known from key_spread, those of rounding from the step. So
@@ -28,7 +28,7 @@
 
 enum { SCORE_ROWS = 256, EXACT_FROM = 4 /* share of tokens wanted from which all keys are read */ };
 
-static const float first_deviations = 2.0F, deviations = 3.0F;
+static const float first_deviations = 2.0F, deviations = 4.0F;
 
 /* The answer's heap of row m. */
 static struct topk answer_heap(const struct block *block, size_t m)
