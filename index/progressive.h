@@ -12,7 +12,8 @@
  *
  * target_error = 0 is attend itself, bit for bit. Where reading everything is cheaper (few rows, or
  * keys that have no clusters), it is done: by a measured rule, docs/decisions/0034. max_bytes is
- * shared evenly by the blocks; exact rows without planes and all centroids are read in any case.
+ * shared evenly by the blocks; exact rows without planes, all centroids and a sample
+ * of 8 clusters are read in any case.
  *
  * Shapes   as attend; planes: (G, view_count), planes[g * view_count + i] belongs to the same view;
  *          NULL where there are none

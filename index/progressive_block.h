@@ -186,6 +186,8 @@ void block_sum_up(struct block *block);
 /* Read tokens more finely until codes meet what the target leaves them; sets code_error. */
 void block_refine(struct block *block);
 
+/* K-hi and V-hi of a tile. */
+size_t block_tile_bytes(const struct block *block);
 /* Bytes that may still be read. */
 uint64_t block_bytes_left(const struct block *block);
 

@@ -159,9 +159,18 @@ static float threshold(const struct block *block, size_t m, double allowed)
     return INFINITY;
 }
 
-static size_t bytes_per_tile(const struct block *block)
+size_t block_tile_bytes(const struct block *block)
 {
     return PLANES_CLUSTER * (block->head_dim + 2 * sizeof(uint16_t));
+}
+
+/* Clusters that may be opened: what is left for them keeps room for the sample that says how wrong
+ * the others are. */
+static size_t affordable(const struct block *block)
+{
+    uint64_t left = block_bytes_left(block) / block_tile_bytes(block);
+    uint64_t sample = left / 4 < BLOCK_PROBES ? left / 4 : BLOCK_PROBES;
+    return (size_t)(left - sample);
 }
 
 /* Shut clusters that one of the rows wants at these thresholds. Returns their number. */
@@ -188,14 +197,13 @@ size_t block_choose(struct block *block, const double *allowed, uint64_t *ret_fr
         thresholds[m] = threshold(block, m, allowed[m]);
     size_t count = mark(block, thresholds, ret_fresh);
     /* A threshold of 0 would never rise, and infinite priorities are above all of them. */
-    for (int step = 0; step < RISES && count * bytes_per_tile(block) > block_bytes_left(block);
-         step++) {
+    for (int step = 0; step < RISES && count > affordable(block); step++) {
         block->limited = true;
         for (size_t m = 0; m < block->rows; m++)
             thresholds[m] = 1.5F * fmaxf(thresholds[m], FLT_MIN);
         count = mark(block, thresholds, ret_fresh);
     }
-    if (count * bytes_per_tile(block) <= block_bytes_left(block)) return count;
+    if (count <= affordable(block)) return count;
     memset(ret_fresh, 0, block->segment_count * sizeof *ret_fresh);
     return 0;
 }

@@ -183,11 +183,11 @@ void block_probe(struct block *block, size_t draws)
         block->correction_mass[m] = 0.0;
         block->shut_error[m] = 0.0;
     }
-    draw(block, draws);
+    uint64_t affordable = block_bytes_left(block) / block_tile_bytes(block);
+    draw(block, draws < affordable ? draws : (size_t)affordable);
     for (size_t i = 0; i < block->probe_count; i++) read_probe(block, i);
-    size_t tokens = block->probe_count * PLANES_CLUSTER * 2;
-    block->level_rows[INDEX_HI] += tokens;
-    block->level_bytes[INDEX_HI] += tokens * (head_dim / 2 + sizeof(uint16_t));
+    block->level_rows[INDEX_HI] += block->probe_count * PLANES_CLUSTER * 2;
+    block->level_bytes[INDEX_HI] += block->probe_count * block_tile_bytes(block);
     block_sum_up(block);
     if (block->draws > 0)
         for (size_t m = 0; m < rows; m++) judge(block, m, block->turned);
