@@ -76,7 +76,10 @@ static void draw(struct block *block, size_t most)
             struct block_probe *probe = &block->probes[block->probe_count++];
             *probe = (struct block_probe){ .segment = p, .cluster = c,
                                            .chance = chance[c] / total };
-            for (; next <= sum; next += step) probe->draws++;
+            while (next <= sum) {
+                probe->draws++;
+                next += step;
+            }
             block->draws += probe->draws;
             if (block->probe_count == BLOCK_PROBES) return;
         }
