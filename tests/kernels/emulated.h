@@ -34,7 +34,7 @@ static inline simde__m512i emulate_cvtepi8_epi32(simde__m128i a)
 {
     simde__m128i_private from = simde__m128i_to_private(a);
     simde__m512i_private to;
-    for (size_t i = 0; i < 16; i++) to.i32[i] = from.i8[i];
+    for (size_t i = 0; i < 16; i++) to.i32[i] = from.u8[i] < 128 ? from.u8[i] : from.u8[i] - 256;
     return simde__m512i_from_private(to);
 }
 

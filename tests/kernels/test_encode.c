@@ -150,7 +150,7 @@ static size_t decode(const struct coded *coded, size_t head_dim, int values, flo
         }
     for (size_t i = 0; i < ENCODE_ROWS; i++) {
         ret_values[at++] = half_from_fp16(coded->step[i]);
-        ret_values[at++] = (float)coded->lo[i * head_dim + head_dim / 2]; /* not its own */
+        ret_values[at++] = (float)coded->lo[i * head_dim + (head_dim >> 1)]; /* not its own */
     }
     ret_values[at++] = coded->scale;
     ret_values[at++] = coded->spread;

@@ -222,7 +222,7 @@ static void check_score(const struct bench *bench)
             size_t place = place_of(bench, p / PLANE_TILE, p % PLANE_TILE);
             double step = (double)half_from_fp16(data->key_scale[place]), dot = 0.0;
             for (size_t i = 0; i < d; i++)
-                dot += (data->key[place * d + i] / 16 - 7.5) * data->q8[m * d + i];
+                dot += ((data->key[place * d + i] >> 4) - 7.5) * data->q8[m * d + i];
             double term = (double)data->scale[m] * step * dot;
             truth[p] = term + (double)data->offset[m];
             bound[p] = two_roundings * (fabs(term) + fabs((double)data->offset[m]));
@@ -313,7 +313,7 @@ static void weigh_truth(const struct bench *bench, size_t m, size_t d, double *r
         double top = 0.0, spread = 0.0;
         for (size_t i = 0; i < PLANE_TILE; i++) {
             size_t place = place_of(bench, at, i);
-            double h = data->value[place * bench->shape->head_dim + d] / 16 - 7.5;
+            double h = (data->value[place * bench->shape->head_dim + d] >> 4) - 7.5;
             double weight = (double)weights[at * PLANE_TILE + i] *
                             (double)half_from_fp16(data->value_scale[place]);
             sum += weight * h;

@@ -136,7 +136,7 @@ static void test_many_heaps(void **state)
 static void test_degenerate(void **state)
 {
     (void)state;
-    for (size_t at = 0; at < (size_t)(ROWS_MAX * 16); at++) past.rows[at] = 0.25F;
+    for (size_t at = 0; at < (size_t)ROWS_MAX * 16; at++) past.rows[at] = 0.25F;
     bisect(ROWS_MAX, 16);
     for (size_t i = 0; i < ROWS_MAX; i++) assert_int_equal(past.order[i], i);
     memset(past.rows, 0, sizeof past.rows);

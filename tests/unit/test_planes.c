@@ -267,7 +267,7 @@ static void test_repeatable(void **state)
 static void test_all_equal(void **state)
 {
     (void)state;
-    for (size_t at = 0; at < (size_t)(PLANES_TOKENS * 64); at++) {
+    for (size_t at = 0; at < (size_t)PLANES_TOKENS * 64; at++) {
         it.k[at] = (float)(at % 64) - 7.5F;
         it.v[at] = 0.125F * (float)(at % 64);
     }
@@ -322,7 +322,7 @@ static void test_norms(void **state)
     const float keys[] = { 1e-6F, 1.0F, 1e4F, 1e12F }, values[] = { 1e-3F, 1.0F, 1e4F, 1e5F };
     for (size_t i = 0; i < 4; i++) {
         draw(64);
-        for (size_t at = 0; at < (size_t)(PLANES_TOKENS * 64); at++) {
+        for (size_t at = 0; at < (size_t)PLANES_TOKENS * 64; at++) {
             it.k[at] *= keys[i] * 0.01F;
             it.v[at] *= values[i] * 0.1F;
         }
@@ -338,7 +338,7 @@ static void test_norms(void **state)
     } refused[] = { { 1.0F, 1e7F }, { 1e30F, 1.0F }, { 3e38F, 3e38F } };
     for (size_t i = 0; i < 3; i++) {
         draw(64);
-        for (size_t at = 0; at < (size_t)(PLANES_TOKENS * 64); at++) {
+        for (size_t at = 0; at < (size_t)PLANES_TOKENS * 64; at++) {
             it.k[at] = fmaxf(fminf(it.k[at], 1.0F), -1.0F) * refused[i].key;
             it.v[at] = fmaxf(fminf(it.v[at], 1.0F), -1.0F) * refused[i].value;
         }
