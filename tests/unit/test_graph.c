@@ -72,7 +72,7 @@ static void choose(const struct past *past, size_t i, size_t h, size_t k, bool *
     for (size_t n = 0; n < k; n++) {
         double best = -INFINITY;
         size_t at = 0;
-        for (size_t t = SINKS; t + WINDOW < limit; t++) {
+        for (size_t t = SINKS; t < past->tokens && t + WINDOW < limit; t++) {
             double score = past_score(past, i, h, t);
             if (ret_chosen[t] || score <= best) continue;
             best = score;
