@@ -97,6 +97,22 @@ static void run_task(void *arg, size_t idx)
     }
 }
 
+struct exact_cost exact_cost(const struct attend_args *args, unsigned parts)
+{
+    struct exact_cost cost = { 0 };
+    uint64_t limit = 0, vectors = parts * args->kv_heads;
+    for (size_t i = 0; i < args->q.shape[0]; i++)
+        if (args->limits[i] > limit) limit = args->limits[i];
+    for (size_t i = 0; i < args->view_count; i++) {
+        const struct view *view = &args->views[i];
+        uint64_t below = limit > view->position ? limit - view->position : 0;
+        if (below > view->tokens) below = view->tokens;
+        cost.rows += below * vectors;
+        cost.bytes += below * vectors * args->q.shape[2] * dtype_bytes(view->dtype);
+    }
+    return cost;
+}
+
 int exact_search(const struct attend_args *args, struct arena *arena,
                  const struct index_hits *ret_hits, struct error *err)
 {

@@ -14,6 +14,13 @@
 #include "attention/attend.h"
 #include "index/index.h"
 
+/* What attend (`parts` 2: K and V) or exact_search (1: K) reads for these arguments: every row that
+ * some query sees, once, of all KV heads. */
+struct exact_cost {
+    uint64_t rows, bytes;
+};
+struct exact_cost exact_cost(const struct attend_args *args, unsigned parts);
+
 int exact_search(const struct attend_args *args, struct arena *arena,
                  const struct index_hits *ret_hits, struct error *err);
 

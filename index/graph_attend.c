@@ -118,21 +118,12 @@ static void count_read(struct index_quality *quality, uint64_t rows, uint64_t by
     quality->bytes[INDEX_EXACT] += bytes;
 }
 
-/* What an exact reading of args has read; `kinds` is 2 for K and V, 1 for K. */
-static void count_outer(const struct attend_args *args, size_t kinds, struct index_quality *quality)
+/* What an exact reading of args has read. */
+static void count_outer(const struct attend_args *args, unsigned parts,
+                        struct index_quality *quality)
 {
-    uint64_t limit = 0, rows = 0, bytes = 0;
-    for (size_t i = 0; i < args->q.shape[0]; i++)
-        if (args->limits[i] > limit) limit = args->limits[i];
-    for (size_t i = 0; i < args->view_count; i++) {
-        const struct view *view = &args->views[i];
-        uint64_t below = limit > view->position ? limit - view->position : 0;
-        if (below > view->tokens) below = view->tokens;
-        rows += below;
-        bytes += below * args->q.shape[2] * dtype_bytes(view->dtype);
-    }
-    kinds *= args->kv_heads;
-    count_read(quality, rows * kinds, bytes * kinds);
+    struct exact_cost cost = exact_cost(args, parts);
+    count_read(quality, cost.rows, cost.bytes);
 }
 
 static void count_finders(const struct part *part)

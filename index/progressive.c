@@ -23,6 +23,7 @@
 #include "base/pool.h"
 #include "base/tensor.h"
 #include "index/backend.h"
+#include "index/exact.h"
 #include "index/progressive_block.h"
 
 enum {
@@ -34,7 +35,7 @@ enum {
 
 /* What is aimed at, of the target: a prediction is right on the median, so aiming at the target
  * itself would leave half the answers above it. At this, 95 of 100 lie below (0032). */
-static const float aim = 0.6F;
+static const float bound_share = 0.6F;
 
 /* One wave of blocks and its lanes. */
 struct progressive_wave {
@@ -56,27 +57,13 @@ size_t progressive_segments(const struct progressive_args *args)
     return most;
 }
 
-uint64_t progressive_exact_bytes(const struct attend_args *args)
-{
-    uint64_t bytes = 0, limit = 0;
-    for (size_t i = 0; i < args->q.shape[0]; i++)
-        limit = args->limits[i] > limit ? args->limits[i] : limit;
-    for (size_t i = 0; i < args->view_count; i++) {
-        const struct view *view = &args->views[i];
-        if (limit <= view->position) continue;
-        uint64_t tokens = limit - view->position;
-        if (tokens > view->tokens) tokens = view->tokens;
-        bytes += 2 * tokens * args->q.shape[2] * dtype_bytes(view->dtype) * args->kv_heads;
-    }
-    return bytes;
-}
-
 bool progressive_is_exact(const struct progressive_args *args, size_t segments)
 {
     const struct index_args *base = &args->base;
     uint64_t planed = (uint64_t)segments * PLANES_TOKENS;
     if (planed == 0) return true;
-    bool fits = base->max_bytes == 0 || progressive_exact_bytes(&base->attend) <= base->max_bytes;
+    bool fits = base->max_bytes == 0 ||
+                exact_cost(&base->attend, 2).bytes <= base->max_bytes;
     if (!fits) return false;
     if (!(base->target_error > 0.0F)) return true;
     uint64_t below = args->exact_below == UINT64_MAX ? EXACT_BELOW : args->exact_below;
@@ -99,11 +86,9 @@ static int run_exactly(const struct progressive_args *args, struct arena *arena,
         if (ret_answer->partial.lse[row] > -INFINITY)
             quality->mass[row * INDEX_LEVELS + INDEX_EXACT] = 1.0F;
     }
-    uint64_t bytes = progressive_exact_bytes(attend_args);
-    quality->bytes[INDEX_EXACT] += bytes;
-    if (attend_args->view_count > 0)
-        quality->rows[INDEX_EXACT] += bytes / (attend_args->q.shape[2] *
-                                               dtype_bytes(attend_args->views[0].dtype));
+    struct exact_cost cost = exact_cost(attend_args, 2);
+    quality->bytes[INDEX_EXACT] += cost.bytes;
+    quality->rows[INDEX_EXACT] += cost.rows;
     return 0;
 }
 
@@ -173,7 +158,7 @@ static void lane_rows(struct lane_memory *memory, size_t rows, size_t head_dim,
     block->probe_values = take_floats(memory, BLOCK_PROBES * rows * head_dim);
     block->probe_means = take_floats(memory, BLOCK_PROBES * head_dim);
     block->probe_masses = take_floats(memory, BLOCK_PROBES * rows);
-    block->histogram = take_floats(memory, rows * 1024);
+    block->histogram = take_floats(memory, rows * BLOCK_BINS);
     block->uneven = take_floats(memory, rows * PLANES_TOKENS);
     block->gather_k = take_floats(memory, BLOCK_GATHER * head_dim);
     block->gather_v = take_floats(memory, BLOCK_GATHER * head_dim);
@@ -195,13 +180,6 @@ static size_t lane_layout(unsigned char *at, const struct progressive *call, siz
         block->best_scores = take_floats(&memory, count);
     }
     return memory.used;
-}
-
-static void clear_state(const struct block_state *state, size_t rows, size_t head_dim)
-{
-    memset(state->acc, 0, rows * head_dim * sizeof *state->acc);
-    memset(state->sum, 0, rows * sizeof *state->sum);
-    for (size_t m = 0; m < rows; m++) state->max[m] = -INFINITY;
 }
 
 /* Make a lane ready for task idx = g * blocks + block. */
@@ -226,8 +204,8 @@ static void begin_block(struct block *block, const struct progressive *call, siz
                        block->code_error };
     for (size_t i = 0; i < sizeof sums / sizeof sums[0]; i++)
         memset(sums[i], 0, block->rows * sizeof(double));
-    clear_state(&block->exact, block->rows, head_dim);
-    clear_state(&block->refined, block->rows, head_dim);
+    block_clear_state(block, &block->exact);
+    block_clear_state(block, &block->refined);
     memset(block->level_rows, 0, sizeof block->level_rows);
     memset(block->level_bytes, 0, sizeof block->level_bytes);
 }
@@ -331,7 +309,7 @@ int progressive_attend(const struct progressive_args *args, struct arena *arena,
     struct progressive call = { .args = args, .backend = backend_get(),
                                 .planes = plane_backend_get(), .quality = quality,
                                 .out = &ret_answer->partial, .block_bytes = UINT64_MAX,
-                                .target = args->base.target_error * aim, .run = block_run };
+                                .target = args->base.target_error * bound_share, .run = block_run };
     int rc = progressive_run(&call, segments, arena, err);
     if (rc == 0 && quality != NULL) progressive_count(&call, quality);
     return rc;

@@ -30,10 +30,7 @@
 #include "index/progressive_block.h"
 #include "index/rotation.h"
 
-enum {
-    SINKS = 4,         /* tokens */
-    FIRST_PROBES = 64, /* of the first round: fewer let it stop on a lucky sample (0032) */
-};
+enum { SINKS = 4 }; /* tokens */
 
 static const double shut_share = 0.9;   /* of the target, for shut clusters */
 static const double aim = 0.95;         /* of that, when clusters are opened */
@@ -49,6 +46,15 @@ uint64_t block_bytes_left(const struct block *block)
 size_t block_query(const struct block *block, size_t m)
 {
     return (block->first + m) / block->call->scan.group;
+}
+
+void block_clear_state(const struct block *block, const struct block_state *state)
+{
+    memset(state->acc, 0, block->rows * block->head_dim * sizeof *state->acc);
+    for (size_t m = 0; m < block->rows; m++) {
+        state->max[m] = -INFINITY;
+        state->sum[m] = 0.0F;
+    }
 }
 
 /* Attention over rows begin … end-1 of the scan, exactly. */
@@ -199,7 +205,7 @@ static bool open_clusters(struct block *block)
         if (exact_is_cheaper(block, count)) return false;
         if (count > 0) block_scan_fresh(block, block->fresh);
         block_sum_up(block);
-        block_probe(block, round == 0 ? FIRST_PROBES : BLOCK_PROBES);
+        block_probe(block);
         bool met = true;
         for (size_t m = 0; m < block->rows; m++) {
             double error = block->shut_error[m];
@@ -267,10 +273,8 @@ static void finish_exactly(struct block *block)
 /* Forget what planes said and read every row. */
 static void start_again_exactly(struct block *block)
 {
-    memset(block->exact.acc, 0, block->rows * block->head_dim * sizeof *block->exact.acc);
+    block_clear_state(block, &block->exact);
     for (size_t m = 0; m < block->rows; m++) {
-        block->exact.max[m] = -INFINITY;
-        block->exact.sum[m] = 0.0F;
         block->mass_shut[m] = block->correction_mass[m] = 0.0;
         block->shut_error[m] = block->code_error[m] = 0.0;
     }

@@ -22,6 +22,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "attention/scan.h"
 #include "index/kernels/plane.h"
@@ -35,10 +36,28 @@ struct plane_backend;
 
 enum {
     BLOCK_ROWS = 16,     /* query rows of a block at most */
-    BLOCK_PROBES = 64,   /* clusters sampled at most */
+    BLOCK_PROBES = 64,   /* clusters sampled at most: fewer let a round stop by luck (0032) */
     BLOCK_ROUNDS = 4,    /* of opening clusters */
     BLOCK_GATHER = 64,   /* refined rows that go through attention together */
+    BLOCK_BINS = 1024,   /* of a histogram of floats ≥ 0: quarter octaves */
 };
+
+/* The bin of a float ≥ 0 (exponent and two bits of mantissa), and the least float of a bin: sums
+ * per bin give thresholds without sorting. */
+static inline uint32_t block_bin(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits >> 21;
+}
+
+static inline float block_bin_least(uint32_t bin)
+{
+    uint32_t bits = bin << 21;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
 
 /* Entries of a search's scratch heaps. */
 #define PROGRESSIVE_SCRATCH(k) ((k) + 16)
@@ -144,7 +163,7 @@ struct block {
     double *norm;        /* (M) its length */
     double *shut_error;  /* (M) predicted, of what stayed at clusters */
     double *code_error;  /* (M) predicted, of codes */
-    float *histogram;    /* (M, 1024) */
+    float *histogram;    /* (M, BLOCK_BINS) */
     bool limited;        /* bytes ran out */
 
     uint64_t *best_ids; /* (M, PROGRESSIVE_SCRATCH(k)) of searching: a heap per row */
@@ -177,8 +196,8 @@ struct block_chunk *block_score_tokens(struct block *block, size_t p, uint64_t f
 /* K-hi and V-hi of the fresh clusters: chunks with weights, masses moved from shut to open. */
 void block_scan_fresh(struct block *block, const uint64_t *fresh);
 
-/* Sample shut clusters, at most `draws` ≤ BLOCK_PROBES: sets shut_error and the corrections. */
-void block_probe(struct block *block, size_t draws);
+/* Sample shut clusters, at most BLOCK_PROBES: sets shut_error and the corrections. */
+void block_probe(struct block *block);
 
 /* total, output, norm from what is known. */
 void block_sum_up(struct block *block);
@@ -199,6 +218,8 @@ void block_sort_views(struct block *block,
 size_t block_query(const struct block *block, size_t m);
 size_t block_answer_row(const struct block *block, size_t m);
 
+/* Nothing was read into this state. */
+void block_clear_state(const struct block *block, const struct block_state *state);
 /* The flow. */
 void block_run(struct block *block);
 
@@ -210,8 +231,6 @@ int progressive_run(struct progressive *call, size_t segments, struct arena *are
 size_t progressive_segments(const struct progressive_args *args);
 /* Is it better to read everything? */
 bool progressive_is_exact(const struct progressive_args *args, size_t segments);
-/* K and V of all that the queries see. */
-uint64_t progressive_exact_bytes(const struct attend_args *args);
 /* Add what the blocks of a call read. */
 void progressive_count(const struct progressive *call, struct index_quality *quality);
 

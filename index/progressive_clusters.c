@@ -21,9 +21,7 @@
 #include "index/progressive_block.h"
 
 enum {
-    BINS = 1024,
     RISES = 448, /* by half, from the least float to beyond the largest */
-    BIN_SHIFT = 21, /* of a float's bits: exponent and two bits of mantissa */
 };
 
 static const float spread_most = 4.0F;    /* of s² in the mass */
@@ -125,36 +123,21 @@ void block_score_clusters(struct block *block)
     count_bytes(block);
 }
 
-static uint32_t bin_of(float value)
-{
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    return bits >> BIN_SHIFT;
-}
-
-static float bin_least(uint32_t bin)
-{
-    uint32_t bits = bin << BIN_SHIFT;
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
 /* The largest threshold for row m such that shut clusters with a priority below it sum to at most
  * `allowed`. */
 static float threshold(const struct block *block, size_t m, double allowed)
 {
-    float sums[BINS] = { 0 };
+    float sums[BLOCK_BINS] = { 0 };
     for (size_t p = 0; p < block->segment_count; p++) {
         const float *priority = block->priority + (p * block->rows + m) * PLANES_CLUSTERS;
         uint64_t shut = ~block->segments[p].opened;
         for (size_t c = 0; c < PLANES_CLUSTERS; c++)
-            sums[bin_of(priority[c])] += (shut >> c & 1) != 0 ? priority[c] : 0.0F;
+            sums[block_bin(priority[c])] += (shut >> c & 1) != 0 ? priority[c] : 0.0F;
     }
     double sum = 0.0;
-    for (uint32_t bin = 0; bin < BINS; bin++) {
+    for (uint32_t bin = 0; bin < BLOCK_BINS; bin++) {
         sum += (double)sums[bin];
-        if (sum > allowed) return bin_least(bin);
+        if (sum > allowed) return block_bin_least(bin);
     }
     return INFINITY;
 }

@@ -178,7 +178,7 @@ static void judge(struct block *block, size_t m, float *scratch)
         correction[d] = (float)(lambda * ((double)correction[d] + mass * (double)output[d]));
 }
 
-void block_probe(struct block *block, size_t draws)
+void block_probe(struct block *block)
 {
     size_t rows = block->rows, head_dim = block->head_dim;
     memset(block->correction, 0, rows * head_dim * sizeof *block->correction);
@@ -187,7 +187,7 @@ void block_probe(struct block *block, size_t draws)
         block->shut_error[m] = 0.0;
     }
     uint64_t affordable = block_bytes_left(block) / block_tile_bytes(block);
-    draw(block, draws < affordable ? draws : (size_t)affordable);
+    draw(block, affordable < BLOCK_PROBES ? (size_t)affordable : BLOCK_PROBES);
     for (size_t i = 0; i < block->probe_count; i++) read_probe(block, i);
     block->level_rows[INDEX_HI] += block->probe_count * PLANES_CLUSTER * 2;
     block->level_bytes[INDEX_HI] += block->probe_count * block_tile_bytes(block);

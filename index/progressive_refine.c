@@ -27,8 +27,6 @@
 #include "index/backend.h"
 #include "index/progressive_block.h"
 
-enum { BINS = 1024, BIN_SHIFT = 21 };
-
 static const double quiet_share = 0.1; /* of the target squared, for all quiet tiles together */
 static const float lo_share = 1.0F / 256.0F; /* of hi's error, squared */
 
@@ -43,21 +41,6 @@ struct terms {
 struct refine_thresholds {
     float lo[BLOCK_ROWS], exact[BLOCK_ROWS];
 };
-
-static uint32_t bin_of(float value)
-{
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    return bits >> BIN_SHIFT;
-}
-
-static float bin_least(uint32_t bin)
-{
-    uint32_t bits = bin << BIN_SHIFT;
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
 
 /* |v - o|² of a token of cluster c, on the mean: exactly where the cluster has a share of the mass
  * that counts, else from the size of the codes (their largest is 2.75 times the rms after a
@@ -154,10 +137,10 @@ static inline float token_term(const struct terms *terms, size_t m, size_t t, fl
            uneven * uneven * terms->value[m] * terms->value_steps[t];
 }
 
-/* sums (M, BINS) of e², but for quiet tiles */
+/* sums (M, BLOCK_BINS) of e², but for quiet tiles */
 static void collect(struct block *block, float *sums, double *quiet)
 {
-    memset(sums, 0, block->rows * BINS * sizeof *sums);
+    memset(sums, 0, block->rows * BLOCK_BINS * sizeof *sums);
     for (size_t at = 0; at < block->chunk_count; at++) {
         struct block_chunk *chunk = &block->chunks[at];
         chunk->quiet = 0;
@@ -173,7 +156,7 @@ static void collect(struct block *block, float *sums, double *quiet)
                 for (size_t t = 0; t < PLANE_TILE; t++) {
                     float term = token_term(&terms, m, t, weights[t],
                                             weights[t] - terms.least[m]);
-                    sums[m * BINS + bin_of(term)] += term;
+                    sums[m * BLOCK_BINS + block_bin(term)] += term;
                 }
             }
         }
@@ -184,21 +167,21 @@ static void collect(struct block *block, float *sums, double *quiet)
 static uint32_t cut(const float *sums, double budget, double *ret_below)
 {
     *ret_below = 0.0;
-    for (uint32_t bin = 0; bin < BINS; bin++) {
+    for (uint32_t bin = 0; bin < BLOCK_BINS; bin++) {
         if (*ret_below + (double)sums[bin] > budget) return bin;
         *ret_below += (double)sums[bin];
     }
-    return BINS;
+    return BLOCK_BINS;
 }
 
 /* The thresholds of one row that leave at most `budget` (of e²) behind; what will be left goes to
  * *ret_left. First the tokens that 8 bits would not help enough, and half of the budget for those
- * that they do help. sums (BINS) */
+ * that they do help. sums (BLOCK_BINS) */
 static void set_thresholds(const float *sums, double budget, float *ret_lo, float *ret_exact,
                            double *ret_left)
 {
     double all = 0.0, coded, below = 0.0;
-    for (size_t bin = 0; bin < BINS; bin++) all += (double)sums[bin];
+    for (size_t bin = 0; bin < BLOCK_BINS; bin++) all += (double)sums[bin];
     *ret_lo = *ret_exact = INFINITY;
     *ret_left = all;
     if (all <= budget) return;
@@ -208,8 +191,8 @@ static void set_thresholds(const float *sums, double budget, float *ret_lo, floa
         if (more + (coded - more) * (double)lo_share > budget) break;
         below = more;
     }
-    if (exact < BINS) *ret_exact = bin_least(exact);
-    *ret_lo = bin_least(lo);
+    if (exact < BLOCK_BINS) *ret_exact = block_bin_least(exact);
+    *ret_lo = block_bin_least(lo);
     *ret_left = below + (coded - below) * (double)lo_share;
 }
 
@@ -218,15 +201,6 @@ struct gathering {
     size_t segment, count;
     bool begun; /* queries are turned, the state is empty */
 };
-
-static void clear_state(const struct block *block, const struct block_state *state)
-{
-    memset(state->acc, 0, block->rows * block->head_dim * sizeof *state->acc);
-    for (size_t m = 0; m < block->rows; m++) {
-        state->max[m] = -INFINITY;
-        state->sum[m] = 0.0F;
-    }
-}
 
 /* refined ⊕= row, whose scores lack the offset of their segment. */
 static void merge_row(struct block *block, size_t p)
@@ -273,7 +247,7 @@ static void gather_lo(struct block *block, struct gathering *gathering, size_t p
     size_t head_dim = block->head_dim, cluster = place / PLANES_CLUSTER;
     if (!gathering->begun) {
         block_turn_exactly(block, gathering->segment);
-        clear_state(block, &block->row);
+        block_clear_state(block, &block->row);
         gathering->begun = true;
     }
     float *v = block->gather_v + gathering->count * head_dim;
@@ -404,7 +378,7 @@ void block_refine(struct block *block)
         double target = (double)block->call->target, shut = block->shut_error[m], left = 0.0;
         double budget = target * target - shut * shut, least = 0.25 * target * target;
         budget = fmax(budget, least) - quiet[m];
-        set_thresholds(sums + m * BINS, fmax(budget, 0.1 * least), &thresholds.lo[m],
+        set_thresholds(sums + m * BLOCK_BINS, fmax(budget, 0.1 * least), &thresholds.lo[m],
                        &thresholds.exact[m], &left);
         block->code_error[m] = left + quiet[m];
         any |= thresholds.lo[m] < INFINITY;

@@ -256,11 +256,9 @@ static void fill_quality(const struct progressive_args *args, const struct progr
         if (call == NULL && ret_quality->limited != NULL) ret_quality->limited[row] = false;
     }
     if (call == NULL) {
-        uint64_t keys = progressive_exact_bytes(attend) / 2;
-        ret_quality->bytes[INDEX_EXACT] += keys;
-        if (attend->view_count > 0)
-            ret_quality->rows[INDEX_EXACT] +=
-                keys / (attend->q.shape[2] * dtype_bytes(attend->views[0].dtype));
+        struct exact_cost cost = exact_cost(attend, 1);
+        ret_quality->bytes[INDEX_EXACT] += cost.bytes;
+        ret_quality->rows[INDEX_EXACT] += cost.rows;
         return;
     }
     progressive_count(call, ret_quality);

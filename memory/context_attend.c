@@ -67,8 +67,6 @@ static void fill_reading(const struct context *context, const struct query *quer
         .target_error = isnan(target) || target < 0 ? -1 : target,
         .max_bytes = query->max_bytes,
         .options = context->options,
-        .row_bytes = context->shape.row_bytes,
-        .seen = snapshot->seen,
     };
 }
 

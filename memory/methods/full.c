@@ -9,13 +9,13 @@
 #include "index/exact.h"
 #include "memory/methods/methods.h"
 
-/* `kinds`: K and V, or K alone. */
-static void count_rows(const struct reading *reading, unsigned kinds, struct index_quality *quality)
+/* `parts`: K and V, or K alone. */
+static void count_rows(const struct reading *reading, unsigned parts, struct index_quality *quality)
 {
-    uint64_t rows = reading->seen * reading->attend.kv_heads * kinds;
+    struct exact_cost cost = exact_cost(&reading->attend, parts);
     for (int i = 0; i < INDEX_LEVELS; i++) quality->rows[i] = quality->bytes[i] = 0;
-    quality->rows[INDEX_EXACT] = rows;
-    quality->bytes[INDEX_EXACT] = rows * reading->row_bytes;
+    quality->rows[INDEX_EXACT] = cost.rows;
+    quality->bytes[INDEX_EXACT] = cost.bytes;
     size_t answers = reading->attend.q.shape[0] * reading->attend.q.shape[1];
     for (size_t i = 0; i < answers; i++) {
         if (quality->predicted_error != NULL) quality->predicted_error[i] = 0;

@@ -39,8 +39,6 @@ struct reading {
     double target_error;                /* of the query, or below 0: the context's parameters */
     uint64_t max_bytes;                 /* of the query, or 0: the context's parameters */
     const double *options;              /* values of the method's table */
-    uint64_t row_bytes;                 /* of one row as stored */
-    uint64_t seen;                      /* tokens in the views */
 };
 
 struct method {

@@ -283,7 +283,7 @@ static struct reading reading_of(struct bench *bench, const struct bench_query *
                     .kv_heads = shape->kv_heads },
         .planes = bench->method->planes ? bench->table : NULL, .version = bench->version,
         .target_error = query->target_error, .max_bytes = query->max_bytes,
-        .options = bench->options, .row_bytes = shape->head_dim * 2, .seen = tokens };
+        .options = bench->options };
 }
 
 int bench_attend(struct bench *bench, const struct bench_query *query,
