@@ -90,9 +90,11 @@ static int build_head(const struct layer_source *source, const struct graph_vers
         .any_pivot = source->options[GRAPH_PIVOT] != 0.0,
         .nq = (size_t)source->options[GRAPH_NQ], .width = (size_t)source->options[GRAPH_L],
         .from = before == NULL ? 0 : before->base.tokens, .arena = &arena };
-    graph_rows_init(&builder.rows, source->views + g * source->view_count, source->view_count,
-                    source->head_dim, source->rope);
-    assert(builder.rows.tokens == source->tokens);
+    graph_rows_init(&builder.rows, &(struct rows){ .views = source->views + g * source->view_count,
+                                                   .view_count = source->view_count,
+                                                   .head_dim = source->head_dim,
+                                                   .rope = source->rope });
+    assert(rows_tokens(&builder.rows.all) == source->tokens);
     builder.rows.first = version->first;
     return graph_build(&builder, before == NULL ? NULL : &before->links[g], &version->links[g],
                        err);

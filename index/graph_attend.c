@@ -250,8 +250,10 @@ static bool prepare(struct part *part, struct arena *arena)
     if (q == NULL || part->rows == NULL || part->finders == NULL) return false;
     scan_init(&part->scan, args, 0, queries, q);
     for (size_t g = 0; g < args->kv_heads; g++) {
-        graph_rows_init(&part->rows[g], args->views + g * args->view_count, args->view_count,
-                        head_dim, args->rope);
+        graph_rows_init(&part->rows[g],
+                        &(struct rows){ .views = args->views + g * args->view_count,
+                                        .view_count = args->view_count, .head_dim = head_dim,
+                                        .rope = args->rope });
         part->rows[g].first = version->first;
     }
     bool some = part->low > version->first || part->high < version->first + version->nodes;

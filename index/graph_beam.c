@@ -90,7 +90,7 @@ static float visit(struct graph_beam *beam, const struct graph_query *query, con
     if (fresh == 0) return best;
     graph_rows_keys(query->rows, beam->fresh, fresh, beam->keys);
     backend_get()->score(&(struct score_args){
-        .q = query->q, .queries = 1, .head_dim = query->rows->head_dim, .k = beam->keys,
+        .q = query->q, .queries = 1, .head_dim = query->rows->all.head_dim, .k = beam->keys,
         .k_stride_bytes = graph_rows_key_bytes(query->rows), .tokens = fresh,
         .dtype = query->rows->key_dtype, .scores = beam->scores });
     beam->keys_read += fresh;

@@ -10,7 +10,6 @@
 #include <math.h>
 #include <string.h>
 
-#include "attention/backend.h"
 #include "base/cleanup.h"
 #include "base/error.h"
 #include "base/pool.h"
@@ -56,22 +55,15 @@ static bool rotate_keys(struct graph_builder *builder)
     uint64_t end = rows->first + builder->nodes;
     struct view *view = arena_alloc(builder->arena, sizeof *view);
     float *keys = arena_alloc_aligned(builder->arena,
-                                      (size_t)end * rows->head_dim * sizeof *keys, 64);
+                                      (size_t)end * rows->all.head_dim * sizeof *keys, 64);
     if (view == NULL || keys == NULL) return false;
-    for (size_t i = 0; i < rows->view_count && rows->views[i].position < end; i++) {
-        const struct view *from = &rows->views[i];
-        size_t count = from->tokens;
-        if (count > end - from->position) count = (size_t)(end - from->position);
-        backend_get()->rotate(&(struct rotate_args){
-            .rope = rows->rope, .rows = from->k, .stride_bytes = from->k_stride_bytes,
-            .dtype = from->dtype, .count = count, .position = from->position,
-            .out = keys + from->position * rows->head_dim });
-    }
-    size_t stride = rows->head_dim * sizeof *keys;
+    rows_keys(&rows->all, 0, 0, (size_t)end, keys);
+    size_t stride = rows->all.head_dim * sizeof *keys;
     *view = (struct view){ .k = keys, .v = keys, .k_stride_bytes = stride,
                            .v_stride_bytes = stride, .tokens = (size_t)end, .dtype = DTYPE_FP32 };
     uint64_t first = rows->first;
-    graph_rows_init(rows, view, 1, rows->head_dim, NULL);
+    graph_rows_init(rows, &(struct rows){ .views = view, .view_count = 1,
+                                          .head_dim = rows->all.head_dim });
     rows->first = first;
     return true;
 }
@@ -80,18 +72,18 @@ static bool rotate_keys(struct graph_builder *builder)
 static bool find_entry(struct graph_builder *builder)
 {
     const struct graph_rows *rows = &builder->rows;
-    double *mean = arena_calloc(builder->arena, rows->head_dim, sizeof *mean);
+    double *mean = arena_calloc(builder->arena, rows->all.head_dim, sizeof *mean);
     float *key = builder->workers[0].pruner.key;
     if (mean == NULL) return false;
     for (uint32_t node = 0; node < builder->nodes; node++) {
         graph_rows_key(rows, node, key);
-        for (size_t d = 0; d < rows->head_dim; d++) mean[d] += (double)key[d];
+        for (size_t d = 0; d < rows->all.head_dim; d++) mean[d] += (double)key[d];
     }
     double nearest = INFINITY;
     for (uint32_t node = 0; node < builder->nodes; node++) {
         double distance = 0.0;
         graph_rows_key(rows, node, key);
-        for (size_t d = 0; d < rows->head_dim; d++) {
+        for (size_t d = 0; d < rows->all.head_dim; d++) {
             double apart = (double)key[d] - mean[d] / (double)builder->nodes;
             distance += apart * apart;
         }
@@ -104,7 +96,7 @@ static bool find_entry(struct graph_builder *builder)
 
 static bool prepare(struct graph_builder *builder)
 {
-    if (builder->rows.rope != NULL && !rotate_keys(builder)) return false;
+    if (builder->rows.all.rope != NULL && !rotate_keys(builder)) return false;
     builder->worker_count = pool_threads(builder->source->pool) + 1;
     builder->workers =
         arena_calloc(builder->arena, builder->worker_count, sizeof *builder->workers);

@@ -24,7 +24,7 @@ enum { TAIL_ROWS = 256 };
 bool graph_finder_init(struct graph_finder *ret_finder, const struct graph_rows *rows,
                        uint32_t nodes, size_t width, struct arena *arena)
 {
-    size_t head_bytes = rows->head_dim * sizeof(float);
+    size_t head_bytes = rows->all.head_dim * sizeof(float);
     *ret_finder = (struct graph_finder){ 0 };
     if (!graph_beam_init(&ret_finder->beam, rows, nodes, width, arena)) return false;
     size_t room = ret_finder->beam.room > TAIL_ROWS ? ret_finder->beam.room : TAIL_ROWS;
@@ -62,19 +62,19 @@ static void attend_ids(struct graph_finder *finder, const struct graph_find_args
 {
     const struct graph_rows *rows = args->rows;
     struct partial partial = { .o = finder->o, .lse = ret_lse, .rows = 1,
-                               .head_dim = rows->head_dim };
+                               .head_dim = rows->all.head_dim };
     float max = -INFINITY, sum = 0.0F;
-    memset(finder->o, 0, rows->head_dim * sizeof *finder->o);
+    memset(finder->o, 0, rows->all.head_dim * sizeof *finder->o);
     for (size_t begin = 0; begin < count; begin += GRAPH_LINKS_MAX) {
         uint32_t part = GRAPH_LINKS_MAX;
         if (count - begin < part) part = (uint32_t)(count - begin);
         graph_rows_keys(rows, finder->ids + begin, part, finder->beam.keys);
         graph_rows_values(rows, finder->ids + begin, part, finder->values);
         backend_get()->partial(&(struct partial_args){
-            .q = args->q, .visible = &part, .queries = 1, .head_dim = rows->head_dim,
+            .q = args->q, .visible = &part, .queries = 1, .head_dim = rows->all.head_dim,
             .k = finder->beam.keys, .v = finder->values,
             .k_stride_bytes = graph_rows_key_bytes(rows),
-            .v_stride_bytes = rows->head_dim * dtype_bytes(rows->value_dtype), .tokens = part,
+            .v_stride_bytes = rows->all.head_dim * dtype_bytes(rows->value_dtype), .tokens = part,
             .k_dtype = rows->key_dtype, .v_dtype = rows->value_dtype, .max = &max, .sum = &sum,
             .acc = finder->o });
     }
@@ -119,7 +119,7 @@ static double spread(struct graph_finder *finder, const struct graph_find_args *
                      const struct partial *answer)
 {
     const struct graph_rows *rows = args->rows;
-    size_t head_dim = rows->head_dim, row_bytes = head_dim * dtype_bytes(rows->value_dtype);
+    size_t head_dim = rows->all.head_dim, row_bytes = head_dim * dtype_bytes(rows->value_dtype);
     double squares = 0.0, mean_square = 0.0;
     memset(finder->o, 0, head_dim * sizeof *finder->o); /* the sum of the terms */
     for (size_t begin = 0; begin < count; begin += GRAPH_LINKS_MAX) {

@@ -140,7 +140,7 @@ static bool allocate(const struct graph_builder *builder, struct wave *wave)
     wave->pivots = arena_alloc(arena, rows * sizeof *wave->pivots);
     wave->links = arena_alloc(arena, links * sizeof *wave->links);
     wave->counts = arena_alloc(arena, rows * sizeof *wave->counts);
-    wave->views = arena_alloc(arena, builder->rows.view_count * sizeof *wave->views);
+    wave->views = arena_alloc(arena, builder->rows.all.view_count * sizeof *wave->views);
     wave->back.pairs = arena_alloc(arena, links * sizeof *wave->back.pairs);
     wave->back.begin = arena_alloc(arena, (links + 1) * sizeof *wave->back.begin);
     return wave->q != NULL && wave->limits != NULL && wave->ids != NULL && wave->scores != NULL &&
@@ -199,7 +199,7 @@ int graph_project(struct graph_builder *builder, struct error *err)
     if (at == queries->count || builder->nq < 2) return 0;
     if (!allocate(builder, &wave)) return MEMD_ENOMEM;
     const struct graph_rows *rows = &builder->rows;
-    wave.view_count = graph_rows_clip(rows->views, rows->view_count, rows->first,
+    wave.view_count = graph_rows_clip(rows->all.views, rows->all.view_count, rows->first,
                                       rows->first + builder->nodes, wave.views);
     int rc = 0;
     for (; rc == 0 && at < queries->count; at += wave.queries) {

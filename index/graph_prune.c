@@ -15,7 +15,7 @@
 bool graph_pruner_init(struct graph_pruner *ret_pruner, const struct graph_rows *rows, size_t room,
                        struct arena *arena)
 {
-    size_t head_bytes = rows->head_dim * sizeof(float);
+    size_t head_bytes = rows->all.head_dim * sizeof(float);
     *ret_pruner = (struct graph_pruner){
         .rows = rows, .room = room,
         .items = arena_alloc(arena, room * sizeof(struct graph_item)),
@@ -37,7 +37,7 @@ static void score(const struct graph_pruner *pruner, const float *q, size_t begi
     size_t bytes = graph_rows_key_bytes(pruner->rows);
     if (count == 0) return;
     backend_get()->score(&(struct score_args){
-        .q = q, .queries = 1, .head_dim = pruner->rows->head_dim,
+        .q = q, .queries = 1, .head_dim = pruner->rows->all.head_dim,
         .k = (const unsigned char *)pruner->keys + begin * bytes, .k_stride_bytes = bytes,
         .tokens = count, .dtype = pruner->rows->key_dtype, .scores = pruner->scores + begin });
 }

@@ -16,23 +16,19 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "attention/view.h"
+#include "index/rows.h"
 
 struct rope;
 
 struct graph_rows {
-    const struct view *views; /* (view_count) of one KV head: positions 0, 1, 2 … without gaps */
-    size_t view_count, head_dim;
-    uint64_t tokens;
+    struct rows all;         /* of one KV head */
     uint64_t first;          /* position of node 0 */
-    const struct rope *rope; /* may be NULL */
     uint32_t key_dtype;      /* of what graph_rows_keys writes; values stay as stored */
     uint32_t value_dtype;
 };
 
-/* ret_rows->first is 0. */
-void graph_rows_init(struct graph_rows *ret_rows, const struct view *views, size_t view_count,
-                     size_t head_dim, const struct rope *rope);
+/* `all` of one KV head; ret_rows->first is 0. */
+void graph_rows_init(struct graph_rows *ret_rows, const struct rows *all);
 
 size_t graph_rows_key_bytes(const struct graph_rows *rows);
 

@@ -4,7 +4,7 @@
  * What scan.h is to "all rows in any order", this is to an index that knows which tokens it wants.
  *
  * Shapes   views (G, view_count), those of a KV head ascending and without gaps from position 0
- * Cost     O(log view_count) to find a token
+ * Cost     O(1) to find a token of equal views (sealed segments), a short walk behind them
  * Threads  pure
  * Tests    tests/unit/test_streaming.c
  */
