@@ -29,15 +29,11 @@ static int encode(struct request *req, const struct dump_step *step, Memd__DumpR
 static int run(struct request *req, struct error *err)
 {
     const Memd__DumpRequest *in = (const Memd__DumpRequest *)req->in;
-    if (in->cursor.len > LIMIT_CURSOR_BYTES)
-        return error_set(err, MEMD_ELIMIT, "cursor of %zu bytes, limit %u", in->cursor.len,
-                         LIMIT_CURSOR_BYTES);
     struct dump_step step = { 0 };
-    struct walk_args args = { .context_id = in->context_id,
-                              .cursor = in->cursor.data,
-                              .cursor_bytes = in->cursor.len,
-                              .limit = in->limit };
-    int rc = catalog_dump(req->server->catalog, &args, &req->arena, &step, err);
+    struct walk_args args = { 0 };
+    int rc = wire_decode_walk(in->context_id, &in->cursor, &args, err);
+    args.limit = in->limit;
+    if (rc == 0) rc = catalog_dump(req->server->catalog, &args, &req->arena, &step, err);
     Memd__DumpReply reply = MEMD__DUMP_REPLY__INIT;
     if (rc == 0) rc = encode(req, &step, &reply, err);
     return rc < 0 ? rc : request_reply(req, &reply.base, NULL, 0, err);

@@ -8,14 +8,15 @@
 #include "daemon/dispatch.h"
 #include "daemon/request.h"
 #include "daemon/server.h"
+#include "daemon/wire.h"
 
-static int check(const struct request *req, const Memd__RebuildRequest *in, struct error *err)
+static int decode(const struct request *req, const Memd__RebuildRequest *in,
+                  struct walk_args *ret_args, struct error *err)
 {
     if (!in->ask && req->role < ROLE_ADMIN)
         return error_set(err, MEMD_EPERM, "deleting derived data needs role admin");
-    if (in->cursor.len > LIMIT_CURSOR_BYTES)
-        return error_set(err, MEMD_ELIMIT, "cursor of %zu bytes, limit %u", in->cursor.len,
-                         LIMIT_CURSOR_BYTES);
+    int rc = wire_decode_walk(in->context_id, &in->cursor, ret_args, err);
+    if (rc < 0) return rc;
     if (in->ask && in->context_id == 0)
         return error_set(err, MEMD_EINVAL, "asking how far it is needs a context id");
     if (in->ask && in->cursor.len > 0)
@@ -28,13 +29,9 @@ static int run(struct request *req, struct error *err)
     const Memd__RebuildRequest *in = (const Memd__RebuildRequest *)req->in;
     struct catalog *catalog = req->server->catalog;
     struct rebuild_step step = { .context_id = in->context_id };
-    int rc = check(req, in, err);
-    if (rc == 0 && !in->ask) {
-        struct walk_args args = { .context_id = in->context_id,
-                                  .cursor = in->cursor.data,
-                                  .cursor_bytes = in->cursor.len };
-        rc = catalog_rebuild(catalog, &args, &req->arena, &step, err);
-    }
+    struct walk_args args;
+    int rc = decode(req, in, &args, err);
+    if (rc == 0 && !in->ask) rc = catalog_rebuild(catalog, &args, &req->arena, &step, err);
     struct build_progress progress = { 0 };
     if (rc == 0 && step.context_id != 0)
         rc = catalog_built(catalog, step.context_id, &progress, err);

@@ -4,18 +4,15 @@
 #include "daemon/dispatch.h"
 #include "daemon/request.h"
 #include "daemon/server.h"
+#include "daemon/wire.h"
 
 static int run(struct request *req, struct error *err)
 {
     const Memd__VerifyRequest *in = (const Memd__VerifyRequest *)req->in;
-    if (in->cursor.len > LIMIT_CURSOR_BYTES)
-        return error_set(err, MEMD_ELIMIT, "cursor of %zu bytes, limit %u", in->cursor.len,
-                         LIMIT_CURSOR_BYTES);
     struct verify_step step = { 0 };
-    struct walk_args args = { .context_id = in->context_id,
-                              .cursor = in->cursor.data,
-                              .cursor_bytes = in->cursor.len };
-    int rc = catalog_verify(req->server->catalog, &args, &req->arena, &step, err);
+    struct walk_args args;
+    int rc = wire_decode_walk(in->context_id, &in->cursor, &args, err);
+    if (rc == 0) rc = catalog_verify(req->server->catalog, &args, &req->arena, &step, err);
     if (rc < 0) return rc;
     Memd__VerifyReply reply = MEMD__VERIFY_REPLY__INIT;
     reply.cursor.data = (uint8_t *)step.cursor;

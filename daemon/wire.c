@@ -138,6 +138,18 @@ static Memd__Parameter **encode_parameters(const struct parameter *parameters, s
     return list;
 }
 
+int wire_decode_walk(uint64_t context_id, const ProtobufCBinaryData *cursor,
+                     struct walk_args *ret_args, struct error *err)
+{
+    if (cursor->len > LIMIT_CURSOR_BYTES)
+        return error_set(err, MEMD_ELIMIT, "cursor of %zu bytes, limit %u", cursor->len,
+                         LIMIT_CURSOR_BYTES);
+    *ret_args = (struct walk_args){ .context_id = context_id,
+                                    .cursor = cursor->data,
+                                    .cursor_bytes = cursor->len };
+    return 0;
+}
+
 Memd__ContextInfo *wire_encode_info(const struct context_info *info, struct arena *arena)
 {
     Memd__ContextInfo *message = NEW_MESSAGE(arena, ContextInfo, CONTEXT_INFO);

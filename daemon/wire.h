@@ -26,6 +26,10 @@ Memd__Model *wire_encode_model(const struct model *model, struct arena *arena);
 int wire_decode_parameters(Memd__Parameter *const *messages, size_t count, struct arena *arena,
                            struct parameter **ret_parameters, struct error *err);
 
+/* Where a walk of this context (0: all) goes on; `cursor` is borrowed. MEMD_ELIMIT */
+int wire_decode_walk(uint64_t context_id, const ProtobufCBinaryData *cursor,
+                     struct walk_args *ret_args, struct error *err);
+
 /* NULL when the arena is full. */
 Memd__ContextInfo *wire_encode_info(const struct context_info *info, struct arena *arena);
 
