@@ -22,6 +22,7 @@
 #include "base/clock.h"
 #include "base/half.h"
 #include "base/pool.h"
+#include "tests/bench/stream.h"
 
 enum { TOKENS = 32768, SEGMENT_TOKENS = 1024, SEGMENTS = TOKENS / SEGMENT_TOKENS };
 #define COPIES_BYTES ((size_t)256 << 20)
@@ -124,20 +125,6 @@ static void release(struct data *data)
     free(data->lse);
     free(data->limits);
     free(data->views);
-}
-
-typedef uint64_t lane __attribute__((vector_size(32)));
-
-/* The floor: read every byte once. The result keeps the compiler from skipping it. */
-static uint64_t stream(const unsigned char *bytes, size_t count)
-{
-    lane sums[4] = { { 0 } };
-    for (size_t at = 0; at < count; at += sizeof sums) {
-        const lane *block = (const lane *)(const void *)(bytes + at);
-        for (size_t i = 0; i < 4; i++) sums[i] += block[i];
-    }
-    lane sum = sums[0] + sums[1] + sums[2] + sums[3];
-    return sum[0] + sum[1] + sum[2] + sum[3];
 }
 
 static double seconds_since(uint64_t start_ns)

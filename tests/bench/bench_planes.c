@@ -27,6 +27,7 @@
 #include "base/half.h"
 #include "index/backend.h"
 #include "index/planes.h"
+#include "tests/bench/stream.h"
 
 enum { QUERIES_MAX = 8, EIGHTH = PLANES_CLUSTERS / 8, SCORES_STRIDE = PLANES_TOKENS };
 #define BUFFER_BYTES ((size_t)256 << 20)
@@ -169,19 +170,6 @@ static void data_close(struct data *data)
     free(data->q);
     free(data->acc);
     free(data->q8);
-}
-
-typedef uint64_t lane __attribute__((vector_size(32)));
-
-static uint64_t stream(const unsigned char *bytes, size_t count)
-{
-    lane sums[4] = { { 0 } };
-    for (size_t at = 0; at < count; at += sizeof sums) {
-        const lane *block = (const lane *)(const void *)(bytes + at);
-        for (size_t i = 0; i < 4; i++) sums[i] += block[i];
-    }
-    lane sum = sums[0] + sums[1] + sums[2] + sums[3];
-    return sum[0] + sum[1] + sum[2] + sum[3];
 }
 
 static void run_centroid(struct data *data, const unsigned char *hi,

@@ -122,4 +122,18 @@ static inline double past_score(const struct past *past, size_t i, size_t h, siz
     return sum / sqrt((double)past->head_dim);
 }
 
+/* Tokens by score, the best first, ties by lower position: what every search is held against. */
+struct past_hit {
+    double score;
+    uint64_t token;
+};
+
+/* For qsort. */
+static inline int past_better_first(const void *a, const void *b)
+{
+    const struct past_hit *left = a, *right = b;
+    if (left->score != right->score) return left->score > right->score ? -1 : 1;
+    return left->token < right->token ? -1 : left->token > right->token;
+}
+
 #endif

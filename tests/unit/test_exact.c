@@ -18,18 +18,6 @@
 #include "base/pool.h"
 #include "tests/unit/past.h"
 
-struct hit {
-    double score;
-    uint64_t id;
-};
-
-static int better_first(const void *a, const void *b)
-{
-    const struct hit *left = a, *right = b;
-    if (left->score != right->score) return left->score > right->score ? -1 : 1;
-    return left->id < right->id ? -1 : left->id > right->id;
-}
-
 static struct index_hits hits_new(const struct past *past, size_t k)
 {
     size_t count = past->queries * past->query_heads * k;
@@ -56,9 +44,9 @@ static struct index_hits ask(const struct past *past, const struct attend_args *
 /* The expected token, or one whose score fp32 cannot tell from it; among equal scores the lower
  * id. */
 static bool matches(const struct past *past, size_t i, size_t h, uint64_t id,
-                    const struct hit *truth)
+                    const struct past_hit *truth)
 {
-    if (id == truth->id) return true;
+    if (id == truth->token) return true;
     if (id >= past->limits[i]) return false;
     double score = past_score(past, i, h, (size_t)id);
     return score != truth->score && fabs(score - truth->score) < 1e-6;
@@ -66,10 +54,11 @@ static bool matches(const struct past *past, size_t i, size_t h, uint64_t id,
 
 static void check_row(const struct past *past, const struct index_hits *hits, size_t i, size_t h)
 {
-    struct hit *truth = past_alloc(past->tokens, sizeof *truth);
+    struct past_hit *truth = past_alloc(past->tokens, sizeof *truth);
     size_t visible = (size_t)past->limits[i], row = (i * past->query_heads + h) * hits->k;
-    for (size_t t = 0; t < visible; t++) truth[t] = (struct hit){ past_score(past, i, h, t), t };
-    qsort(truth, visible, sizeof *truth, better_first);
+    for (size_t t = 0; t < visible; t++)
+        truth[t] = (struct past_hit){ past_score(past, i, h, t), t };
+    qsort(truth, visible, sizeof *truth, past_better_first);
     for (size_t j = 0; j < hits->k; j++) {
         float score = hits->scores[row + j];
         if (j >= visible) {
@@ -81,7 +70,7 @@ static void check_row(const struct past *past, const struct index_hits *hits, si
             fabs((double)score - truth[j].score) > 1e-5)
             fail_msg("query %zu head %zu rank %zu: (%llu, %.9g), expected (%llu, %.9g)", i, h, j,
                      (unsigned long long)hits->ids[row + j], (double)score,
-                     (unsigned long long)truth[j].id, truth[j].score);
+                     (unsigned long long)truth[j].token, truth[j].score);
     }
     free(truth);
 }

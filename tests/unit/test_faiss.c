@@ -62,32 +62,21 @@ static struct layer_index *build(size_t kind, const struct past *past, uint64_t 
     return version;
 }
 
-struct hit {
-    double score;
-    size_t token;
-};
-
-static int better_first(const void *a, const void *b)
-{
-    const struct hit *left = a, *right = b;
-    if (left->score != right->score) return left->score > right->score ? -1 : 1;
-    return left->token < right->token ? -1 : left->token > right->token;
-}
-
 /* Sinks, window, what the version does not cover, and the best k of the rest. Returns how many rows
  * those are without the k. */
 static size_t choose(const struct past *past, size_t i, size_t h, uint64_t covered, bool *chosen)
 {
-    struct hit *hits = past_alloc(past->tokens, sizeof *hits);
+    struct past_hit *hits = past_alloc(past->tokens, sizeof *hits);
     uint64_t limit = past->limits[i], begin = limit > 50 ? limit - 50 : 0;
     size_t count = 0, steady = 0;
     if (begin > covered) begin = covered;
     for (size_t t = 0; t < past->tokens; t++) {
         chosen[t] = t < limit && (t < 4 || t >= begin);
         steady += chosen[t];
-        if (t < limit && !chosen[t]) hits[count++] = (struct hit){ past_score(past, i, h, t), t };
+        if (t < limit && !chosen[t])
+            hits[count++] = (struct past_hit){ past_score(past, i, h, t), t };
     }
-    qsort(hits, count, sizeof *hits, better_first);
+    qsort(hits, count, sizeof *hits, past_better_first);
     for (size_t j = 0; j < 20 && j < count; j++) chosen[hits[j].token] = true;
     free(hits);
     return steady;
