@@ -131,6 +131,7 @@ int exact_search(const struct attend_args *args, struct arena *arena,
     for (size_t first = 0; rc == 0 && first < queries; first += step) {
         size_t count = queries - first < step ? queries - first : step;
         scan_init(&search.scan, args, first, count, q);
+        search.scan.parts = VIEW_K;
         search.blocks = (count + search.block_queries - 1) / search.block_queries;
         pool_for(args->pool, args->kv_heads * search.blocks, run_task, &search);
         rc = scan_stopped(&search.scan, err);

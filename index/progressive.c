@@ -149,11 +149,12 @@ static void lane_rows(struct lane_memory *memory, size_t rows, size_t head_dim,
         *values[i] = take_floats(memory, rows * head_dim);
     double **sums[] = { &block->mass_shut, &block->priority_shut, &block->mass_open,
                         &block->correction_mass, &block->total, &block->norm, &block->shut_error,
-                        &block->code_error };
+                        &block->code_error, &block->priority_unit };
     for (size_t i = 0; i < sizeof sums / sizeof sums[0]; i++)
         *sums[i] = lane_take(memory, rows * sizeof(double));
     block->shift = take_floats(memory, rows);
     block->priority_shift = take_floats(memory, rows);
+    block->threshold = take_floats(memory, rows);
     block->visible = lane_take(memory, rows * sizeof *block->visible);
     block->probe_values = take_floats(memory, BLOCK_PROBES * rows * head_dim);
     block->probe_means = take_floats(memory, BLOCK_PROBES * head_dim);
@@ -277,6 +278,7 @@ int progressive_run(struct progressive *call, size_t segments, struct arena *are
     for (size_t first = 0; rc == 0 && first < queries; first += step) {
         size_t count = queries - first < step ? queries - first : step;
         scan_init(&call->scan, args, first, count, q);
+        if (call->hits != NULL) call->scan.parts = VIEW_K;
         call->blocks = (count * group + call->block_rows - 1) / call->block_rows;
         wave.tasks = args->kv_heads * call->blocks;
         atomic_store(&wave.next, 0);

@@ -109,7 +109,7 @@ void block_sort_views(struct block *block,
         if (tokens > limit - view->position) tokens = (size_t)(limit - view->position);
         if (planes[i] != NULL && view->position + view->tokens <= visible) {
             assert(view->tokens == PLANES_TOKENS);
-            block->segments[block->segment_count++] = (struct block_segment){ planes[i], view, 0 };
+            block->segments[block->segment_count++] = (struct block_segment){ planes[i], view, 0, 0 };
             if (row > exact_from) read(block, exact_from, row);
             exact_from = row + tokens;
         }
@@ -153,11 +153,11 @@ static void turn_exact(struct block *block)
     rotation_apply(block->exact_turned, block->rows, block->head_dim);
 }
 
-static size_t shut_count(const struct block *block)
+size_t block_shut_count(const struct block *block)
 {
     size_t count = 0;
     for (size_t p = 0; p < block->segment_count; p++)
-        count += PLANES_CLUSTERS - (size_t)__builtin_popcountll(block->segments[p].opened);
+        count += PLANES_CLUSTERS - (size_t)__builtin_popcountll(block->segments[p].valued);
     return count;
 }
 
@@ -177,17 +177,24 @@ static size_t choose_sinks(struct block *block)
     return count;
 }
 
-/* Would opening `count` clusters more take longer than reading all rows exactly? Only where the
- * caller leaves the choice to the measured rule. */
-static bool exact_is_cheaper(const struct block *block, size_t count)
+/* Would reading `fresh` too take longer than reading all rows exactly? Only where the caller leaves
+ * the choice to the measured rule. */
+static bool exact_is_cheaper(const struct block *block)
 {
-    size_t all = block->segment_count * PLANES_CLUSTERS, opened = all - shut_count(block) + count;
+    size_t all = block->segment_count * PLANES_CLUSTERS, keys = 0, values = 0;
+    for (size_t p = 0; p < block->segment_count; p++) {
+        const struct block_segment *segment = &block->segments[p];
+        uint64_t known = block->fresh[p] & segment->opened;
+        keys += (size_t)__builtin_popcountll(segment->opened | block->fresh[p]);
+        values += (size_t)__builtin_popcountll(segment->valued | known);
+    }
+    double opened = 0.5 * (double)(keys + values);
     uint64_t bytes = (uint64_t)all * PLANES_CLUSTER * 4 * block->head_dim;
     /* What a token costs in codes falls with D against what it costs as a row (0034). */
     double share = 0.3 + (double)block->head_dim / 640.0;
     if (share > 0.7) share = 0.7;
     return block->call->args->exact_below == UINT64_MAX && bytes < block_bytes_left(block) &&
-           (double)opened > share * (double)all;
+           opened > share * (double)all;
 }
 
 /* Open until the sample says that shut clusters keep to their share. False: better read all rows
@@ -202,7 +209,7 @@ static bool open_clusters(struct block *block)
     }
     for (size_t round = 0;; round++) {
         size_t count = block_choose(block, allowed, block->fresh);
-        if (exact_is_cheaper(block, count)) return false;
+        if (exact_is_cheaper(block)) return false;
         if (count > 0) block_scan_fresh(block, block->fresh);
         block_sum_up(block);
         block_probe(block);
@@ -213,7 +220,7 @@ static bool open_clusters(struct block *block)
             allowed[m] = error <= wanted ? INFINITY
                                          : block->priority_shut[m] * aim * wanted / error;
         }
-        if (met || block->limited || round + 1 == BLOCK_ROUNDS || shut_count(block) == 0)
+        if (met || block->limited || round + 1 == BLOCK_ROUNDS || block_shut_count(block) == 0)
             return true;
     }
 }
@@ -292,6 +299,7 @@ void block_run(struct block *block)
     }
     turn_exact(block);
     block_score_clusters(block);
+    memset(block->threshold, 0, block->rows * sizeof *block->threshold); /* values of sinks: all */
     if (choose_sinks(block) > 0) block_scan_fresh(block, block->fresh);
     block_sum_up(block);
     if (!open_clusters(block)) {

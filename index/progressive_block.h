@@ -6,8 +6,9 @@
  *
  *     queries    its M query rows in the space of every segment, as int8
  *     clusters   every cluster of every segment by its centroid: a mass W and a priority
- *     scan       K-hi of the clusters that were opened: a weight per token
- *     probe      a sample of the clusters that stayed shut: how wrong are they together?
+ *     scan       K-hi of the clusters that were opened: a weight per token; V-hi of those where
+ *                values matter too
+ *     probe      a sample of the clusters without V: how wrong are they together?
  *     refine     tokens whose codes matter too much: 8 bits, or their exact rows
  *
  * All masses are exp(score - shift[m]) with one shift per query row, all sums of values but those
@@ -82,12 +83,14 @@ struct progressive {
 struct block_segment {
     const struct planes *planes;
     const struct view *view;
-    uint64_t opened; /* bit c: cluster c is */
+    uint64_t opened; /* bit c: K-hi of cluster c was read */
+    uint64_t valued; /* V-hi too; never without K-hi */
 };
 
 /* Opened tiles of one segment, with the weights of their tokens. */
 struct block_chunk {
     size_t segment, count; /* count tiles */
+    uint64_t valued;       /* bit i: V-hi of tile i was read */
     uint64_t quiet;        /* bit i: no token of tile i can matter (progressive_refine.c) */
     uint16_t *tiles;       /* (count) ascending */
     float *weights;        /* (M, 16 count) */
@@ -127,11 +130,14 @@ struct block {
 
     /* Clusters, per segment. */
     float *centre;     /* (P, M, 64): score of the centroid */
-    float *mass;       /* (P, M, 64): W, 16 exp(centroid score + …) */
-    float *priority;   /* (P, M, 64): which to open first; own unit per query row */
+    float *mass;       /* (P, M, 64): W, 16 exp(centroid score + …); of opened ones the sum */
+    float *priority;   /* (P, M, 64): which to read more of first; own unit per query row */
     float *shift;      /* (M) */
     float *priority_shift; /* (M): priority = exp(… - priority_shift) */
-    double *mass_shut, *priority_shut; /* (M) sums over clusters that are not opened */
+    double *priority_unit; /* (M): from weights to priorities, exp(shift - priority_shift) */
+    float *threshold;      /* (M): priorities from here on are read */
+    double *mass_shut;     /* (M) of clusters that are not opened */
+    double *priority_shut; /* (M) of clusters without V */
     float *base, *take, *open, *removed, *residual; /* (M, D), see progressive_block.c */
     double *mass_open; /* (M) of the tokens that are answered from hi */
     uint64_t *fresh;   /* (P) */
@@ -181,22 +187,24 @@ struct plane_queries block_plane_queries(const struct block *block, size_t p);
 
 /* Masses, priorities and mean values of all clusters. Sets shift. */
 void block_score_clusters(struct block *block);
-/* Mark clusters until the priorities of those left shut sum to no more than allowed[m] (M); as many
- * as the byte budget allows. Returns how many were newly opened; their bits are in ret_fresh
- * (P). */
+/* Mark clusters until the priorities of those without V sum to no more than allowed[m] (M); as many
+ * as the byte budget allows. Sets threshold. Returns how many are to be read (more) of; their bits
+ * are in ret_fresh (P). */
 size_t block_choose(struct block *block, const double *allowed, uint64_t *ret_fresh);
 
 /* Scores of a tile (16) whose centroid scores `centre`, in place: without the mean of their
  * rounding errors. */
 void block_centre_tile(float *scores, float centre);
-/* Residuals of tiles, with weights (M, stride) as they are, added to acc (M, D). */
-void block_weigh(struct block *block, const struct block_chunk *tiles, size_t stride, float *acc);
+/* Residuals of the tiles `which` (bits) of a chunk, with their weights as they are, added to
+ * acc (M, D). */
+void block_weigh(struct block *block, const struct block_chunk *chunk, uint64_t which, float *acc);
 /* K-hi of the fresh clusters of segment p: a new chunk whose weights are scores still. */
 struct block_chunk *block_score_tokens(struct block *block, size_t p, uint64_t fresh);
-/* K-hi and V-hi of the fresh clusters: chunks with weights, masses moved from shut to open. */
+/* K-hi of the fresh clusters, chunks with weights, masses moved from shut to open; V-hi where what
+ * the mean value gets wrong reaches the threshold. */
 void block_scan_fresh(struct block *block, const uint64_t *fresh);
 
-/* Sample shut clusters, at most BLOCK_PROBES: sets shut_error and the corrections. */
+/* Sample clusters without V, at most BLOCK_PROBES: sets shut_error and the corrections. */
 void block_probe(struct block *block);
 
 /* total, output, norm from what is known. */
@@ -205,8 +213,12 @@ void block_sum_up(struct block *block);
 /* Read tokens more finely until codes meet what the target leaves them; sets code_error. */
 void block_refine(struct block *block);
 
-/* K-hi and V-hi of a tile. */
-size_t block_tile_bytes(const struct block *block);
+/* K-hi of a tile, or V-hi. */
+size_t block_plane_bytes(const struct block *block);
+/* Clusters of the block without V. */
+size_t block_shut_count(const struct block *block);
+/* shift[m] is final, or was moved: what follows from it. */
+void block_set_unit(struct block *block, size_t m);
 /* Bytes that may still be read. */
 uint64_t block_bytes_left(const struct block *block);
 

@@ -117,20 +117,22 @@ void block_score_clusters(struct block *block)
             .scores = block->centre + p * rows * PLANES_CLUSTERS });
         prepare(block, p, block->shift, high);
     }
-    for (size_t m = 0; m < rows; m++)
+    for (size_t m = 0; m < rows; m++) {
         mass_shift[m] = block->shift[m] - logf((float)PLANES_CLUSTER);
+        block_set_unit(block, m);
+    }
     for (size_t p = 0; p < block->segment_count; p++) soften(block, p, mass_shift, high);
     count_bytes(block);
 }
 
-/* The largest threshold for row m such that shut clusters with a priority below it sum to at most
- * `allowed`. */
+/* The largest threshold for row m such that clusters without V and with a priority below it sum to
+ * at most `allowed`. */
 static float threshold(const struct block *block, size_t m, double allowed)
 {
     float sums[BLOCK_BINS] = { 0 };
     for (size_t p = 0; p < block->segment_count; p++) {
         const float *priority = block->priority + (p * block->rows + m) * PLANES_CLUSTERS;
-        uint64_t shut = ~block->segments[p].opened;
+        uint64_t shut = ~block->segments[p].valued;
         for (size_t c = 0; c < PLANES_CLUSTERS; c++)
             sums[block_bin(priority[c])] += (shut >> c & 1) != 0 ? priority[c] : 0.0F;
     }
@@ -142,21 +144,21 @@ static float threshold(const struct block *block, size_t m, double allowed)
     return INFINITY;
 }
 
-size_t block_tile_bytes(const struct block *block)
+size_t block_plane_bytes(const struct block *block)
 {
-    return PLANES_CLUSTER * (block->head_dim + 2 * sizeof(uint16_t));
+    return PLANES_CLUSTER * (block->head_dim / 2 + sizeof(uint16_t));
 }
 
 /* Clusters that may be opened: what is left for them keeps room for the sample that says how wrong
  * the others are. */
 static size_t affordable(const struct block *block)
 {
-    uint64_t left = block_bytes_left(block) / block_tile_bytes(block);
+    uint64_t left = block_bytes_left(block) / (2 * block_plane_bytes(block));
     uint64_t sample = left / 4 < BLOCK_PROBES ? left / 4 : BLOCK_PROBES;
     return (size_t)(left - sample);
 }
 
-/* Shut clusters that one of the rows wants at these thresholds. Returns their number. */
+/* Clusters without V that one of the rows wants at these thresholds. Returns their number. */
 static size_t mark(const struct block *block, const float *thresholds, uint64_t *ret_fresh)
 {
     size_t count = 0;
@@ -167,7 +169,7 @@ static size_t mark(const struct block *block, const float *thresholds, uint64_t 
             for (size_t c = 0; c < PLANES_CLUSTERS; c++)
                 wanted |= (uint64_t)(priority[c] >= thresholds[m]) << c;
         }
-        ret_fresh[p] = wanted & ~block->segments[p].opened;
+        ret_fresh[p] = wanted & ~block->segments[p].valued;
         count += (size_t)__builtin_popcountll(ret_fresh[p]);
     }
     return count;
@@ -175,7 +177,7 @@ static size_t mark(const struct block *block, const float *thresholds, uint64_t 
 
 size_t block_choose(struct block *block, const double *allowed, uint64_t *ret_fresh)
 {
-    float thresholds[BLOCK_ROWS];
+    float *thresholds = block->threshold;
     for (size_t m = 0; m < block->rows; m++)
         thresholds[m] = threshold(block, m, allowed[m]);
     size_t count = mark(block, thresholds, ret_fresh);

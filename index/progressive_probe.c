@@ -41,16 +41,8 @@ static void chances(const struct block *block, size_t p, const double *inverse, 
         for (size_t c = 0; c < PLANES_CLUSTERS; c++)
             ret_chance[c] += (double)priority[c] * inverse[m];
     }
-    for (uint64_t opened = block->segments[p].opened; opened != 0; opened &= opened - 1)
-        ret_chance[__builtin_ctzll(opened)] = 0.0;
-}
-
-static size_t shut_clusters(const struct block *block)
-{
-    size_t count = 0;
-    for (size_t p = 0; p < block->segment_count; p++)
-        count += PLANES_CLUSTERS - (size_t)__builtin_popcountll(block->segments[p].opened);
-    return count;
+    for (uint64_t valued = block->segments[p].valued; valued != 0; valued &= valued - 1)
+        ret_chance[__builtin_ctzll(valued)] = 0.0;
 }
 
 /* Fill probes; draws = 0 when there is nothing to draw from. */
@@ -63,7 +55,7 @@ static void draw(struct block *block, size_t most)
         inverse[m] = shut > 1e-30 ? 1.0 / shut : 0.0;
         total += shut > 1e-30 ? 1.0 : 0.0;
     }
-    size_t shut = shut_clusters(block), draws = shut / 4 < most ? shut / 4 : most;
+    size_t shut = block_shut_count(block), draws = shut / 4 < most ? shut / 4 : most;
     if (shut == 0 || total == 0.0) return;
     if (draws < 8) draws = 8;
     double step = total / (double)draws, next = 0.5 * step, sum = 0.0;
@@ -121,7 +113,7 @@ static void read_probe(struct block *block, size_t i)
         for (size_t d = 0; d < head_dim; d++) values[m * head_dim + d] = sum[m] * mean[d];
     struct block_chunk one = { .segment = probe->segment, .count = 1, .tiles = &tile,
                                .weights = weights };
-    block_weigh(block, &one, PLANE_TILE, values);
+    block_weigh(block, &one, 1, values);
 }
 
 static float estimated_mass(const struct block *block, const struct block_probe *probe, size_t m)
@@ -186,11 +178,12 @@ void block_probe(struct block *block)
         block->correction_mass[m] = 0.0;
         block->shut_error[m] = 0.0;
     }
-    uint64_t affordable = block_bytes_left(block) / block_tile_bytes(block);
+    size_t tile_bytes = 2 * block_plane_bytes(block);
+    uint64_t affordable = block_bytes_left(block) / tile_bytes;
     draw(block, affordable < BLOCK_PROBES ? (size_t)affordable : BLOCK_PROBES);
     for (size_t i = 0; i < block->probe_count; i++) read_probe(block, i);
     block->level_rows[INDEX_HI] += block->probe_count * PLANES_CLUSTER * 2;
-    block->level_bytes[INDEX_HI] += block->probe_count * block_tile_bytes(block);
+    block->level_bytes[INDEX_HI] += block->probe_count * tile_bytes;
     block_sum_up(block);
     if (block->draws > 0)
         for (size_t m = 0; m < rows; m++) judge(block, m, block->turned);

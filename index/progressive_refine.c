@@ -74,7 +74,9 @@ static float largest_step_square(const uint16_t *steps)
 }
 
 /* Can no token of tile i matter? Then its e², about 0.6 of the bound, goes to quiet (M). Most tiles
- * are quiet: the rest of the work is for the few that are not. */
+ * are quiet: the rest of the work is for the few that are not. Tiles without V are left as they are:
+ * their values are not rounded but unknown, which the sample has counted, and a token that mattered
+ * would have had its values read. */
 static bool is_quiet(const struct block *block, const struct block_chunk *chunk, size_t i,
                      double *quiet)
 {
@@ -82,7 +84,9 @@ static bool is_quiet(const struct block *block, const struct block_chunk *chunk,
     size_t c = chunk->tiles[i];
     float dims = (float)block->head_dim, rms = planes->mean_scale[c] * 127.0F / 2.5F;
     float key = largest_step_square(planes->key_scale + c * PLANES_CLUSTER);
-    float value = dims * largest_step_square(planes->value_scale + c * PLANES_CLUSTER);
+    bool valued = (chunk->valued >> i & 1) != 0;
+    float value =
+        valued ? dims * largest_step_square(planes->value_scale + c * PLANES_CLUSTER) : 0.0F;
     float size = rms * rms * dims + planes->value_spread[c];
     double target = (double)block->call->target, bound[BLOCK_ROWS];
     double most = quiet_share * target * target / (double)block->tiles_used;
@@ -93,7 +97,7 @@ static bool is_quiet(const struct block *block, const struct block_chunk *chunk,
                       (double)value;
         bound[m] = unit > 0.0 ? (double)chunk->tile_square[m * chunk->count + i] * term /
                                     (12.0 * unit * unit) : 0.0;
-        if (!(bound[m] <= most)) return false;
+        if (valued && !(bound[m] <= most)) return false;
     }
     for (size_t m = 0; m < block->rows; m++) quiet[m] += 0.6 * bound[m];
     return true;
@@ -268,6 +272,7 @@ static void read_exact(struct block *block, size_t p, size_t place)
     const struct view *view = block->segments[p].view;
     const struct rope *rope = block->call->args->base.attend.rope;
     size_t row = block->segments[p].planes->rows[place];
+    if (!scan_admit((struct scan *)&block->call->scan, view, VIEW_K | VIEW_V)) return;
     const unsigned char *k = (const unsigned char *)view->k + row * view->k_stride_bytes;
     struct partial_args args = { .q = block->q, .visible = block->visible, .queries = block->rows,
                                  .head_dim = block->head_dim, .k = k,
@@ -295,9 +300,7 @@ static void read_exact(struct block *block, size_t p, size_t place)
 /* Residuals of tile i of a chunk, with its weights as they are now, into acc (M, D). */
 static void weigh_tile(struct block *block, const struct block_chunk *chunk, size_t i, float *acc)
 {
-    struct block_chunk tile = { .segment = chunk->segment, .count = 1, .tiles = chunk->tiles + i,
-                                .weights = chunk->weights + i * PLANE_TILE };
-    block_weigh(block, &tile, chunk->count * PLANE_TILE, acc);
+    block_weigh(block, chunk, UINT64_C(1) << i, acc);
 }
 
 /* Take token t of tile i out of what hi answers. removed (M, 64) gets its weights. */
@@ -313,6 +316,14 @@ static void take_out(struct block *block, const struct block_chunk *chunk, size_
     }
 }
 
+static bool has_lo(const struct block *block, size_t p)
+{
+    const struct progressive_args *args = block->call->args;
+    const struct block_segment *segment = &block->segments[p];
+    if (segment->planes->lo == NULL || args->admit_lo == NULL) return segment->planes->lo != NULL;
+    return args->admit_lo(args->base.attend.admit_arg, segment->view);
+}
+
 /* 0 leave, 1 read at 8 bits, 2 read exactly. What is left of e² afterwards is added to code_error,
  * squared: other rows' tokens are refined for this one too. */
 static int wanted_level(struct block *block, const struct block_chunk *chunk, size_t i, size_t t,
@@ -326,7 +337,7 @@ static int wanted_level(struct block *block, const struct block_chunk *chunk, si
         if (term[m] >= thresholds->lo[m]) level = level > 1 ? level : 1;
         if (term[m] >= thresholds->exact[m]) level = 2;
     }
-    if (level == 1 && block->segments[chunk->segment].planes->lo == NULL) level = 2;
+    if (level == 1 && !has_lo(block, chunk->segment)) level = 2;
     if (level > 0 && block_bytes_left(block) < 4 * block->head_dim) {
         block->limited = true;
         level = 0;

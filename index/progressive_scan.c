@@ -1,11 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* progressive_scan.c — the 4-bit codes of opened clusters: a weight for every token, then their
- * residuals.
+/* progressive_scan.c — the 4-bit codes of opened clusters: a weight for every token, then the
+ * residuals of those that need them.
  *
- * Weights are kept (4 M bytes per opened token): they say which tokens to refine. Residuals are
- * read at once all the same, because every prediction is relative to the length of the answer, and
- * an answer of mean values alone is too short. Tiles with refined tokens are weighed twice more:
- * once as they were, to take that out, and once without those tokens.
+ * Keys first. A cluster is opened because it *could* hold a token far above its centroid; its
+ * weights say whether it does. If it does not, its mean value is as good as before, and V-hi, half
+ * of the bytes and more than half of the time, is left alone: with weights w and values of spread σ²
+ * the mean is off by Σ (w - mean w)² σ². The root of that is the new priority of the cluster; where
+ * it reaches the threshold for which it was opened, values are read at once (docs/decisions/0042).
+ *
+ * Weights are kept (4 M bytes per opened token): they say which tokens to refine. Tiles with
+ * refined tokens are weighed twice more: once as they were, to take that out, and once without
+ * those tokens.
  *
  * The tokens of a cluster have the centroid as their mean, and residuals of values the mean 0; both
  * are known better than a 4-bit code. So scores are moved until their mean is the centroid's, and
@@ -25,6 +30,10 @@
 #include "index/progressive_block.h"
 
 static const float shift_slack = 40.0F;
+static const double priority_most = 1e30; /* sums of them stay finite */
+/* The priority of a shut cluster is of a token three deviations out, which few clusters have; what
+ * an opened one moves is known. So the latter counts more (docs/decisions/0042). */
+static const double known_weight = 4.0;
 
 static void scale_floats(float *values, size_t count, float factor)
 {
@@ -63,6 +72,7 @@ static void raise_shift(struct block *block, const float *scores, size_t count)
         if (top <= block->shift[m] + shift_slack) continue;
         scale_row(block, m, expf(block->shift[m] - top));
         block->shift[m] = top;
+        block_set_unit(block, m);
     }
 }
 
@@ -89,17 +99,19 @@ static void move_masses(struct block *block, const struct block_chunk *chunk)
 {
     const struct planes *planes = block->segments[chunk->segment].planes;
     size_t rows = block->rows;
-    float was[BLOCK_ROWS * PLANES_CLUSTERS] = { 0 }, is[BLOCK_ROWS * PLANES_CLUSTERS] = { 0 };
+    float was[BLOCK_ROWS * PLANES_CLUSTERS], is[BLOCK_ROWS * PLANES_CLUSTERS];
+    memset(was, 0, rows * PLANES_CLUSTERS * sizeof *was);
+    memset(is, 0, rows * PLANES_CLUSTERS * sizeof *is);
     for (size_t m = 0; m < rows; m++) {
-        size_t at = (chunk->segment * rows + m) * PLANES_CLUSTERS;
+        float *mass = block->mass + (chunk->segment * rows + m) * PLANES_CLUSTERS;
         for (size_t i = 0; i < chunk->count; i++) {
             size_t c = chunk->tiles[i];
-            float mass = block->mass[at + c], sum = chunk->tile_sum[m * chunk->count + i];
-            was[m * PLANES_CLUSTERS + c] = mass;
+            float sum = chunk->tile_sum[m * chunk->count + i];
+            was[m * PLANES_CLUSTERS + c] = mass[c];
             is[m * PLANES_CLUSTERS + c] = sum;
-            block->mass_shut[m] -= (double)mass;
+            block->mass_shut[m] -= (double)mass[c];
             block->mass_open[m] += (double)sum;
-            block->priority_shut[m] -= (double)block->priority[at + c];
+            mass[c] = sum;
         }
     }
     struct plane_means_args args = { .mass = was, .means = planes->means,
@@ -120,32 +132,88 @@ void block_centre_tile(float *scores, float centre)
     for (size_t t = 0; t < PLANE_TILE; t++) scores[t] -= excess;
 }
 
-void block_weigh(struct block *block, const struct block_chunk *tiles, size_t stride, float *acc)
+/* Weights of a tile over their least. */
+static void uneven_of(const float *weights, float *ret_uneven)
 {
-    const struct planes *planes = block->segments[tiles->segment].planes;
-    size_t tokens = tiles->count * PLANE_TILE;
-    for (size_t m = 0; m < block->rows; m++) {
-        for (size_t i = 0; i < tokens; i += PLANE_TILE) {
-            const float *weights = tiles->weights + m * stride + i;
-            float least = weights[0], *uneven = block->uneven + m * tokens + i;
-            for (size_t t = 1; t < PLANE_TILE; t++)
-                least = weights[t] < least ? weights[t] : least;
-            for (size_t t = 0; t < PLANE_TILE; t++) uneven[t] = weights[t] - least;
-        }
+    float least = weights[0];
+    for (size_t t = 1; t < PLANE_TILE; t++) least = weights[t] < least ? weights[t] : least;
+    for (size_t t = 0; t < PLANE_TILE; t++) ret_uneven[t] = weights[t] - least;
+}
+
+void block_weigh(struct block *block, const struct block_chunk *chunk, uint64_t which, float *acc)
+{
+    const struct planes *planes = block->segments[chunk->segment].planes;
+    size_t count = (size_t)__builtin_popcountll(which), stride = count * PLANE_TILE;
+    uint16_t tiles[PLANE_TILES];
+    for (size_t at = 0; which != 0; which &= which - 1, at++) {
+        size_t i = (size_t)__builtin_ctzll(which);
+        tiles[at] = chunk->tiles[i];
+        for (size_t m = 0; m < block->rows; m++)
+            uneven_of(chunk->weights + (m * chunk->count + i) * PLANE_TILE,
+                      block->uneven + m * stride + at * PLANE_TILE);
     }
     block->call->planes->weigh(&(struct plane_weigh_args){
         .weights = block->uneven, .value_hi = planes->value_hi,
-        .value_scale = planes->value_scale, .tiles = tiles->tiles, .queries = block->rows,
-        .head_dim = block->head_dim, .count = tiles->count, .stride = tokens, .acc = acc });
+        .value_scale = planes->value_scale, .tiles = tiles, .queries = block->rows,
+        .head_dim = block->head_dim, .count = count, .stride = stride, .acc = acc });
 }
 
-/* Residuals of the tokens of a chunk, all of them. */
-static void weigh(struct block *block, const struct block_chunk *chunk)
+void block_set_unit(struct block *block, size_t m)
 {
-    size_t tokens = chunk->count * PLANE_TILE;
-    block_weigh(block, chunk, tokens, block->residual);
-    block->level_rows[INDEX_HI] += tokens;
-    block->level_bytes[INDEX_HI] += tokens * (block->head_dim / 2 + sizeof(uint16_t));
+    double exponent = (double)block->shift[m] - (double)block->priority_shift[m];
+    block->priority_unit[m] = exp(fmin(exponent, 300.0));
+}
+
+/* The priority of tile i, now that its weights are known, for every row. Does one of them want its
+ * values? */
+static bool wants_values(struct block *block, const struct block_chunk *chunk, size_t i)
+{
+    size_t c = chunk->tiles[i];
+    float spread = block->segments[chunk->segment].planes->value_spread[c];
+    bool wanted = false;
+    for (size_t m = 0; m < block->rows; m++) {
+        float sum = chunk->tile_sum[m * chunk->count + i];
+        float uneven = chunk->tile_square[m * chunk->count + i] - sum * sum / PLANE_TILE;
+        double moved = sqrt(uneven > 0.0F ? (double)uneven * (double)spread : 0.0);
+        float priority = (float)fmin(known_weight * moved * block->priority_unit[m], priority_most);
+        float *at = &block->priority[(chunk->segment * block->rows + m) * PLANES_CLUSTERS + c];
+        block->priority_shut[m] += (double)priority - (double)*at;
+        *at = priority;
+        wanted |= priority >= block->threshold[m];
+    }
+    return wanted;
+}
+
+/* The first `most` bits of those set. */
+static uint64_t first_bits(uint64_t bits, uint64_t most)
+{
+    uint64_t kept = 0;
+    for (; bits != 0 && most > 0; bits &= bits - 1, most--) kept |= bits & -bits;
+    return kept;
+}
+
+/* V-hi of the tiles `which` of a chunk, as far as bytes go. */
+static void read_values(struct block *block, struct block_chunk *chunk, uint64_t which)
+{
+    struct block_segment *segment = &block->segments[chunk->segment];
+    uint64_t affordable = block_bytes_left(block) / block_plane_bytes(block);
+    if ((uint64_t)__builtin_popcountll(which) > affordable) {
+        which = first_bits(which, affordable);
+        block->limited = true;
+    }
+    if (which == 0) return;
+    block_weigh(block, chunk, which, block->residual);
+    chunk->valued |= which;
+    for (uint64_t bits = which; bits != 0; bits &= bits - 1) {
+        size_t c = chunk->tiles[__builtin_ctzll(bits)];
+        segment->valued |= UINT64_C(1) << c;
+        for (size_t m = 0; m < block->rows; m++)
+            block->priority_shut[m] -=
+                (double)block->priority[(chunk->segment * block->rows + m) * PLANES_CLUSTERS + c];
+    }
+    size_t tiles = (size_t)__builtin_popcountll(which);
+    block->level_rows[INDEX_HI] += tiles * PLANE_TILE;
+    block->level_bytes[INDEX_HI] += tiles * block_plane_bytes(block);
 }
 
 struct block_chunk *block_score_tokens(struct block *block, size_t p, uint64_t fresh)
@@ -166,7 +234,7 @@ struct block_chunk *block_score_tokens(struct block *block, size_t p, uint64_t f
     }
     segment->opened |= fresh;
     block->level_rows[INDEX_HI] += stride;
-    block->level_bytes[INDEX_HI] += stride * (block->head_dim / 2 + sizeof(uint16_t));
+    block->level_bytes[INDEX_HI] += chunk->count * block_plane_bytes(block);
     return chunk;
 }
 
@@ -182,11 +250,23 @@ static void scan_segment(struct block *block, size_t p, uint64_t fresh)
         .count = chunk->count, .stride = stride, .tile_sum = chunk->tile_sum,
         .tile_square = chunk->tile_square });
     move_masses(block, chunk);
-    weigh(block, chunk);
+    uint64_t which = 0;
+    for (size_t i = 0; i < chunk->count; i++)
+        which |= (uint64_t)wants_values(block, chunk, i) << i;
+    read_values(block, chunk, which);
 }
 
 void block_scan_fresh(struct block *block, const uint64_t *fresh)
 {
-    for (size_t p = 0; p < block->segment_count; p++)
-        if (fresh[p] != 0) scan_segment(block, p, fresh[p]);
+    for (size_t at = 0; at < block->chunk_count; at++) {
+        struct block_chunk *chunk = &block->chunks[at];
+        uint64_t which = 0;
+        for (size_t i = 0; i < chunk->count; i++)
+            which |= (fresh[chunk->segment] >> chunk->tiles[i] & 1) << i;
+        read_values(block, chunk, which);
+    }
+    for (size_t p = 0; p < block->segment_count; p++) {
+        uint64_t shut = fresh[p] & ~block->segments[p].opened;
+        if (shut != 0) scan_segment(block, p, shut);
+    }
 }

@@ -11,6 +11,7 @@
  * Every function returns 0 or a code of base/error.h; bench_message() says more.
  */
 #include <assert.h>
+#include <malloc.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -121,6 +122,8 @@ static void close_benchp(struct bench **bench)
 
 int bench_open(const struct bench_shape *shape, struct bench **ret_bench)
 {
+    mallopt(M_MMAP_THRESHOLD, 32 << 20); /* as the daemon: scratch is not faulted in again */
+    mallopt(M_TRIM_THRESHOLD, 256 << 20);
     CLEANUP(close_benchp) struct bench *bench = calloc(1, sizeof *bench);
     if (bench == NULL) return MEMD_ENOMEM;
     bench->shape = *shape;
