@@ -12,7 +12,7 @@
  *          over `pool` by KV head and by runs of rows, the splits merged exactly
  * Memory   nothing retained; scratch from `arena`
  * Threads  any, concurrently; the views stay pinned by the caller for the call
- * Errors   MEMD_ENOMEM arena limit · MEMD_ECANCELLED / MEMD_EDEADLINE by `stop`
+ * Errors   MEMD_ENOMEM arena limit · MEMD_ECANCELLED / MEMD_EDEADLINE by `stop` · by `admit`
  * Tests    tests/unit/test_attend.c, tests/golden; oracle kernels/partial.c
  */
 #ifndef MEMD_ATTENTION_ATTEND_H
@@ -43,6 +43,11 @@ struct attend_args {
      * NULL. */
     int (*stop)(void *arg);
     void *stop_arg;
+    /* Asked before rows of a view are read, K (VIEW_K), V (VIEW_V) or both, on any worker and again
+     * for every run of rows: a non-zero code ends the work with that error, and no byte of them was
+     * used. NULL: all rows may be read. */
+    int (*admit)(void *arg, const struct view *view, unsigned parts);
+    void *admit_arg;
 };
 
 /* out: rows = n * H, memory of the caller. */

@@ -58,7 +58,7 @@ void scan_init(struct scan *scan, const struct attend_args *args, size_t first, 
     *scan = (struct scan){ .args = args, .heads = args->q.shape[1],
                            .group = args->q.shape[1] / args->kv_heads,
                            .head_dim = args->q.shape[2], .queries = queries, .first = first,
-                           .q = q };
+                           .q = q, .parts = VIEW_K | VIEW_V };
     float cos[ROPE_PAIRS_MAX], sin[ROPE_PAIRS_MAX];
     for (size_t i = 0; i < queries; i++) {
         uint64_t limit = args->limits[first + i];
@@ -99,6 +99,15 @@ static bool asked_to_stop(struct scan *scan)
     return true;
 }
 
+bool scan_admit(struct scan *scan, const struct view *view, unsigned parts)
+{
+    if (scan->args->admit == NULL) return true;
+    int code = scan->args->admit(scan->args->admit_arg, view, parts);
+    if (code == 0) return true;
+    atomic_store_explicit(&scan->stopped, code, memory_order_relaxed);
+    return false;
+}
+
 /* Replace the keys of the run by rotated ones in the cursor's tile. */
 static void rotate(struct scan_cursor *cursor, struct scan_run *run)
 {
@@ -121,6 +130,7 @@ bool scan_next(struct scan_cursor *cursor, struct scan_run *ret_run)
         assert(cursor->view < cursor->view_end);
     }
     const struct view *view = cursor->view;
+    if (!scan_admit(scan, view, scan->parts)) return false;
     bool rotating = scan->args->rope != NULL;
     size_t rows = rotating ? SCAN_TILE_FLOATS / scan->head_dim : SCAN_RUN_ROWS;
     size_t here = clipped_tokens(view, scan->limit_max) - cursor->view_row;

@@ -11,7 +11,7 @@
  * Memory   nothing is allocated: the caller brings `q`, a cursor has its tile inside (64 KiB of
  *          stack)
  * Threads  a scan is shared by many workers after scan_init; a cursor belongs to one
- * Errors   whatever `stop` returned, from scan_stopped
+ * Errors   whatever `stop` or `admit` returned, from scan_stopped
  * Tests    tests/unit/test_attend.c, tests/unit/test_exact.c
  */
 #ifndef MEMD_ATTENTION_SCAN_H
@@ -35,7 +35,8 @@ struct scan {
     uint64_t limit_max; /* largest limit of these queries */
     size_t rows;    /* over all views, cut at limit_max */
     float *q;       /* (G, n, H/G, D) scaled, rotated */
-    atomic_int stopped; /* 0, or the code that `stop` gave */
+    unsigned parts; /* VIEW_K, VIEW_V: what is read of a run; both after scan_init */
+    atomic_int stopped; /* 0, or the code that `stop` or `admit` gave */
 };
 
 /* Regroup the queries first … first + queries - 1 of args into q (queries * H * D floats). */
@@ -70,6 +71,10 @@ void scan_open(struct scan_cursor *cursor, struct scan *scan, size_t kv_head, si
 
 /* The next run; false at the end or when the scan was stopped. */
 bool scan_next(struct scan_cursor *cursor, struct scan_run *ret_run);
+
+/* May these parts of a view be read? False stops the scan. For who reads single rows beside it;
+ * scan_next has asked. */
+bool scan_admit(struct scan *scan, const struct view *view, unsigned parts);
 
 /* How many rows of a run does query `i` of the scan see? */
 uint32_t scan_visible(const struct scan *scan, size_t i, const struct scan_run *run);

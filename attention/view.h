@@ -18,4 +18,7 @@ struct view {
     uint32_t dtype;        /* enum dtype */
 };
 
+/* Which bytes of it. */
+enum { VIEW_K = 1, VIEW_V = 2 };
+
 #endif

@@ -18,91 +18,7 @@
 #include "base/error.h"
 #include "base/pool.h"
 #include "index/exact.h"
-#include "tests/unit/past.h"
-
-/* A past whose full segments have planes. */
-struct coded {
-    struct past past;
-    struct planes *planes;             /* (G, view_count) */
-    const struct planes **table;       /* (G, view_count) */
-    unsigned char **payloads;          /* (G, view_count, 2) */
-    const struct rope *rope;
-};
-
-static unsigned char *payload(size_t bytes)
-{
-    unsigned char *memory = aligned_alloc(64, (bytes + 63) / 64 * 64);
-    if (memory == NULL) abort();
-    return memory;
-}
-
-/* Mean of q_c² over the queries of KV head g. ret_square (D) */
-static void mean_square(const struct past *past, size_t g, float *ret_square)
-{
-    size_t group = past->query_heads / past->kv_heads, head_dim = past->head_dim;
-    for (size_t d = 0; d < head_dim; d++) ret_square[d] = 0.0F;
-    for (size_t i = 0; i < past->queries; i++)
-        for (size_t h = g * group; h < (g + 1) * group; h++)
-            for (size_t d = 0; d < head_dim; d++) {
-                float q = past->q[(i * past->query_heads + h) * head_dim + d];
-                ret_square[d] += q * q / (float)(past->queries * group);
-            }
-}
-
-/* Views of 1,024 tokens; planes for all but the last `open` of the full ones. */
-static void code(struct coded *coded, size_t open, bool observed)
-{
-    struct past *past = &coded->past;
-    struct planes_layout layout;
-    planes_layout_init(past->head_dim, &layout);
-    uint64_t random = 1;
-    past_cut(past, past->tokens, &random);
-    struct view *whole = past->views;
-    size_t count = (past->tokens + PLANES_TOKENS - 1) / PLANES_TOKENS;
-    size_t row_bytes = past->head_dim * dtype_bytes(past->dtype);
-    past->views = past_alloc(past->kv_heads * count, sizeof *past->views);
-    past->view_count = count;
-    coded->planes = past_alloc(past->kv_heads * count, sizeof *coded->planes);
-    coded->table = past_alloc(past->kv_heads * count, sizeof *coded->table);
-    coded->payloads = past_alloc(past->kv_heads * count * 2, sizeof *coded->payloads);
-    float *square = past_alloc(past->head_dim, sizeof *square);
-    struct arena arena;
-    arena_init(&arena, (size_t)64 << 20);
-    for (size_t i = 0; i < past->kv_heads * count; i++) {
-        size_t g = i / count, at = i % count * PLANES_TOKENS;
-        struct view *view = &past->views[i];
-        *view = whole[g];
-        view->k = (const unsigned char *)view->k + at * row_bytes;
-        view->v = (const unsigned char *)view->v + at * row_bytes;
-        view->position = at;
-        view->tokens = past->tokens - at < PLANES_TOKENS ? past->tokens - at : PLANES_TOKENS;
-        if (view->tokens < PLANES_TOKENS || i % count + open >= count) continue;
-        unsigned char **hi = &coded->payloads[2 * i], **lo = hi + 1;
-        *hi = payload(layout.hi_bytes);
-        *lo = payload(layout.lo_bytes);
-        mean_square(past, g, square);
-        struct planes_source source = { .view = view, .rope = coded->rope,
-                                        .query_square = observed ? square : NULL,
-                                        .queries = observed ? past->queries : 0 };
-        assert_int_equal(planes_encode(&layout, &source, &arena, *hi, *lo, NULL), 0);
-        assert_int_equal(planes_open(&layout, *hi, *lo, &coded->planes[i], NULL), 0);
-        coded->table[i] = &coded->planes[i];
-        arena_reset(&arena);
-    }
-    arena_fini(&arena);
-    free(square);
-    free(whole);
-}
-
-static void coded_free(struct coded *coded)
-{
-    for (size_t i = 0; i < coded->past.kv_heads * coded->past.view_count * 2; i++)
-        free(coded->payloads[i]);
-    free(coded->payloads);
-    free(coded->planes);
-    free(coded->table);
-    past_free(&coded->past);
-}
+#include "tests/unit/coded.h"
 
 /* An answer with its record, memory of its own. */
 struct answer {
@@ -135,7 +51,36 @@ struct question {
     float target;
     uint64_t max_bytes, exact_below;
     struct pool *pool;
+    struct gate *gate;
 };
+
+/* Bytes that must not be read before they were asked for: ones until then, in floats NaN. */
+struct gate {
+    const struct coded *coded;
+    unsigned char *k, *v, *lo; /* (G, T, D), (G, T, D), (G, view_count, lo_bytes): the true ones */
+    size_t row_bytes, lo_bytes;
+    bool refuses_lo;
+};
+
+static int admit(void *arg, const struct view *view, unsigned parts)
+{
+    struct gate *gate = arg;
+    const struct past *past = &gate->coded->past;
+    size_t bytes = view->tokens * view->k_stride_bytes;
+    ptrdiff_t at = (const unsigned char *)view->k - past->k_rows;
+    if ((parts & VIEW_K) != 0) memcpy(past->k_rows + at, gate->k + at, bytes);
+    if ((parts & VIEW_V) != 0) memcpy(past->v_rows + at, gate->v + at, bytes);
+    return 0;
+}
+
+static bool admit_lo(void *arg, const struct view *view)
+{
+    struct gate *gate = arg;
+    if (gate->refuses_lo) return false;
+    size_t i = (size_t)(view - gate->coded->past.views);
+    memcpy(gate->coded->payloads[2 * i + 1], gate->lo + i * gate->lo_bytes, gate->lo_bytes);
+    return true;
+}
 
 static struct answer ask(const struct coded *coded, const struct question *question)
 {
@@ -149,6 +94,9 @@ static struct answer ask(const struct coded *coded, const struct question *quest
                                      .exact_below = question->exact_below };
     args.base.attend.pool = question->pool;
     args.base.attend.rope = coded->rope;
+    args.base.attend.admit = question->gate == NULL ? NULL : admit;
+    args.base.attend.admit_arg = question->gate;
+    args.admit_lo = question->gate == NULL ? NULL : admit_lo;
     struct index_answer out = { .partial = answer.partial, .quality = &answer.quality };
     assert_int_equal(progressive_attend(&args, &arena, &out, NULL), 0);
     arena_fini(&arena);
@@ -446,6 +394,35 @@ static void test_rope(void **state)
     coded_free(&coded);
 }
 
+/* Take all bytes of rows and lo away, after copies were made. */
+static void shut(struct gate *gate, const struct coded *coded)
+{
+    const struct past *past = &coded->past;
+    struct planes_layout layout;
+    planes_layout_init(past->head_dim, &layout);
+    size_t views = past->kv_heads * past->view_count, lo_bytes = layout.lo_bytes;
+    size_t bytes = past->kv_heads * past->tokens * past->head_dim * dtype_bytes(past->dtype);
+    *gate = (struct gate){ .coded = coded, .k = past_alloc(bytes, 1), .v = past_alloc(bytes, 1),
+                           .lo = past_alloc(views, lo_bytes), .row_bytes = bytes,
+                           .lo_bytes = lo_bytes };
+    memcpy(gate->k, past->k_rows, bytes);
+    memcpy(gate->v, past->v_rows, bytes);
+    memset(past->k_rows, 0xff, bytes);
+    memset(past->v_rows, 0xff, bytes);
+    for (size_t i = 0; i < views; i++) {
+        if (coded->table[i] == NULL) continue;
+        memcpy(gate->lo + i * lo_bytes, coded->payloads[2 * i + 1], lo_bytes);
+        memset(coded->payloads[2 * i + 1], 0xff, lo_bytes);
+    }
+}
+
+static void gate_free(struct gate *gate)
+{
+    free(gate->k);
+    free(gate->v);
+    free(gate->lo);
+}
+
 /* Search finds what a search of everything finds: 99 of 100. */
 static void test_search(void **state)
 {
@@ -467,10 +444,16 @@ static void test_search(void **state)
                                                    .target_error = 0.02F },
                                          .planes = coded.table };
         struct arena arena;
+        struct gate gate;
         arena_init(&arena, (size_t)1 << 30);
         assert_int_equal(exact_search(&args.base.attend, &arena, &truth, NULL), 0);
+        shut(&gate, &coded);
+        args.base.attend.admit = admit;
+        args.base.attend.admit_arg = &gate;
         assert_int_equal(progressive_search(&args, &arena, &hits, &quality, NULL), 0);
+        assert_int_equal(coded.past.v_rows[0], 0xff); /* keys are all that a search reads */
         arena_fini(&arena);
+        gate_free(&gate);
         for (size_t row = 0; row < rows; row++) {
             uint64_t visible = coded.past.limits[row / coded.past.query_heads];
             for (size_t i = 0; i < K; i++) {
@@ -495,6 +478,39 @@ static void test_search(void **state)
     if ((double)found < 0.99 * (double)wanted) fail_msg("%zu of %zu found", found, wanted);
 }
 
+/* Whatever is read was asked for: with all else in ones the answer is the same, bit for bit. */
+static void test_admit(void **state)
+{
+    (void)state;
+    static const float targets[] = { 0.3F, 0.02F, 0.003F, 1e-7F, 0.0F };
+    uint64_t random = random_seed();
+    for (size_t i = 0; i < SHAPES * 5; i++) {
+        struct coded coded;
+        struct gate gate;
+        make(&coded, i / 5, &random);
+        struct question question = { .target = targets[i % 5] };
+        struct answer truth = ask(&coded, &question);
+        shut(&gate, &coded);
+        question.gate = &gate;
+        gate.refuses_lo = true;
+        struct answer without = ask(&coded, &question);
+        struct tally tally = judge(&coded.past, &without);
+        if (!(tally.worst <= 2.5 * (double)targets[i % 5] + 4e-6))
+            fail_msg("shape %zu without lo: error %.6f", i / 5, tally.worst);
+        memset(coded.past.k_rows, 0xff, gate.row_bytes);
+        memset(coded.past.v_rows, 0xff, gate.row_bytes);
+        gate.refuses_lo = false;
+        struct answer answer = ask(&coded, &question);
+        size_t bytes = answer.partial.rows * coded.past.head_dim * sizeof(float);
+        assert_memory_equal(answer.partial.o, truth.partial.o, bytes);
+        gate_free(&gate);
+        answer_free(&truth);
+        answer_free(&answer);
+        answer_free(&without);
+        coded_free(&coded);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -507,6 +523,7 @@ int main(void)
         cmocka_unit_test(test_trouble),
         cmocka_unit_test(test_rope),
         cmocka_unit_test(test_search),
+        cmocka_unit_test(test_admit),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
