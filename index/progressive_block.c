@@ -109,7 +109,8 @@ void block_sort_views(struct block *block,
         if (tokens > limit - view->position) tokens = (size_t)(limit - view->position);
         if (planes[i] != NULL && view->position + view->tokens <= visible) {
             assert(view->tokens == PLANES_TOKENS);
-            block->segments[block->segment_count++] = (struct block_segment){ planes[i], view, 0, 0 };
+            block->segments[block->segment_count++] =
+                (struct block_segment){ .planes = planes[i], .view = view };
             if (row > exact_from) read(block, exact_from, row);
             exact_from = row + tokens;
         }

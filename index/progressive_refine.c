@@ -74,9 +74,9 @@ static float largest_step_square(const uint16_t *steps)
 }
 
 /* Can no token of tile i matter? Then its e², about 0.6 of the bound, goes to quiet (M). Most tiles
- * are quiet: the rest of the work is for the few that are not. Tiles without V are left as they are:
- * their values are not rounded but unknown, which the sample has counted, and a token that mattered
- * would have had its values read. */
+ * are quiet: the rest of the work is for the few that are not. Tiles without V are left as they
+ * are: their values are not rounded but unknown, which the sample has counted, and a token that
+ * mattered would have had its values read. */
 static bool is_quiet(const struct block *block, const struct block_chunk *chunk, size_t i,
                      double *quiet)
 {

@@ -4,9 +4,10 @@
  *
  * Keys first. A cluster is opened because it *could* hold a token far above its centroid; its
  * weights say whether it does. If it does not, its mean value is as good as before, and V-hi, half
- * of the bytes and more than half of the time, is left alone: with weights w and values of spread σ²
- * the mean is off by Σ (w - mean w)² σ². The root of that is the new priority of the cluster; where
- * it reaches the threshold for which it was opened, values are read at once (docs/decisions/0042).
+ * of the bytes and more than half of the time, is left alone: with weights w and values of spread
+ * σ² the mean is off by Σ (w - mean w)² σ². The root of that is the new priority of the cluster;
+ * where it reaches the threshold for which it was opened, values are read at once
+ * (docs/decisions/0042).
  *
  * Weights are kept (4 M bytes per opened token): they say which tokens to refine. Tiles with
  * refined tokens are weighed twice more: once as they were, to take that out, and once without
