@@ -9,6 +9,7 @@
 
 struct plane_backend {
     const char *name;
+    plane_turn_fn *turn;
     plane_score_fn *score;
     plane_centroid_fn *centroid;
     plane_soften_fn *soften;

@@ -133,17 +133,18 @@ static void lane_segments(struct lane_memory *memory, size_t rows, size_t head_d
     block->centre = take_floats(memory, clusters * rows);
     block->mass = take_floats(memory, clusters * rows);
     block->priority = take_floats(memory, clusters * rows);
+    block->priority_top = take_floats(memory, at);
     block->chunks = lane_take(memory, segments * (BLOCK_ROUNDS + 1) * sizeof *block->chunks);
     block->tiles = lane_take(memory, clusters * sizeof *block->tiles);
-    block->tile_sums = take_floats(memory, 2 * clusters * rows);
+    block->tile_sums = take_floats(memory, 3 * clusters * rows);
     block->weights = take_floats(memory, clusters * rows * PLANES_CLUSTER);
 }
 
 static void lane_rows(struct lane_memory *memory, size_t rows, size_t head_dim,
                       struct block *block)
 {
-    float **values[] = { &block->turned, &block->base, &block->take, &block->open, &block->removed,
-                         &block->residual, &block->correction, &block->exact_turned,
+    float **values[] = { &block->turned, &block->base, &block->removed, &block->residual,
+                         &block->correction, &block->exact_turned,
                          &block->output };
     for (size_t i = 0; i < sizeof values / sizeof values[0]; i++)
         *values[i] = take_floats(memory, rows * head_dim);
@@ -197,8 +198,7 @@ static void begin_block(struct block *block, const struct progressive *call, siz
     block->segment_count = block->chunk_count = block->tiles_used = block->coded = 0;
     block->limited = false;
     size_t bytes = block->rows * head_dim * sizeof(float);
-    float *values[] = { block->base, block->take, block->open, block->removed, block->residual,
-                        block->correction };
+    float *values[] = { block->base, block->removed, block->residual, block->correction };
     for (size_t i = 0; i < sizeof values / sizeof values[0]; i++) memset(values[i], 0, bytes);
     double *sums[] = { block->mass_shut, block->priority_shut, block->mass_open,
                        block->correction_mass, block->total, block->norm, block->shut_error,

@@ -11,10 +11,11 @@
  * The two errors add up in the square: shut clusters may use shut_share of the target, codes what
  * is left of it.
  *
- *     answer Z = exact + refined + (open - removed) + residual + R (base - take) + correction Z
+ *     answer Z = exact + refined + base + residual - removed + correction Z
  *
- * base: mean values of all clusters by W; take: those of opened ones; open: the same by their
- * tokens' weights; residual: V-hi of opened ones; removed: both, of tokens that were refined.
+ * base: mean values of all clusters, by W or, of opened ones, by their tokens' weights (W is at
+ * most e² times that, so that exchanging one for the other in a sum costs no digits); residual:
+ * V-hi; removed: both, of tokens that were refined.
  *
  * Rejected: opening clusters segment by segment (those of a context compete with each other); a
  * fixed share of them (layers differ by 100×).
@@ -128,6 +129,7 @@ void block_sum_up(struct block *block)
         double refined_scale = exp((double)refined->max[m] - (double)block->shift[m]);
         double shut = block->mass_shut[m] > 0.0 ? 1.0 : 0.0; /* else rounding is left of it */
         double coded = block->coded > 0 ? 1.0 : 0.0; /* the same */
+        double either = fmax(shut, coded);
         double total = (double)exact->sum[m] * exact_scale + coded * block->mass_open[m] +
                        (double)refined->sum[m] * refined_scale + shut * block->mass_shut[m] +
                        block->correction_mass[m];
@@ -135,10 +137,9 @@ void block_sum_up(struct block *block)
         for (size_t d = 0; d < block->head_dim; d++) {
             double sum = (double)block->exact_turned[at + d] * exact_scale +
                          (double)refined->acc[at + d] * refined_scale +
-                         coded * ((double)block->open[at + d] - (double)block->removed[at + d] +
-                                  (double)block->residual[at + d]) +
                          (double)block->correction[at + d] +
-                         shut * ((double)block->base[at + d] - (double)block->take[at + d]);
+                         either * ((double)block->base[at + d] - (double)block->removed[at + d] +
+                                   (double)block->residual[at + d]);
             block->output[at + d] = (float)(sum * inverse);
             norm += sum * inverse * sum * inverse;
         }

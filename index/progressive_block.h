@@ -60,6 +60,15 @@ static inline float block_bin_least(uint32_t bin)
     return value;
 }
 
+/* An fp16 that is neither negative nor infinite, such as a step: the exponents lie 112 apart. */
+static inline float block_step(uint16_t bits)
+{
+    uint32_t wide = (uint32_t)bits << 13;
+    float value;
+    memcpy(&value, &wide, sizeof value);
+    return value * 0x1p112F;
+}
+
 /* Entries of a search's scratch heaps. */
 #define PROGRESSIVE_SCRATCH(k) ((k) + 16)
 
@@ -96,6 +105,7 @@ struct block_chunk {
     float *weights;        /* (M, 16 count) */
     float *tile_sum;       /* (M, count) */
     float *tile_square;    /* (M, count) */
+    float *tile_most;      /* (M, count) largest e² of its tokens (progressive_refine.c) */
 };
 
 /* A cluster of the sample. */
@@ -133,12 +143,13 @@ struct block {
     float *mass;       /* (P, M, 64): W, 16 exp(centroid score + …); of opened ones the sum */
     float *priority;   /* (P, M, 64): which to read more of first; own unit per query row */
     float *shift;      /* (M) */
+    float *priority_top;   /* (P, M): no priority of the segment is larger */
     float *priority_shift; /* (M): priority = exp(… - priority_shift) */
     double *priority_unit; /* (M): from weights to priorities, exp(shift - priority_shift) */
     float *threshold;      /* (M): priorities from here on are read */
     double *mass_shut;     /* (M) of clusters that are not opened */
     double *priority_shut; /* (M) of clusters without V */
-    float *base, *take, *open, *removed, *residual; /* (M, D), see progressive_block.c */
+    float *base, *removed, *residual; /* (M, D), see progressive_block.c */
     double *mass_open; /* (M) of the tokens that are answered from hi */
     uint64_t *fresh;   /* (P) */
 
@@ -147,7 +158,7 @@ struct block {
     size_t coded;       /* tokens answered from hi */
     uint16_t *tiles;    /* (64 P) */
     float *weights;     /* (M 1024 P) */
-    float *tile_sums;   /* (2 M 64 P) */
+    float *tile_sums;   /* (3 M 64 P) */
 
     struct block_probe probes[BLOCK_PROBES];
     size_t probe_count, draws;

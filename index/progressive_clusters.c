@@ -22,11 +22,56 @@
 
 enum {
     RISES = 448, /* by half, from the least float to beyond the largest */
+    SMALL = 16,  /* of what is allowed, that segments may have without being looked at */
 };
 
 static const float spread_most = 4.0F;    /* of s² in the mass */
 static const float deviations = 3.0F;     /* above the centroid, in the priority */
 static const float deviations_most = 16.0F; /* of deviations * s */
+static const double negligible = 0.01;    /* of the target, masses of all clusters left out */
+
+/* Four floats, which every CPU has instructions for: the loops here are over 64 clusters. */
+typedef float four __attribute__((vector_size(16)));
+typedef int32_t four_bits __attribute__((vector_size(16)));
+enum { FOUR = 4 };
+
+static inline four four_load(const float *at)
+{
+    four a;
+    memcpy(&a, at, sizeof a);
+    return a;
+}
+
+static inline void four_store(float *at, four a)
+{
+    memcpy(at, &a, sizeof a);
+}
+
+/* a where `bits` are set, else b. */
+static inline four four_pick(four_bits bits, four a, four b)
+{
+    return (four)(((four_bits)a & bits) | ((four_bits)b & ~bits));
+}
+
+static inline four four_min(four a, four b)
+{
+    return four_pick(a < b, a, b);
+}
+
+static inline four four_max(four a, four b)
+{
+    return four_pick(a > b, a, b);
+}
+
+static inline float four_sum(four a)
+{
+    return (a[0] + a[1]) + (a[2] + a[3]);
+}
+
+static inline float four_largest(four a)
+{
+    return fmaxf(fmaxf(a[0], a[1]), fmaxf(a[2], a[3]));
+}
 
 /* Scores of the centroids of segment p -> logarithms of mass and priority; the largest of each into
  * ret_tops. */
@@ -40,22 +85,22 @@ static void prepare(struct block *block, size_t p, float *ret_top, float *ret_pr
         const float *centre = block->centre + at * PLANES_CLUSTERS;
         float *mass = block->mass + at * PLANES_CLUSTERS;
         float *priority = block->priority + at * PLANES_CLUSTERS;
-        float deviation = block->deviation[at], top = ret_top[m], high = ret_priority_top[m];
-        for (size_t c = 0; c < PLANES_CLUSTERS; c++) {
-            float s = deviation * root[c], square = s * s, above = deviations * s;
-            square = square < spread_most ? square : spread_most;
-            above = above < deviations_most ? above : deviations_most;
-            priority[c] = centre[c] + above;
-            mass[c] = centre[c] + 0.5F * square;
-            top = mass[c] > top ? mass[c] : top;
-            high = priority[c] > high ? priority[c] : high;
+        four top = (four){ 0 } + ret_top[m], high = (four){ 0 } + ret_priority_top[m];
+        for (size_t c = 0; c < PLANES_CLUSTERS; c += FOUR) {
+            four s = block->deviation[at] * four_load(root + c), score = four_load(centre + c);
+            four above = score + four_min(deviations * s, (four){ 0 } + deviations_most);
+            four whole = score + 0.5F * four_min(s * s, (four){ 0 } + spread_most);
+            four_store(priority + c, above);
+            four_store(mass + c, whole);
+            top = four_max(whole, top);
+            high = four_max(above, high);
         }
-        ret_top[m] = top;
-        ret_priority_top[m] = high;
+        ret_top[m] = four_largest(top);
+        ret_priority_top[m] = four_largest(high);
     }
 }
 
-/* Logarithms of segment p -> masses and priorities; mean values into base. */
+/* Logarithms of segment p -> masses and priorities. */
 static void soften(struct block *block, size_t p, const float *mass_shift,
                    const float *priority_shift)
 {
@@ -78,25 +123,73 @@ static void soften(struct block *block, size_t p, const float *mass_shift,
     float root[PLANES_CLUSTERS];
     for (size_t c = 0; c < PLANES_CLUSTERS; c++) root[c] = sqrtf(planes->value_spread[c]);
     for (size_t m = 0; m < rows; m++) {
-        float *priority = block->priority + at + m * PLANES_CLUSTERS, total = 0.0F;
-        for (size_t c = 0; c < PLANES_CLUSTERS; c++) {
-            priority[c] *= root[c];
-            total += priority[c];
+        float *priority = block->priority + at + m * PLANES_CLUSTERS;
+        four total = { 0 }, top = { 0 };
+        for (size_t c = 0; c < PLANES_CLUSTERS; c += FOUR) {
+            four here = four_load(priority + c) * four_load(root + c);
+            four_store(priority + c, here);
+            total += here;
+            top = four_max(here, top);
         }
-        block->priority_shut[m] += (double)total;
+        block->priority_shut[m] += (double)four_sum(total);
+        block->priority_top[p * rows + m] = four_largest(top);
     }
-    kernels->means(&(struct plane_means_args){
-        .mass = block->mass + at, .means = planes->means, .scale = planes->mean_scale,
-        .queries = rows, .head_dim = block->head_dim, .acc = block->base });
 }
 
-static void count_bytes(struct block *block)
+/* Masses of segment p below the cut of every row -> 0. Returns how many clusters are left. */
+static size_t drop_negligible(struct block *block, size_t p, const float *cut)
 {
-    size_t segments = block->segment_count;
-    block->level_rows[INDEX_CLUSTERS] += segments * PLANES_CLUSTERS * 2;
-    block->level_bytes[INDEX_CLUSTERS] += segments *
-        (PLANES_CLUSTERS * (2 * block->head_dim + 4 * sizeof(float)) +
-         3 * block->head_dim * sizeof(float));
+    size_t rows = block->rows, kept = 0;
+    int32_t keep[PLANES_CLUSTERS] = { 0 };
+    float *masses = block->mass + p * rows * PLANES_CLUSTERS;
+    for (size_t m = 0; m < rows; m++)
+        for (size_t c = 0; c < PLANES_CLUSTERS; c++)
+            keep[c] |= -(masses[m * PLANES_CLUSTERS + c] > cut[m]);
+    for (size_t c = 0; c < PLANES_CLUSTERS; c++) kept += keep[c] != 0;
+    if (kept == PLANES_CLUSTERS) return kept;
+    for (size_t m = 0; m < rows; m++) {
+        float *mass = masses + m * PLANES_CLUSTERS;
+        four dropped = { 0 };
+        for (size_t c = 0; c < PLANES_CLUSTERS; c += FOUR) {
+            four_bits bits;
+            memcpy(&bits, keep + c, sizeof bits);
+            four here = four_load(mass + c), left = (four)((four_bits)here & bits);
+            four_store(mass + c, left);
+            dropped += here - left;
+        }
+        block->mass_shut[m] -= (double)four_sum(dropped);
+    }
+    return kept;
+}
+
+/* Mean values of all clusters into base, by their masses. In a peaked softmax most clusters hold
+ * nothing that could be seen in the answer: those are not read, and count as mass 0 from here on.
+ * What that leaves out is in the sample like everything that is wrong about shut clusters. */
+static void add_means(struct block *block)
+{
+    size_t rows = block->rows, segments = block->segment_count, kept = 0;
+    float cut[BLOCK_ROWS];
+    for (size_t m = 0; m < rows; m++) {
+        double known = exp((double)block->exact.max[m] - (double)block->shift[m]);
+        double all = block->mass_shut[m] + (double)block->exact.sum[m] * known;
+        cut[m] = (float)(negligible * (double)block->call->target * all /
+                         (double)(segments * PLANES_CLUSTERS));
+    }
+    for (size_t p = 0; p < segments; p++) {
+        const struct planes *planes = block->segments[p].planes;
+        size_t here = drop_negligible(block, p, cut);
+        kept += here;
+        if (here == 0) continue;
+        block->call->planes->means(&(struct plane_means_args){
+            .mass = block->mass + p * rows * PLANES_CLUSTERS, .means = planes->means,
+            .scale = planes->mean_scale, .queries = rows, .head_dim = block->head_dim,
+            .acc = block->base });
+    }
+    block->level_rows[INDEX_CLUSTERS] += segments * PLANES_CLUSTERS + kept;
+    block->level_bytes[INDEX_CLUSTERS] +=
+        segments * (PLANES_CLUSTERS * (block->head_dim + 3 * sizeof(float)) +
+                    3 * block->head_dim * sizeof(float)) +
+        kept * (block->head_dim + sizeof(float));
 }
 
 void block_score_clusters(struct block *block)
@@ -122,7 +215,7 @@ void block_score_clusters(struct block *block)
         block_set_unit(block, m);
     }
     for (size_t p = 0; p < block->segment_count; p++) soften(block, p, mass_shift, high);
-    count_bytes(block);
+    add_means(block);
 }
 
 /* The largest threshold for row m such that clusters without V and with a priority below it sum to
@@ -130,13 +223,18 @@ void block_score_clusters(struct block *block)
 static float threshold(const struct block *block, size_t m, double allowed)
 {
     float sums[BLOCK_BINS] = { 0 };
+    double low = allowed / (double)(SMALL * block->segment_count * PLANES_CLUSTERS), sum = 0.0;
     for (size_t p = 0; p < block->segment_count; p++) {
+        double top = (double)block->priority_top[p * block->rows + m];
+        if (top <= low) { /* all of it, at most 1/16 of what is allowed */
+            sum += top * PLANES_CLUSTERS;
+            continue;
+        }
         const float *priority = block->priority + (p * block->rows + m) * PLANES_CLUSTERS;
         uint64_t shut = ~block->segments[p].valued;
         for (size_t c = 0; c < PLANES_CLUSTERS; c++)
             sums[block_bin(priority[c])] += (shut >> c & 1) != 0 ? priority[c] : 0.0F;
     }
-    double sum = 0.0;
     for (uint32_t bin = 0; bin < BLOCK_BINS; bin++) {
         sum += (double)sums[bin];
         if (sum > allowed) return block_bin_least(bin);
@@ -166,6 +264,7 @@ static size_t mark(const struct block *block, const float *thresholds, uint64_t 
         uint64_t wanted = 0;
         for (size_t m = 0; m < block->rows; m++) {
             const float *priority = block->priority + (p * block->rows + m) * PLANES_CLUSTERS;
+            if (block->priority_top[p * block->rows + m] < thresholds[m]) continue;
             for (size_t c = 0; c < PLANES_CLUSTERS; c++)
                 wanted |= (uint64_t)(priority[c] >= thresholds[m]) << c;
         }

@@ -30,44 +30,51 @@
 #include "index/backend.h"
 #include "index/progressive_block.h"
 
+enum { LANES = 4 };
+
 static const float probe_slack = 60.0F; /* scores above the shift at most: no infinity */
 
-/* Sum over rows of priority / all shut priority, for 64 clusters; 0 for opened ones. */
-static void chances(const struct block *block, size_t p, const double *inverse, double *ret_chance)
+/* Sum over rows of priority / all shut priority, for 64 clusters; 0 for those with values. Returns
+ * their sum. */
+static double chances(const struct block *block, size_t p, const float *inverse, float *ret_chance)
 {
-    for (size_t c = 0; c < PLANES_CLUSTERS; c++) ret_chance[c] = 0.0;
+    float sums[LANES] = { 0 };
+    memset(ret_chance, 0, PLANES_CLUSTERS * sizeof *ret_chance);
     for (size_t m = 0; m < block->rows; m++) {
         const float *priority = block->priority + (p * block->rows + m) * PLANES_CLUSTERS;
-        for (size_t c = 0; c < PLANES_CLUSTERS; c++)
-            ret_chance[c] += (double)priority[c] * inverse[m];
+        for (size_t c = 0; c < PLANES_CLUSTERS; c++) ret_chance[c] += priority[c] * inverse[m];
     }
     for (uint64_t valued = block->segments[p].valued; valued != 0; valued &= valued - 1)
-        ret_chance[__builtin_ctzll(valued)] = 0.0;
+        ret_chance[__builtin_ctzll(valued)] = 0.0F;
+    for (size_t c = 0; c < PLANES_CLUSTERS; c += LANES)
+        for (size_t lane = 0; lane < LANES; lane++) sums[lane] += ret_chance[c + lane];
+    return ((double)sums[0] + (double)sums[1]) + ((double)sums[2] + (double)sums[3]);
 }
 
 /* Fill probes; draws = 0 when there is nothing to draw from. */
 static void draw(struct block *block, size_t most)
 {
-    double inverse[BLOCK_ROWS], total = 0.0;
+    float inverse[BLOCK_ROWS], chance[PLANES_CLUSTERS];
+    double total = 0.0;
     block->probe_count = block->draws = 0;
     for (size_t m = 0; m < block->rows; m++) {
         double shut = block->priority_shut[m];
-        inverse[m] = shut > 1e-30 ? 1.0 / shut : 0.0;
+        inverse[m] = shut > 1e-30 ? (float)(1.0 / shut) : 0.0F;
         total += shut > 1e-30 ? 1.0 : 0.0;
     }
     size_t shut = block_shut_count(block), draws = shut / 4 < most ? shut / 4 : most;
     if (shut == 0 || total == 0.0) return;
     if (draws < 8) draws = 8;
-    double step = total / (double)draws, next = 0.5 * step, sum = 0.0;
+    double step = total / (double)draws, next = 0.5 * step, before = 0.0;
     for (size_t p = 0; p < block->segment_count; p++) {
-        double chance[PLANES_CLUSTERS];
-        chances(block, p, inverse, chance);
-        for (size_t c = 0; c < PLANES_CLUSTERS; c++) {
-            sum += chance[c];
-            if (sum < next || chance[c] == 0.0) continue;
+        double here = chances(block, p, inverse, chance), sum = before;
+        before += here;
+        for (size_t c = 0; c < PLANES_CLUSTERS && next <= before; c++) {
+            sum += (double)chance[c];
+            if (sum < next || chance[c] == 0.0F) continue;
             struct block_probe *probe = &block->probes[block->probe_count++];
             *probe = (struct block_probe){ .segment = p, .cluster = c,
-                                           .chance = chance[c] / total };
+                                           .chance = (double)chance[c] / total };
             while (next <= sum) {
                 probe->draws++;
                 next += step;
@@ -76,6 +83,21 @@ static void draw(struct block *block, size_t most)
             if (block->probe_count == BLOCK_PROBES) return;
         }
     }
+}
+
+/* Ask for the codes of probe i: they lie anywhere. */
+static void fetch_probe(const struct block *block, size_t i)
+{
+    const struct block_probe *probe = &block->probes[i];
+    const struct planes *planes = block->segments[probe->segment].planes;
+    size_t bytes = PLANE_TILE * block->head_dim / 2, at = probe->cluster * bytes;
+    for (size_t line = 0; line < bytes; line += 64) {
+        __builtin_prefetch(planes->key_hi + at + line);
+        __builtin_prefetch(planes->value_hi + at + line);
+    }
+    __builtin_prefetch(planes->key_scale + probe->cluster * PLANE_TILE);
+    __builtin_prefetch(planes->value_scale + probe->cluster * PLANE_TILE);
+    __builtin_prefetch(planes->means + probe->cluster * block->head_dim);
 }
 
 /* Read probe i: its mass, its Σ w v and its mean value. */
@@ -130,13 +152,16 @@ static double probe_vector(const struct block *block, size_t i, size_t m, float 
     const float *values = block->probe_values + (i * block->rows + m) * head_dim;
     const float *mean = block->probe_means + i * head_dim;
     const float *output = block->output + m * head_dim;
-    double square = 0.0;
-    for (size_t d = 0; d < head_dim; d++) {
-        float e = values[d] - was * mean[d] - (is - was) * output[d];
-        ret_e[d] = e;
-        square += (double)e * (double)e;
+    float squares[LANES] = { 0 };
+    for (size_t d = 0; d < head_dim; d += LANES) {
+        for (size_t lane = 0; lane < LANES; lane++) {
+            size_t at = d + lane;
+            float e = values[at] - was * mean[at] - (is - was) * output[at];
+            ret_e[at] = e;
+            squares[lane] += e * e;
+        }
     }
-    return square;
+    return ((double)squares[0] + (double)squares[1]) + ((double)squares[2] + (double)squares[3]);
 }
 
 /* Prediction and correction of row m; scratch (D). */
@@ -181,7 +206,10 @@ void block_probe(struct block *block)
     size_t tile_bytes = 2 * block_plane_bytes(block);
     uint64_t affordable = block_bytes_left(block) / tile_bytes;
     draw(block, affordable < BLOCK_PROBES ? (size_t)affordable : BLOCK_PROBES);
-    for (size_t i = 0; i < block->probe_count; i++) read_probe(block, i);
+    for (size_t i = 0; i < block->probe_count; i++) {
+        if (i + 1 < block->probe_count) fetch_probe(block, i + 1);
+        read_probe(block, i);
+    }
     block->level_rows[INDEX_HI] += block->probe_count * PLANES_CLUSTER * 2;
     block->level_bytes[INDEX_HI] += block->probe_count * tile_bytes;
     block_sum_up(block);

@@ -22,7 +22,6 @@
 
 #include "attention/backend.h"
 #include "attention/kernels/partial.h"
-#include "base/half.h"
 #include "base/tensor.h"
 #include "index/backend.h"
 #include "index/progressive_block.h"
@@ -35,6 +34,7 @@ struct terms {
     float key[BLOCK_ROWS], value[BLOCK_ROWS];
     float key_steps[PLANE_TILE], value_steps[PLANE_TILE]; /* squared */
     float least[BLOCK_ROWS]; /* weight */
+    float small;             /* an e² that no threshold is below */
 };
 
 /* At and above: read at 8 bits, exactly. Per row, of e². */
@@ -69,7 +69,7 @@ static float largest_step_square(const uint16_t *steps)
 {
     uint16_t most = 0;
     for (size_t t = 0; t < PLANE_TILE; t++) most = steps[t] > most ? steps[t] : most;
-    float step = half_from_fp16(most);
+    float step = block_step(most);
     return step * step;
 }
 
@@ -117,8 +117,8 @@ static void tile_terms(const struct block *block, const struct block_chunk *chun
     size_t c = chunk->tiles[i], place = c * PLANES_CLUSTER;
     float dims = (float)block->head_dim;
     for (size_t t = 0; t < PLANE_TILE; t++) {
-        float key = half_from_fp16(planes->key_scale[place + t]);
-        float value = half_from_fp16(planes->value_scale[place + t]);
+        float key = block_step(planes->key_scale[place + t]);
+        float value = block_step(planes->value_scale[place + t]);
         ret_terms->key_steps[t] = key * key;
         ret_terms->value_steps[t] = value * value;
     }
@@ -141,28 +141,43 @@ static inline float token_term(const struct terms *terms, size_t m, size_t t, fl
            uneven * uneven * terms->value[m] * terms->value_steps[t];
 }
 
-/* sums (M, BLOCK_BINS) of e², but for quiet tiles */
+/* e² of the tokens of tile i for row m into sums (BLOCK_BINS); what is too small to be refined goes
+ * to *quiet. Returns the largest. */
+static float collect_tile(const struct block_chunk *chunk, size_t i, size_t m,
+                          const struct terms *terms, float *sums, double *quiet)
+{
+    const float *weights = chunk->weights + (m * chunk->count + i) * PLANE_TILE;
+    float term[PLANE_TILE], most = 0.0F, rest = 0.0F;
+    for (size_t t = 0; t < PLANE_TILE; t++)
+        term[t] = token_term(terms, m, t, weights[t], weights[t] - terms->least[m]);
+    for (size_t t = 0; t < PLANE_TILE; t++) {
+        most = term[t] > most ? term[t] : most;
+        if (term[t] < terms->small) rest += term[t];
+        else sums[block_bin(term[t])] += term[t];
+    }
+    *quiet += (double)rest;
+    return most;
+}
+
+/* sums (M, BLOCK_BINS) of e², but for what is quiet. */
 static void collect(struct block *block, float *sums, double *quiet)
 {
+    double target = (double)block->call->target;
+    double each = target * target / (double)(block->tiles_used * PLANE_TILE);
+    struct terms terms = { .small = (float)(quiet_share * each) };
     memset(sums, 0, block->rows * BLOCK_BINS * sizeof *sums);
     for (size_t at = 0; at < block->chunk_count; at++) {
         struct block_chunk *chunk = &block->chunks[at];
         chunk->quiet = 0;
         for (size_t i = 0; i < chunk->count; i++) {
-            struct terms terms;
             if (is_quiet(block, chunk, i, quiet)) {
                 chunk->quiet |= UINT64_C(1) << i;
                 continue;
             }
             tile_terms(block, chunk, i, &terms);
-            for (size_t m = 0; m < block->rows; m++) {
-                const float *weights = chunk->weights + (m * chunk->count + i) * PLANE_TILE;
-                for (size_t t = 0; t < PLANE_TILE; t++) {
-                    float term = token_term(&terms, m, t, weights[t],
-                                            weights[t] - terms.least[m]);
-                    sums[m * BLOCK_BINS + block_bin(term)] += term;
-                }
-            }
+            for (size_t m = 0; m < block->rows; m++)
+                chunk->tile_most[m * chunk->count + i] =
+                    collect_tile(chunk, i, m, &terms, sums + m * BLOCK_BINS, &quiet[m]);
         }
     }
 }
@@ -178,17 +193,15 @@ static uint32_t cut(const float *sums, double budget, double *ret_below)
     return BLOCK_BINS;
 }
 
-/* The thresholds of one row that leave at most `budget` (of e²) behind; what will be left goes to
- * *ret_left. First the tokens that 8 bits would not help enough, and half of the budget for those
- * that they do help. sums (BLOCK_BINS) */
-static void set_thresholds(const float *sums, double budget, float *ret_lo, float *ret_exact,
-                           double *ret_left)
+/* The thresholds of one row that leave at most `budget` (of e²) behind. First the tokens that 8
+ * bits would not help enough, and half of the budget for those that they do help. sums
+ * (BLOCK_BINS); returns their sum. */
+static double set_thresholds(const float *sums, double budget, float *ret_lo, float *ret_exact)
 {
     double all = 0.0, coded, below = 0.0;
     for (size_t bin = 0; bin < BLOCK_BINS; bin++) all += (double)sums[bin];
     *ret_lo = *ret_exact = INFINITY;
-    *ret_left = all;
-    if (all <= budget) return;
+    if (all <= budget) return all;
     uint32_t exact = cut(sums, 0.5 * budget / (double)lo_share, &coded), lo = 0;
     for (; lo < exact; lo++) {
         double more = below + (double)sums[lo];
@@ -197,7 +210,7 @@ static void set_thresholds(const float *sums, double budget, float *ret_lo, floa
     }
     if (exact < BLOCK_BINS) *ret_exact = block_bin_least(exact);
     *ret_lo = block_bin_least(lo);
-    *ret_left = below + (coded - below) * (double)lo_share;
+    return all;
 }
 
 /* Rows gathered for one segment's run of attention. */
@@ -261,8 +274,6 @@ static void gather_lo(struct block *block, struct gathering *gathering, size_t p
         .head_dim = head_dim, .k = block->gather_k + gathering->count * head_dim, .v = v });
     const int8_t *codes = planes->means + cluster * head_dim;
     for (size_t d = 0; d < head_dim; d++) v[d] += planes->mean_scale[cluster] * (float)codes[d];
-    block->level_rows[INDEX_LO] += 2;
-    block->level_bytes[INDEX_LO] += head_dim;
     if (++gathering->count == BLOCK_GATHER) flush(block, gathering);
 }
 
@@ -293,14 +304,6 @@ static void read_exact(struct block *block, size_t p, size_t place)
     }
     for (size_t m = 0; m < block->rows; m++) block->visible[m] = 1;
     block->call->backend->partial(&args);
-    block->level_rows[INDEX_EXACT] += 2;
-    block->level_bytes[INDEX_EXACT] += 2 * block->head_dim * dtype_bytes(view->dtype);
-}
-
-/* Residuals of tile i of a chunk, with its weights as they are now, into acc (M, D). */
-static void weigh_tile(struct block *block, const struct block_chunk *chunk, size_t i, float *acc)
-{
-    block_weigh(block, chunk, UINT64_C(1) << i, acc);
 }
 
 /* Take token t of tile i out of what hi answers. removed (M, 64) gets its weights. */
@@ -324,27 +327,50 @@ static bool has_lo(const struct block *block, size_t p)
     return args->admit_lo(args->base.attend.admit_arg, segment->view);
 }
 
-/* 0 leave, 1 read at 8 bits, 2 read exactly. What is left of e² afterwards is added to code_error,
- * squared: other rows' tokens are refined for this one too. */
-static int wanted_level(struct block *block, const struct block_chunk *chunk, size_t i, size_t t,
-                        const struct terms *terms, const struct refine_thresholds *thresholds)
+/* 0 leave, 1 read at 8 bits, 2 read exactly; what that will read is counted, what it will mend
+ * taken from code_error, squared: other rows' tokens are refined for this one too. */
+static uint8_t wanted_level(struct block *block, const struct block_chunk *chunk, size_t at,
+                            const struct terms *terms, const struct refine_thresholds *thresholds)
 {
-    int level = 0;
+    uint8_t level = 0;
+    size_t t = at % PLANE_TILE;
     float term[BLOCK_ROWS];
     for (size_t m = 0; m < block->rows; m++) {
-        float weight = chunk->weights[(m * chunk->count + i) * PLANE_TILE + t];
+        float weight = chunk->weights[m * chunk->count * PLANE_TILE + at];
         term[m] = token_term(terms, m, t, weight, weight - terms->least[m]);
         if (term[m] >= thresholds->lo[m]) level = level > 1 ? level : 1;
         if (term[m] >= thresholds->exact[m]) level = 2;
     }
+    if (level == 0) return 0;
     if (level == 1 && !has_lo(block, chunk->segment)) level = 2;
-    if (level > 0 && block_bytes_left(block) < 4 * block->head_dim) {
+    size_t dtype = dtype_bytes(block->segments[chunk->segment].view->dtype);
+    size_t bytes = level == 1 ? block->head_dim : 2 * block->head_dim * dtype;
+    if (block_bytes_left(block) < bytes) {
         block->limited = true;
-        level = 0;
+        return 0;
     }
-    float share = level == 0 ? 1.0F : level == 1 ? lo_share : 0.0F;
-    for (size_t m = 0; m < block->rows; m++) block->code_error[m] += (double)(share * term[m]);
+    block->level_rows[level == 1 ? INDEX_LO : INDEX_EXACT] += 2;
+    block->level_bytes[level == 1 ? INDEX_LO : INDEX_EXACT] += bytes;
+    float share = level == 1 ? 1.0F - lo_share : 1.0F;
+    for (size_t m = 0; m < block->rows; m++) block->code_error[m] -= (double)(share * term[m]);
     return level;
+}
+
+/* Levels (16) of the tokens of tile i. Is one of them to be refined? */
+static bool choose_levels(struct block *block, const struct block_chunk *chunk, size_t i,
+                          const struct refine_thresholds *thresholds, uint8_t *ret_levels)
+{
+    bool reached = false, any = false;
+    for (size_t m = 0; m < block->rows; m++)
+        reached |= chunk->tile_most[m * chunk->count + i] >= thresholds->lo[m];
+    if ((chunk->quiet >> i & 1) != 0 || !reached) return false;
+    struct terms terms;
+    tile_terms(block, chunk, i, &terms);
+    for (size_t t = 0; t < PLANE_TILE; t++) {
+        ret_levels[t] = wanted_level(block, chunk, i * PLANE_TILE + t, &terms, thresholds);
+        any |= ret_levels[t] != 0;
+    }
+    return any;
 }
 
 static void refine_chunk(struct block *block, const struct block_chunk *chunk,
@@ -352,30 +378,30 @@ static void refine_chunk(struct block *block, const struct block_chunk *chunk,
 {
     const struct planes *planes = block->segments[chunk->segment].planes;
     struct gathering gathering = { .segment = chunk->segment };
-    float removed[BLOCK_ROWS * PLANES_CLUSTERS] = { 0 };
-    bool any = false;
-    for (size_t i = 0; i < chunk->count; i++) {
-        struct terms terms;
-        bool here = false;
-        if ((chunk->quiet >> i & 1) != 0) continue;
-        tile_terms(block, chunk, i, &terms);
+    float removed[BLOCK_ROWS * PLANES_CLUSTERS];
+    uint8_t levels[PLANES_TOKENS];
+    uint64_t which = 0;
+    for (size_t i = 0; i < chunk->count; i++)
+        which |= (uint64_t)choose_levels(block, chunk, i, thresholds, levels + i * PLANE_TILE) << i;
+    if (which == 0) return;
+    memset(removed, 0, block->rows * PLANES_CLUSTERS * sizeof *removed);
+    block_weigh(block, chunk, which, block->removed);
+    for (uint64_t tiles = which; tiles != 0; tiles &= tiles - 1) {
+        size_t i = (size_t)__builtin_ctzll(tiles);
         for (size_t t = 0; t < PLANE_TILE; t++) {
-            int level = wanted_level(block, chunk, i, t, &terms, thresholds);
-            if (level == 0) continue;
+            uint8_t level = levels[i * PLANE_TILE + t];
             size_t place = (size_t)chunk->tiles[i] * PLANE_TILE + t;
-            if (!here) weigh_tile(block, chunk, i, block->removed);
+            if (level == 0) continue;
             take_out(block, chunk, i, t, removed);
-            any = here = true;
             if (level == 1) gather_lo(block, &gathering, place);
             else read_exact(block, chunk->segment, place);
         }
-        if (here) weigh_tile(block, chunk, i, block->residual);
     }
+    block_weigh(block, chunk, which, block->residual);
     end_segment(block, &gathering);
-    if (any)
-        block->call->planes->means(&(struct plane_means_args){
-            .mass = removed, .means = planes->means, .scale = planes->mean_scale,
-            .queries = block->rows, .head_dim = block->head_dim, .acc = block->removed });
+    block->call->planes->means(&(struct plane_means_args){
+        .mass = removed, .means = planes->means, .scale = planes->mean_scale,
+        .queries = block->rows, .head_dim = block->head_dim, .acc = block->removed });
 }
 
 void block_refine(struct block *block)
@@ -386,18 +412,16 @@ void block_refine(struct block *block)
     bool any = false;
     collect(block, sums, quiet);
     for (size_t m = 0; m < block->rows; m++) {
-        double target = (double)block->call->target, shut = block->shut_error[m], left = 0.0;
+        double target = (double)block->call->target, shut = block->shut_error[m];
         double budget = target * target - shut * shut, least = 0.25 * target * target;
         budget = fmax(budget, least) - quiet[m];
-        set_thresholds(sums + m * BLOCK_BINS, fmax(budget, 0.1 * least), &thresholds.lo[m],
-                       &thresholds.exact[m], &left);
-        block->code_error[m] = left + quiet[m];
+        block->code_error[m] = quiet[m] + set_thresholds(sums + m * BLOCK_BINS,
+                                                         fmax(budget, 0.1 * least),
+                                                         &thresholds.lo[m], &thresholds.exact[m]);
         any |= thresholds.lo[m] < INFINITY;
     }
-    if (any) {
-        memcpy(block->code_error, quiet, block->rows * sizeof *block->code_error);
-        for (size_t i = 0; i < block->chunk_count; i++)
-            refine_chunk(block, &block->chunks[i], &thresholds);
-    }
-    for (size_t m = 0; m < block->rows; m++) block->code_error[m] = sqrt(block->code_error[m]);
+    for (size_t i = 0; any && i < block->chunk_count; i++)
+        refine_chunk(block, &block->chunks[i], &thresholds);
+    for (size_t m = 0; m < block->rows; m++)
+        block->code_error[m] = sqrt(fmax(block->code_error[m], 0.0));
 }

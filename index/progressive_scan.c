@@ -54,7 +54,7 @@ static void scale_row(struct block *block, size_t m, float factor)
         scale_floats(chunk->tile_sum + m * chunk->count, chunk->count, factor);
         scale_floats(chunk->tile_square + m * chunk->count, chunk->count, factor * factor);
     }
-    float *sums[] = { block->base, block->take, block->open, block->residual };
+    float *sums[] = { block->base, block->residual };
     for (size_t i = 0; i < sizeof sums / sizeof sums[0]; i++)
         scale_floats(sums[i] + m * head_dim, head_dim, factor);
     block->mass_shut[m] *= (double)factor;
@@ -86,7 +86,8 @@ static struct block_chunk *add_chunk(struct block *block, size_t p, uint64_t fre
     *chunk = (struct block_chunk){ .segment = p, .tiles = block->tiles + used,
                                    .weights = block->weights + used * PLANE_TILE * rows,
                                    .tile_sum = block->tile_sums + used * rows,
-                                   .tile_square = block->tile_sums + (all + used) * rows };
+                                   .tile_square = block->tile_sums + (all + used) * rows,
+                                   .tile_most = block->tile_sums + (2 * all + used) * rows };
     for (; fresh != 0; fresh &= fresh - 1)
         chunk->tiles[chunk->count++] = (uint16_t)__builtin_ctzll(fresh);
     block->tiles_used += chunk->count;
@@ -100,28 +101,22 @@ static void move_masses(struct block *block, const struct block_chunk *chunk)
 {
     const struct planes *planes = block->segments[chunk->segment].planes;
     size_t rows = block->rows;
-    float was[BLOCK_ROWS * PLANES_CLUSTERS], is[BLOCK_ROWS * PLANES_CLUSTERS];
-    memset(was, 0, rows * PLANES_CLUSTERS * sizeof *was);
-    memset(is, 0, rows * PLANES_CLUSTERS * sizeof *is);
+    float more[BLOCK_ROWS * PLANES_CLUSTERS];
+    memset(more, 0, rows * PLANES_CLUSTERS * sizeof *more);
     for (size_t m = 0; m < rows; m++) {
         float *mass = block->mass + (chunk->segment * rows + m) * PLANES_CLUSTERS;
         for (size_t i = 0; i < chunk->count; i++) {
             size_t c = chunk->tiles[i];
             float sum = chunk->tile_sum[m * chunk->count + i];
-            was[m * PLANES_CLUSTERS + c] = mass[c];
-            is[m * PLANES_CLUSTERS + c] = sum;
+            more[m * PLANES_CLUSTERS + c] = sum - mass[c];
             block->mass_shut[m] -= (double)mass[c];
             block->mass_open[m] += (double)sum;
             mass[c] = sum;
         }
     }
-    struct plane_means_args args = { .mass = was, .means = planes->means,
-                                     .scale = planes->mean_scale, .queries = rows,
-                                     .head_dim = block->head_dim, .acc = block->take };
-    block->call->planes->means(&args);
-    args.mass = is;
-    args.acc = block->open;
-    block->call->planes->means(&args);
+    block->call->planes->means(&(struct plane_means_args){
+        .mass = more, .means = planes->means, .scale = planes->mean_scale, .queries = rows,
+        .head_dim = block->head_dim, .acc = block->base });
 }
 
 void block_centre_tile(float *scores, float centre)
@@ -180,6 +175,8 @@ static bool wants_values(struct block *block, const struct block_chunk *chunk, s
         float *at = &block->priority[(chunk->segment * block->rows + m) * PLANES_CLUSTERS + c];
         block->priority_shut[m] += (double)priority - (double)*at;
         *at = priority;
+        float *top = &block->priority_top[chunk->segment * block->rows + m];
+        *top = priority > *top ? priority : *top;
         wanted |= priority >= block->threshold[m];
     }
     return wanted;

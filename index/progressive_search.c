@@ -19,7 +19,6 @@
 
 #include "attention/backend.h"
 #include "base/arena.h"
-#include "base/half.h"
 #include "base/tensor.h"
 #include "index/backend.h"
 #include "index/exact.h"
@@ -202,7 +201,7 @@ static void offer_chunk(struct block *block, const struct block_chunk *chunk)
     const struct planes *planes = block->segments[chunk->segment].planes;
     for (size_t at = 0; at < chunk->count * PLANE_TILE; at++) {
         size_t place = (size_t)chunk->tiles[at / PLANE_TILE] * PLANE_TILE + at % PLANE_TILE;
-        if (!may_belong(block, chunk, at, half_from_fp16(planes->key_scale[place]))) continue;
+        if (!may_belong(block, chunk, at, block_step(planes->key_scale[place]))) continue;
         if (block_bytes_left(block) < 4 * block->head_dim) {
             block->limited = true;
             return;

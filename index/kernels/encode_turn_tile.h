@@ -203,7 +203,7 @@ static inline void turn_back(const struct turn *turn, float *x)
     }
 }
 
-static void rotate_rows(const struct encode_rotate_args *args)
+static inline void rotate_rows(const struct encode_rotate_args *args)
 {
     struct turn turn;
     turn_init(args->signs, args->head_dim, &turn);

@@ -44,6 +44,24 @@ struct plane_queries {
     size_t head_dim;      /* D, a multiple of 8 */
 };
 
+/* Query rows into the space of a segment: q' = H S (q / balance), rounded to int8, and what goes
+ * with them. Every segment has its own balance of channels and its own mean. */
+struct plane_turn_args {
+    const float *q;                        /* (M, D), the attention scale in it */
+    const float *balance, *key_mean;       /* (D) */
+    const float *query_square;             /* (D) of the observed queries; NULL: all alike */
+    float floor;                           /* least query_square that counts, of their mean */
+    const uint8_t *signs[2];               /* rotation.h */
+    size_t queries, head_dim;
+    float *turned;                         /* (M, D) out: q' */
+    int8_t *q8;                            /* (M, D) out: q' ≈ scale * q8 */
+    float *scale, *offset;                 /* (M) out: offset = q · key_mean */
+    float *deviation;                      /* (M) out: sqrt(mean of q² / query_square) */
+    float *square;                         /* (M) out: |q'|² */
+    int32_t *sum;                          /* (M) out: Σ q8 */
+};
+typedef void plane_turn_fn(const struct plane_turn_args *args);
+
 struct plane_score_args {
     const struct plane_queries *queries;
     const uint8_t *key_hi;     /* K-hi of the segment */
@@ -88,7 +106,7 @@ typedef void plane_weigh_fn(const struct plane_weigh_args *args);
 /* acc += Σ_c mass_c * mean_c over all 64 clusters of a segment; clusters with mass 0 for all
  * queries are not read. */
 struct plane_means_args {
-    const float *mass;  /* (M, 64) ≥ 0 */
+    const float *mass;  /* (M, 64) */
     const int8_t *means; /* (64, D) */
     const float *scale;  /* (64) */
     size_t queries, head_dim;
@@ -106,6 +124,7 @@ struct plane_row_args {
 };
 typedef void plane_row_fn(const struct plane_row_args *args);
 
+plane_turn_fn plane_turn_ref, plane_turn_avx2, plane_turn_neon;
 plane_score_fn plane_score_ref, plane_score_avx2, plane_score_vnni, plane_score_neon;
 plane_centroid_fn plane_centroid_ref, plane_centroid_avx2, plane_centroid_vnni, plane_centroid_neon;
 plane_soften_fn plane_soften_ref, plane_soften_avx2, plane_soften_avx512, plane_soften_neon;

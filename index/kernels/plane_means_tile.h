@@ -8,6 +8,8 @@
 #ifndef MEMD_INDEX_KERNELS_PLANE_MEANS_TILE_H
 #define MEMD_INDEX_KERNELS_PLANE_MEANS_TILE_H
 
+#include <stdbool.h>
+
 #include "index/kernels/plane.h"
 
 #define INLINE static inline __attribute__((always_inline))
@@ -60,10 +62,11 @@ static size_t means_choose(const struct plane_means_args *args, size_t first, si
 {
     size_t count = 0;
     for (size_t c = 0; c < PLANE_TILES; c++) {
-        float mass = 0.0F;
-        for (size_t m = first; m < first + queries; m++) mass += args->mass[m * PLANE_TILES + c];
+        bool any = false;
+        for (size_t m = first; m < first + queries; m++)
+            any |= args->mass[m * PLANE_TILES + c] != 0.0F;
         ret_list[count] = (uint8_t)c;
-        count += mass > 0.0F;
+        count += any;
     }
     return count;
 }

@@ -4,6 +4,7 @@
  * Planes are packed here, byte by byte as index/planes.h says, from codes that the test keeps; the
  * truth is computed from those codes and not by the reference, which is tested like the others.
  *
+ *     turn             the rotation 1e-6 of the row's length, codes half a step, sums 1e-5
  *     score, centroid  exact integers, then a few roundings of fp32: 2^-22 of the two terms
  *     soften           2e-7 of exp and the rounding of score - shift
  *     weigh            half a unit of 8 bits of the tile's largest weight, times |h - 7.5|, summed
@@ -14,6 +15,7 @@
  * every code, query and weight at its end, where sums of 16 bits would overflow first.
  */
 #include "index/backend.h"
+#include "index/rotation.h"
 #include "tests/kernels/checks.h"
 
 enum { TOKENS = PLANE_TILE * PLANE_TILES, QUERIES_MAX = 16 };
@@ -163,7 +165,7 @@ static void fill_rows(const struct shape *shape, struct data *data, uint64_t *ra
         data->offset[m] = 3.0F * random_float(random);
         for (size_t c = 0; c < PLANE_TILES; c++)
             data->mass[m * PLANE_TILES + c] =
-                random_below(random, 3) == 0 ? 0.0F : 1.0F + random_float(random);
+                random_below(random, 3) == 0 ? 0.0F : 2.0F * random_float(random);
         for (size_t p = 0; p < data->stride; p++) {
             bool inside = p < shape->count * PLANE_TILE;
             data->scores[m * data->stride + p] = inside ? 6.0F * checks_normal(random) : guard;
@@ -202,6 +204,105 @@ static void within(const struct bench *bench, const char *what, const float *val
 }
 
 static const double two_roundings = 1.0 / (1 << 22);
+
+/* One pass of rotation.h over x (P), P a power of two: signs, then Hadamard, entry by entry. */
+static void rotate_truth(double *x, size_t size, const uint8_t *signs)
+{
+    double *from = aligned(size * sizeof *from);
+    for (size_t i = 0; i < size; i++) from[i] = (signs[i / 8] >> i % 8 & 1) != 0 ? -x[i] : x[i];
+    for (size_t i = 0; i < size; i++) {
+        double sum = 0.0;
+        for (size_t j = 0; j < size; j++)
+            sum += __builtin_parityll(i & j) != 0 ? -from[j] : from[j];
+        x[i] = sum / sqrt((double)size);
+    }
+    free(from);
+}
+
+/* Queries (M, D) from acc, channels of a segment from other random numbers of the data. */
+struct turn_case {
+    float *balance, *key_mean, *query_square, *turned; /* (D), (D), (D), (M, D) */
+    int8_t *q8;                                        /* (M, D) */
+    float scale[QUERIES_MAX], offset[QUERIES_MAX], deviation[QUERIES_MAX], square[QUERIES_MAX];
+    int32_t sum[QUERIES_MAX];
+    bool observed;
+};
+
+static const float turn_floor = 0.05F;
+
+/* Truth of row m: turned (D), offset, deviation. */
+static void turn_truth(const struct bench *bench, const struct turn_case *at, size_t m,
+                       double *ret_turned, double *ret_offset, double *ret_deviation)
+{
+    const size_t d = bench->shape->head_dim;
+    const float *q = bench->data->acc + m * d;
+    size_t size = 8;
+    double mean = 0.0, ratio = 0.0;
+    *ret_offset = 0.0;
+    for (size_t i = 0; i < d; i++) mean += (double)at->query_square[i] / (double)d;
+    for (size_t i = 0; i < d; i++) {
+        double least = (double)turn_floor * mean, square = (double)at->query_square[i];
+        double weight = at->observed ? 1.0 / fmax(square, least) : 1.0;
+        ratio += (double)q[i] * (double)q[i] * weight;
+        *ret_offset += (double)q[i] * (double)at->key_mean[i];
+        ret_turned[i] = (double)q[i] / (double)at->balance[i];
+    }
+    *ret_deviation = sqrt(ratio / (double)d);
+    while (2 * size <= d) size *= 2;
+    rotate_truth(ret_turned, size, rotation_signs(0));
+    if (size < d) rotate_truth(ret_turned + d - size, size, rotation_signs(1));
+}
+
+static void check_turned(const struct bench *bench, const struct turn_case *at, size_t m)
+{
+    const size_t d = bench->shape->head_dim;
+    double *truth = aligned(d * sizeof *truth), *bound = aligned(d * sizeof *bound);
+    double offset = 0.0, deviation = 0.0, square = 0.0, length = 0.0, sum = 0.0;
+    float *codes = aligned(d * sizeof *codes);
+    turn_truth(bench, at, m, truth, &offset, &deviation);
+    for (size_t i = 0; i < d; i++) {
+        square += truth[i] * truth[i];
+        length += fabs((double)bench->data->acc[m * d + i] * (double)at->key_mean[i]);
+        sum += at->q8[m * d + i];
+        codes[i] = at->scale[m] * (float)at->q8[m * d + i];
+    }
+    for (size_t i = 0; i < d; i++) bound[i] = 1e-6 * sqrt(square);
+    within(bench, "turned", at->turned + m * d, truth, bound, d);
+    for (size_t i = 0; i < d; i++) bound[i] += 0.5001 * (double)at->scale[m];
+    within(bench, "q8", codes, truth, bound, d);
+    const float got[] = { at->offset[m], at->deviation[m], at->square[m], (float)at->sum[m] };
+    const double want[] = { offset, deviation, square, sum };
+    const double near[] = { 1e-5 * length, 1e-5 * deviation, 1e-5 * square, 0.0 };
+    within(bench, "offset, deviation, square, sum", got, want, near, 4);
+    free(truth);
+    free(bound);
+    free(codes);
+}
+
+static void check_turn(const struct bench *bench, uint64_t *random)
+{
+    const struct data *data = bench->data;
+    const size_t d = bench->shape->head_dim, rows = bench->shape->queries;
+    struct turn_case at = { .balance = aligned(d * sizeof(float)),
+                            .key_mean = aligned(d * sizeof(float)),
+                            .query_square = aligned(d * sizeof(float)),
+                            .turned = aligned(rows * d * sizeof(float)), .q8 = aligned(rows * d),
+                            .observed = bench->shape->fill != FILL_FULL };
+    for (size_t i = 0; i < d; i++) {
+        at.balance[i] = 1.5F + random_float(random);
+        at.key_mean[i] = checks_normal(random);
+        at.query_square[i] = i % 5 == 0 ? 1e-6F : 1.0F + random_float(random);
+    }
+    bench->backend->turn(&(struct plane_turn_args){
+        .q = data->acc, .balance = at.balance, .key_mean = at.key_mean,
+        .query_square = at.observed ? at.query_square : NULL, .floor = turn_floor,
+        .signs = { rotation_signs(0), rotation_signs(1) }, .queries = rows, .head_dim = d,
+        .turned = at.turned, .q8 = at.q8, .scale = at.scale, .offset = at.offset,
+        .deviation = at.deviation, .square = at.square, .sum = at.sum });
+    for (size_t m = 0; m < rows; m++) check_turned(bench, &at, m);
+    void *all[] = { at.balance, at.key_mean, at.query_square, at.turned, at.q8 };
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) free(all[i]);
+}
 
 static void check_score(const struct bench *bench)
 {
@@ -408,6 +509,7 @@ static void check_shape(const struct bench *base, const struct shape *shape, uin
     fill_rows(shape, &data, random);
     pack(shape->head_dim, &data);
     struct bench bench = { base->checks, base->backend, shape, &data };
+    if (shape->count == 1) check_turn(&bench, random); /* lists of tiles do not matter to it */
     check_score(&bench);
     check_centroid(&bench);
     check_soften(&bench);

@@ -132,7 +132,7 @@ def load(path: str, only: list[int] | None = None) -> tuple[dict, list[Layer]]:
 
 
 def synthetic(tokens: int, dim: int = 128, group: int = 4, sharpness: float = 8.0,
-              seed: int = 1) -> Layer:
+              noise: float = 0.35, seed: int = 1) -> Layer:
     """One KV head of keys that drift through topics and have outlier channels, as real ones do. Queries look
     for topics; `sharpness` is the standard deviation of their scores: 2 is flat, 8 is peaked. Good for times
     and bytes; its errors say nothing about a model."""
@@ -148,13 +148,13 @@ def synthetic(tokens: int, dim: int = 128, group: int = 4, sharpness: float = 8.
         # A topic lasts for about 32 tokens, and there are 16 of them around at a time.
         runs = np.repeat(rng.integers(0, 16, n // 32 + 1), 32)[:n]
         topic = (runs + (low + np.arange(n)) // 4096 * 5) % len(topics)
-        k[0, low:low + n] = (topics[topic] + 0.7 * rng.standard_normal((n, dim), dtype=np.float32)
+        k[0, low:low + n] = (topics[topic] + noise * rng.standard_normal((n, dim), dtype=np.float32)
                              + mean) * scale
         v[0, low:low + n] = values[topic] + rng.standard_normal((n, dim), dtype=np.float32)
     positions = np.concatenate([np.arange(0, tokens - TEST, max(1, tokens // 4096)),
                                 np.arange(tokens - TEST, tokens)])
     wanted = topics[rng.integers(0, len(topics), (len(positions), 1))]
-    q = wanted + 0.7 * rng.standard_normal((len(positions), group, dim), dtype=np.float32)
+    q = wanted + noise * rng.standard_normal((len(positions), group, dim), dtype=np.float32)
     q /= scale
     spread = (q[-1] @ k[0, ::max(1, tokens // 4096)].T.astype(np.float32)).std() * dim ** -0.5
     return Layer(f"synthetic {tokens // 1024}K, 1:{group}, sharpness {sharpness:g}", k, v,
