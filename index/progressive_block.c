@@ -183,14 +183,16 @@ static size_t choose_sinks(struct block *block)
  * the choice to the measured rule. */
 static bool exact_is_cheaper(const struct block *block)
 {
-    size_t all = block->segment_count * PLANES_CLUSTERS, keys = 0, values = 0;
+    size_t all = block->segment_count * PLANES_CLUSTERS, keys = 0, values = 0, shut = 0;
     for (size_t p = 0; p < block->segment_count; p++) {
         const struct block_segment *segment = &block->segments[p];
         uint64_t known = block->fresh[p] & segment->opened;
+        shut += (size_t)__builtin_popcountll(block->fresh[p] & ~segment->opened);
         keys += (size_t)__builtin_popcountll(segment->opened | block->fresh[p]);
         values += (size_t)__builtin_popcountll(segment->valued | known);
     }
-    double opened = 0.5 * (double)(keys + values);
+    /* Half of those that are opened will want their values (0042). */
+    double opened = 0.5 * ((double)(keys + values) + 0.5 * (double)shut);
     uint64_t bytes = (uint64_t)all * PLANES_CLUSTER * 4 * block->head_dim;
     /* What a token costs in codes falls with D against what it costs as a row (0034). */
     double share = 0.3 + (double)block->head_dim / 640.0;
