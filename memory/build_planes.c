@@ -35,12 +35,14 @@ struct task {
     struct derived_place place;
     struct planes_layout layout;
     struct block_shape shape;
-    bool has_rope, replaces; /* damaged planes */
+    bool has_rope;
+    bool doubted;  /* somebody found its planes damaged */
+    bool replaces; /* damaged planes */
     struct rope rope;
     uint64_t queries;
     float *square;              /* (G, D), valid when queries > 0 */
     const unsigned char **rows; /* (2, G) in the map, valid in the transaction */
-    struct planes *planes;      /* (G) */
+    struct derived_planes *planes; /* (G) */
     unsigned char *values;      /* per head hi, then lo, each behind ALIGN bytes for its header */
     size_t head_bytes;          /* from one head's values to the next */
 };
@@ -99,11 +101,13 @@ static bool next_slot(struct task *task, struct context *context)
         const struct layer *layer = &context->layers[task->layer];
         for (; task->idx < layer->slot_count; task->idx++) {
             const struct slot *slot = &layer->slots[task->idx];
-            found = slot->segment != 0 && slot->build == SLOT_UNSEEN;
+            found = slot->segment != 0 &&
+                    (slot->build == SLOT_UNSEEN || slot->build == SLOT_DOUBTED);
             if (found) break;
         }
         if (!found) continue;
         task->place.segment = layer->slots[task->idx].segment;
+        task->doubted = layer->slots[task->idx].build == SLOT_DOUBTED;
         task->place.position = (uint64_t)task->idx * FORMAT_SEGMENT_TOKENS;
         break;
     }
@@ -111,7 +115,8 @@ static bool next_slot(struct task *task, struct context *context)
     return found;
 }
 
-/* Say of the slot how it stands; hand the planes over when there are any. */
+/* Say of the slot how it stands; hand the planes over when there are any. Doubted ones that could
+ * not be replaced stay in use, and in doubt. */
 static void publish(struct task *task, enum slot_build state)
 {
     struct context *context = task->build->context;
@@ -129,11 +134,11 @@ static void publish(struct task *task, enum slot_build state)
 }
 
 /* Planes in the store: 1 opened, 0 none, negative. */
-static int find(struct task *task, struct store_txn *txn, bool verify, struct error *err)
+static int find(struct task *task, struct store_txn *txn, bool written, struct error *err)
 {
     if (task->planes == NULL) task->planes = calloc(task->shape.heads, sizeof *task->planes);
     if (task->planes == NULL) return error_set(err, MEMD_ENOMEM, "no memory for planes");
-    return derived_find(txn, &task->place, verify, task->planes, err);
+    return derived_find(txn, &task->place, written, task->planes, err);
 }
 
 static int code_head(struct task *task, uint32_t head, struct arena *arena, struct error *err)
@@ -237,7 +242,7 @@ static int make(struct task *task, struct store_txn *txn, struct error *err)
                                      .position = task->place.position,
                                      .values = task->rows };
     int rc = build_check_room(build->catalog, bytes, err);
-    if (rc == 0) rc = context_find_values(build->context, txn, true, &values, err);
+    if (rc == 0) rc = context_find_values(build->context, txn, LOOK_ALL, &values, err);
     if (rc < 0) return rc;
     task->queries = context_copy_observed(build->context, task->layer, task->square);
     build_unpin(build);
@@ -253,7 +258,7 @@ static int reopen(struct task *task, struct error *err)
 {
     CLEANUP(store_abort) struct store_txn txn = { 0 };
     int rc = store_begin(task->build->catalog->store, false, &txn, err);
-    return rc < 0 ? rc : find(task, &txn, false, err);
+    return rc < 0 ? rc : find(task, &txn, true, err);
 }
 
 /* 1: task->planes are to be published. */
@@ -263,7 +268,8 @@ static int look_or_make(struct task *task, struct error *err)
     CLEANUP(store_abort) struct store_txn txn = { 0 };
     int rc = store_begin(catalog->store, false, &txn, err);
     if (rc < 0) return rc;
-    rc = find(task, &txn, true, err);
+    rc = find(task, &txn, false, err);
+    if (rc > 0 && task->doubted) rc = MEMD_ECORRUPT; /* of lo, which `find` does not read */
     if (rc > 0) {
         context_recall_observed(task->build->context, task->layer, task->planes);
         return rc;

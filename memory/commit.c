@@ -212,7 +212,9 @@ static void publish_slot(struct context *context, uint32_t layer_idx, size_t idx
     struct segment_values values = { .segment = slot.writing,
                                      .position = (uint64_t)idx * FORMAT_SEGMENT_TOKENS,
                                      .values = slot.values };
-    bool mapped = txn != NULL && context_find_values(context, txn, false, &values, NULL) == 0;
+    bool mapped = txn != NULL && context_find_values(context, txn, LOOK_HEADER, &values, NULL) == 0;
+    /* These bytes are this process's own. */
+    if (mapped) values_trust(slot.values, context->shape.heads);
     pthread_mutex_lock(&context->lock);
     struct slot *place = &layer->slots[idx];
     place->segment = slot.writing;

@@ -71,6 +71,12 @@ int context_new(struct catalog *catalog, uint64_t id, struct record *record,
     return 0;
 }
 
+const unsigned char **values_new(uint32_t heads)
+{
+    size_t addresses = (size_t)2 * heads * sizeof(const unsigned char *);
+    return calloc(1, addresses + (size_t)2 * heads + 1);
+}
+
 static void free_slot(struct slot *slot)
 {
     block_put(slot->block);

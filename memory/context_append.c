@@ -116,8 +116,9 @@ static int check_repeat(struct context *context, const struct append_layer *part
                                                        : rows_of(part);
     *ret_skip = overlap;
     if (overlap == 0) return 0;
-    int rc = context_map(context, layer,
-                         (size_t)((position + overlap - 1) / FORMAT_SEGMENT_TOKENS) + 1, err);
+    size_t first = (size_t)(position / FORMAT_SEGMENT_TOKENS),
+           last = (size_t)((position + overlap - 1) / FORMAT_SEGMENT_TOKENS);
+    int rc = context_prove_slots(context, layer, first, last + 1, err);
     for (size_t done = 0; rc == 0 && done < overlap;) {
         size_t room = FORMAT_SEGMENT_TOKENS - (position + done) % FORMAT_SEGMENT_TOKENS;
         size_t count = overlap - done < room ? overlap - done : room;
@@ -139,8 +140,7 @@ static int get_block(struct context *context, struct layer *layer, size_t idx, s
     struct slot *slot = rc == 0 ? &layer->slots[idx] : NULL;
     if (slot != NULL && slot->block == NULL)
         slot->block = block_new(&context->catalog->blocks, &context->shape);
-    if (slot != NULL && slot->values == NULL)
-        slot->values = calloc((size_t)2 * context->shape.heads, sizeof *slot->values);
+    if (slot != NULL && slot->values == NULL) slot->values = values_new(context->shape.heads);
     bool got = slot != NULL && slot->block != NULL && slot->values != NULL;
     pthread_mutex_unlock(&context->lock);
     return got || rc < 0 ? rc : error_set(err, MEMD_ENOMEM, "no memory for 1024 tokens of a layer");

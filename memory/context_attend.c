@@ -61,7 +61,11 @@ static void fill_reading(const struct context *context, const struct query *quer
             .pool = query->no_wait ? NULL : context->catalog->pool,
             .stop = query->stop,
             .stop_arg = query->stop_arg,
+            /* All rows of other methods were verified, and they make views of their own. */
+            .admit = context->method->planes ? context_admit : NULL,
+            .admit_arg = asking,
         },
+        .admit_lo = context_admit_lo,
         .planes = snapshot->planes,
         .version = snapshot->version,
         .target_error = isnan(target) || target < 0 ? -1 : target,
@@ -89,22 +93,22 @@ static int make_quality(const struct query *query, struct arena *arena,
 static int begin_reading(struct context *context, const struct query *query, struct arena *arena,
                          struct asking *ret_asking, struct error *err)
 {
-    struct asking asking = { 0 };
+    *ret_asking = (struct asking){ .context = context, .layer = query->layer };
+    struct snapshot *snapshot = &ret_asking->snapshot;
     const uint64_t *limits = NULL;
     uint64_t limit = highest_limit(query, query->q.shape[0]);
     /* An index of the layer may name any row it covers. */
     uint64_t taken = context->method->layer != NULL ? UINT64_MAX : limit;
-    int rc = snapshot_take(context, query->layer, taken, arena, &asking.snapshot, err);
+    int rc = snapshot_take(context, query->layer, taken, arena, snapshot, err);
     if (rc < 0) return rc;
-    if (asking.snapshot.seen > limit) asking.snapshot.seen = limit;
-    rc = fill_limits(query, asking.snapshot.tokens, arena, &limits, err);
-    if (rc == 0) rc = make_quality(query, arena, &asking.quality, err);
+    if (snapshot->seen > limit) snapshot->seen = limit;
+    rc = fill_limits(query, snapshot->tokens, arena, &limits, err);
+    if (rc == 0) rc = make_quality(query, arena, &ret_asking->quality, err);
     if (rc < 0) {
-        snapshot_release(&asking.snapshot);
+        snapshot_release(snapshot);
         return rc;
     }
-    fill_reading(context, query, limits, &asking);
-    *ret_asking = asking;
+    fill_reading(context, query, limits, ret_asking);
     return 0;
 }
 
@@ -194,6 +198,7 @@ int context_attend(struct context *context, const struct query *query, struct ar
     if (rc < 0) return rc;
     struct index_answer answer = { .partial = *ret_partial, .quality = &asking.quality };
     rc = context->method->attend(context->method, &asking.reading, arena, &answer, err);
+    rc = context_answered(&asking, rc, err);
     if (rc == 0) rc = fill_quality(context, &asking, arena, ret_quality, err);
     context_asked(context, &asking);
     if (rc == 0) observe(context, query);
@@ -209,6 +214,7 @@ int context_search(struct context *context, const struct query *query, struct ar
     if (rc < 0) return rc;
     rc = context->method->search(context->method, &asking.reading, arena, ret_hits,
                                  &asking.quality, err);
+    rc = context_answered(&asking, rc, err);
     if (rc == 0) rc = fill_quality(context, &asking, arena, ret_quality, err);
     context_asked(context, &asking);
     return rc;

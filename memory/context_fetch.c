@@ -12,18 +12,30 @@
 #include "memory/catalog_state.h"
 
 static int check_ids(const struct layer *layer, uint32_t layer_idx, const uint64_t *ids,
-                     size_t count, uint64_t *ret_highest, struct error *err)
+                     size_t count, struct error *err)
 {
-    uint64_t tokens = layer_tokens(layer), highest = 0;
+    uint64_t tokens = layer_tokens(layer);
     for (size_t i = 0; i < count; i++) {
         if (ids[i] >= tokens)
             return error_set(err, MEMD_ENOROW,
                              "layer %" PRIu32 " has no token %" PRIu64 ", it holds %" PRIu64,
                              layer_idx, ids[i], tokens);
-        if (ids[i] > highest) highest = ids[i];
     }
-    *ret_highest = highest;
     return 0;
+}
+
+/* Every slot that one of the ids lies in. */
+static int prove_slots(struct context *context, struct layer *layer, const uint64_t *ids,
+                       size_t count, struct error *err)
+{
+    int rc = 0;
+    size_t before = SIZE_MAX;
+    for (size_t i = 0; rc == 0 && i < count; i++) {
+        size_t idx = (size_t)(ids[i] / FORMAT_SEGMENT_TOKENS);
+        if (idx != before) rc = context_prove_slots(context, layer, idx, idx + 1, err);
+        before = idx;
+    }
+    return rc;
 }
 
 /* The slot with a reference on its block, whose ids count when *ret_has_ids. */
@@ -94,11 +106,9 @@ int context_fetch(struct context *context, uint32_t layer_idx, const uint64_t *i
         return error_set(err, MEMD_EINVAL, "layer %" PRIu32 " of a model with %" PRIu32 " layers",
                          layer_idx, context->record->model.layers);
     struct layer *layer = &context->layers[layer_idx];
-    uint64_t highest = 0;
     pthread_rwlock_rdlock(&context->use);
-    int rc = check_ids(layer, layer_idx, ids, count, &highest, err);
-    if (rc == 0 && count > 0)
-        rc = context_map(context, layer, (size_t)(highest / FORMAT_SEGMENT_TOKENS) + 1, err);
+    int rc = check_ids(layer, layer_idx, ids, count, err);
+    if (rc == 0) rc = prove_slots(context, layer, ids, count, err);
     if (rc == 0) copy_rows(context, layer, ids, count, ret_rows);
     pthread_rwlock_unlock(&context->use);
     return rc;

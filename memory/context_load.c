@@ -93,8 +93,7 @@ static int add_tail(struct context *context, const struct tail_key *key, struct 
     if (rc < 0) return rc;
     struct slot *slot = &layer->slots[idx];
     if (slot->block == NULL) slot->block = block_new(&context->catalog->blocks, &context->shape);
-    if (slot->values == NULL)
-        slot->values = calloc((size_t)2 * context->shape.heads, sizeof *slot->values);
+    if (slot->values == NULL) slot->values = values_new(context->shape.heads);
     if (slot->block == NULL || slot->values == NULL)
         return error_set(err, MEMD_ENOMEM, "no memory for 1024 tokens of a layer");
     size_t half = header.tokens * block_token_bytes(&context->shape) / 2;

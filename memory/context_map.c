@@ -3,8 +3,9 @@
  *
  * The address of a sealed value does not change while the value lives, and values die only in
  * truncate and drop, which hold the context exclusively. So an address is looked up once, and a
- * query walks plain arrays. A value that was read from the disk is verified once, before anybody
- * sees its address.
+ * query walks plain arrays. Addresses are found without reading a page of the values; where a
+ * method reads every row anyway they are verified here, before anybody sees them, else when they
+ * are first used (context_prove.c).
  */
 #include <assert.h>
 #include <inttypes.h>
@@ -17,53 +18,24 @@
 #include "index/layer_index.h"
 #include "memory/catalog_state.h"
 
-struct expected {
-    uint64_t segment, position;
-    uint32_t head;
-    enum format_kind kind;
-    bool verify;
-};
-
-static int check_value(struct context *context, const struct expected *expected, struct slice value,
-                       struct error *err)
-{
-    struct value_header header;
-    struct error why = { 0 };
-    int rc = format_decode(value.data, value.bytes, &header, &why);
-    if (rc == 0 &&
-        (header.kind != expected->kind || header.position != expected->position ||
-         header.model_hash != context->shape.model_hash || header.tokens != FORMAT_SEGMENT_TOKENS))
-        rc = error_set(&why, MEMD_ECORRUPT, "the header belongs to another value");
-    if (rc == 0 && expected->kind != FORMAT_KIND_IDS &&
-        (header.heads != 1 || header.head_dim != context->shape.head_dim ||
-         header.dtype != context->shape.dtype))
-        rc = error_set(&why, MEMD_ECORRUPT, "the shape is not that of the model");
-    if (rc == 0 && expected->verify) rc = format_verify(value.data, value.bytes, &why);
-    if (rc == 0) return 0;
-    CATALOG_COUNT(context->catalog, checksum_failures_total, 1);
-    return error_set(err, rc,
-                     "context %" PRIu64 " segment %" PRIu64 " head %" PRIu32 " kind %d: %s",
-                     context->id, expected->segment, expected->head, (int)expected->kind, why.text);
-}
-
 /* *ret_rows stays NULL when an optional value is absent. */
 static int find_value(struct context *context, struct store_txn *txn,
-                      const struct expected *expected, const unsigned char **ret_rows,
-                      struct error *err)
+                      const struct value_place *place, enum value_look look,
+                      const unsigned char **ret_rows, struct error *err)
 {
     unsigned char key[FORMAT_KEY_BYTES_MAX];
-    size_t key_bytes = format_key_segment(expected->segment, expected->head, expected->kind, key);
+    size_t key_bytes = format_key_segment(place->segment, place->head, place->kind, key);
     struct slice value;
     if (!store_get(txn, STORE_SEGMENTS, (struct slice){ key, key_bytes }, &value)) {
         int rc = store_failed(txn, err);
-        if (rc < 0 || expected->kind == FORMAT_KIND_IDS) return rc;
+        if (rc < 0 || place->kind == FORMAT_KIND_IDS) return rc;
         CATALOG_COUNT(context->catalog, checksum_failures_total, 1);
         return error_set(err, MEMD_ECORRUPT,
                          "context %" PRIu64 " segment %" PRIu64 " head %" PRIu32
                          " kind %d is missing",
-                         context->id, expected->segment, expected->head, (int)expected->kind);
+                         context->id, place->segment, place->head, (int)place->kind);
     }
-    int rc = check_value(context, expected, value, err);
+    int rc = context_check_value(context, place, look, value, err);
     if (rc < 0) return rc;
     const unsigned char *rows = (const unsigned char *)value.data + FORMAT_HEADER_BYTES;
     /* Payloads stand 64 bytes behind the start of a page (format.h). An LMDB that laid values
@@ -74,22 +46,20 @@ static int find_value(struct context *context, struct store_txn *txn,
     return 0;
 }
 
-int context_find_values(struct context *context, struct store_txn *txn, bool verify,
+int context_find_values(struct context *context, struct store_txn *txn, enum value_look look,
                         struct segment_values *values, struct error *err)
 {
-    struct expected expected = { .segment = values->segment,
-                                 .position = values->position,
-                                 .verify = verify };
+    struct value_place place = { .segment = values->segment, .position = values->position };
     for (uint32_t i = 0; i < 2 * context->shape.heads; i++) {
-        expected.head = i % context->shape.heads;
-        expected.kind = i < context->shape.heads ? FORMAT_KIND_K : FORMAT_KIND_V;
-        int rc = find_value(context, txn, &expected, &values->values[i], err);
+        place.head = i % context->shape.heads;
+        place.kind = i < context->shape.heads ? FORMAT_KIND_K : FORMAT_KIND_V;
+        int rc = find_value(context, txn, &place, look, &values->values[i], err);
         if (rc < 0) return rc;
     }
-    expected.head = 0;
-    expected.kind = FORMAT_KIND_IDS;
+    place.head = 0;
+    place.kind = FORMAT_KIND_IDS;
     values->ids = NULL;
-    return find_value(context, txn, &expected, &values->ids, err);
+    return find_value(context, txn, &place, look, &values->ids, err);
 }
 
 /* The first sealed slot below `count` that is not mapped; SIZE_MAX = none. */
@@ -112,8 +82,7 @@ static size_t next_unmapped(struct context *context, struct layer *layer, size_t
 static int map_slot(struct context *context, struct layer *layer, size_t idx, uint64_t segment,
                     struct error *err)
 {
-    CLEANUP(free_ptr)
-    const unsigned char **rows = calloc((size_t)2 * context->shape.heads, sizeof *rows);
+    CLEANUP(free_ptr) const unsigned char **rows = values_new(context->shape.heads);
     if (rows == NULL) return error_set(err, MEMD_ENOMEM, "no memory for addresses");
     CLEANUP(store_abort) struct store_txn txn = { 0 };
     int rc = store_begin(context->catalog->store, false, &txn, err);
@@ -121,7 +90,10 @@ static int map_slot(struct context *context, struct layer *layer, size_t idx, ui
     struct segment_values values = { .segment = segment,
                                      .position = (uint64_t)idx * FORMAT_SEGMENT_TOKENS,
                                      .values = rows };
-    rc = context_find_values(context, &txn, true, &values, err);
+    rc = context_find_values(context, &txn, LOOK_LENGTH, &values, err);
+    struct held held = { .segment = segment, .position = values.position, .values = rows,
+                         .ids = values.ids };
+    if (rc == 0 && !context->method->planes) rc = context_prove_all(context, &held, err);
     if (rc < 0) return rc;
     pthread_mutex_lock(&context->lock);
     struct slot *slot = &layer->slots[idx];
@@ -175,13 +147,14 @@ static void fill_views(struct context *context, const struct layer *layer, struc
         uint64_t position = (uint64_t)i * FORMAT_SEGMENT_TOKENS;
         uint64_t left = snapshot->seen - position;
         if (slot->block != NULL) snapshot->blocks[snapshot->block_count++] = block_get(slot->block);
+        snapshot->held[i] = held_slot(layer, i);
         for (uint32_t head = 0; head < context->shape.heads; head++) {
             struct view *view = &views[head * snapshot->view_count + i];
             view_of(context, slot, head, view);
             view->position = position;
             view->tokens = left < FORMAT_SEGMENT_TOKENS ? (size_t)left : FORMAT_SEGMENT_TOKENS;
             if (snapshot->planes != NULL && slot->planes != NULL && left >= FORMAT_SEGMENT_TOKENS)
-                snapshot->planes[head * snapshot->view_count + i] = &slot->planes[head];
+                snapshot->planes[head * snapshot->view_count + i] = &slot->planes[head].planes;
         }
     }
 }
@@ -203,10 +176,11 @@ int snapshot_take(struct context *context, uint32_t layer_idx, uint64_t limit, s
     struct view *views = arena_calloc(arena, context->shape.heads * snapshot.view_count,
                                       sizeof *views);
     snapshot.blocks = arena_calloc(arena, snapshot.view_count, sizeof *snapshot.blocks);
+    snapshot.held = arena_calloc(arena, snapshot.view_count, sizeof *snapshot.held);
     if (context->method->planes)
         snapshot.planes = arena_calloc(arena, context->shape.heads * snapshot.view_count,
                                        sizeof *snapshot.planes);
-    if (views == NULL || snapshot.blocks == NULL ||
+    if (views == NULL || snapshot.blocks == NULL || snapshot.held == NULL ||
         (context->method->planes && snapshot.planes == NULL))
         return error_set(err, MEMD_ENOMEM, "no memory for %zu views", snapshot.view_count);
     pthread_mutex_lock(&context->lock);

@@ -132,17 +132,19 @@ void context_observe(struct context *context, const struct observation *seen)
     free(scratch);
 }
 
-void context_recall_observed(struct context *context, uint32_t layer, const struct planes *planes)
+void context_recall_observed(struct context *context, uint32_t layer,
+                             const struct derived_planes *planes)
 {
     struct observed *observed = &context->layers[layer].observed;
     size_t heads = context->shape.heads, dim = context->shape.head_dim;
     pthread_mutex_lock(&observed->lock);
-    bool more = planes[0].queries > observed->queries;
+    bool more = planes[0].planes.queries > observed->queries;
     if (more && observed->square == NULL) observed->square = calloc(heads * dim, sizeof(float));
     if (more && observed->square != NULL) {
-        observed->queries = planes[0].queries;
+        observed->queries = planes[0].planes.queries;
         for (size_t g = 0; g < heads; g++)
-            memcpy(observed->square + g * dim, planes[g].query_square, dim * sizeof(float));
+            memcpy(observed->square + g * dim, planes[g].planes.query_square,
+                   dim * sizeof(float));
     }
     pthread_mutex_unlock(&observed->lock);
 }

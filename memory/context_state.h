@@ -21,22 +21,37 @@
 #include <stdatomic.h>
 
 #include "attention/rope.h"
+#include "base/error.h"
 #include "base/list.h"
 #include "index/options.h"
 #include "index/planes.h"
 #include "memory/block.h"
 #include "memory/context.h"
+#include "memory/derived.h"
 #include "memory/methods/methods.h"
 #include "memory/record.h"
 #include "memory/store.h"
 
 struct catalog;
 
+/* Addresses of a segment's values: (2, G) row 0 of K, then V. Behind them what is known of each,
+ * and of the ids. Zero; NULL without memory; given back by free. */
+const unsigned char **values_new(uint32_t heads);
+/* (2, G), then of the ids: enum proof. Written by anybody who uses the bytes. */
+static inline atomic_uchar *values_proofs(const unsigned char **values, uint32_t heads)
+{
+    return (atomic_uchar *)(void *)(values + (size_t)2 * heads);
+}
+
+/* This process wrote them. */
+void values_trust(const unsigned char **values, uint32_t heads);
+
 /* What the builder knows of a sealed slot. */
 enum slot_build {
     SLOT_UNSEEN, /* nothing: it has not looked yet */
     SLOT_FAILED, /* planes are wanted and could not be made; it will try again */
     SLOT_BUILT,
+    SLOT_DOUBTED, /* its planes are in use, and a query found damage in them */
 };
 
 /* Queries of the rows in a slot that are kept for an index, until they are stored with the
@@ -51,11 +66,11 @@ struct slot {                     /* locked by lock */
     struct block *block;          /* NULL once sealed and mapped */
     uint64_t segment;             /* 0 until sealed */
     uint64_t writing;             /* segment in the running transaction; writer */
-    const unsigned char **values; /* (2, G) row 0 of K, then V; NULL until first needed */
+    const unsigned char **values; /* values_new; NULL until first needed */
     const unsigned char *ids;     /* (1024) u32 or NULL; valid when mapped */
-    bool mapped; /* values are filled and were verified or written by this process */
+    bool mapped;                  /* values are filled */
     enum slot_build build;
-    struct planes *planes; /* (G), or NULL; taken away only with use held exclusively */
+    struct derived_planes *planes; /* (G), or NULL; taken away only with use held exclusively */
     struct kept *kept;     /* or NULL */
 };
 
@@ -167,18 +182,51 @@ uint64_t layer_tokens(const struct layer *layer);
 uint64_t layer_committed(const struct layer *layer);
 uint64_t layer_synced(const struct layer *layer);
 
-/* Addresses of a segment's values: ret_values (2, G), ret_ids; headers are always checked,
- * checksums when `verify`. Counts checksum failures. */
+/* Which value of a segment, and where it is to begin. */
+struct value_place {
+    uint64_t segment, position;
+    uint32_t head;
+    enum format_kind kind;
+};
+/* How much of it is looked at: nothing but its length (no page of it is read), the header too,
+ * everything. */
+enum value_look { LOOK_LENGTH, LOOK_HEADER, LOOK_ALL };
+/* Is this the value? Counts checksum failures. */
+int context_check_value(struct context *context, const struct value_place *place,
+                        enum value_look look, struct slice value, struct error *err);
+size_t context_value_bytes(const struct context *context, enum format_kind kind);
+
+/* Addresses of a segment's values. */
 struct segment_values {
-    uint64_t segment, position;   /* which, and where it is to begin */
+    uint64_t segment, position;
     const unsigned char **values; /* (2, G) */
     const unsigned char *ids;
 };
-int context_find_values(struct context *context, struct store_txn *txn, bool verify,
+int context_find_values(struct context *context, struct store_txn *txn, enum value_look look,
                         struct segment_values *values, struct error *err);
 
-/* Make every sealed slot below `slot_count` mapped. With use held. */
+/* Make every sealed slot below `slot_count` mapped; verified too, but for methods with planes. With
+ * use held. */
 int context_map(struct context *context, struct layer *layer, size_t slot_count, struct error *err);
+
+/* A slot as it is for who holds `use`: what cannot change meanwhile. */
+struct held {
+    uint64_t segment, position;
+    const unsigned char **values; /* NULL: its rows are in a block, and need no proof */
+    const unsigned char *ids;
+    struct derived_planes *planes; /* (G), or NULL */
+};
+/* With lock held. */
+struct held held_slot(const struct layer *layer, size_t idx);
+
+/* Before bytes of a value are used: it was verified since it was mapped, or written by this
+ * process, or is verified now. MEMD_ECORRUPT. Any thread. */
+int context_prove(struct context *context, const struct held *held, uint32_t head,
+                  enum format_kind kind, struct error *err);
+int context_prove_all(struct context *context, const struct held *held, struct error *err);
+/* Map and prove all values of the slots first … end-1. With use held. */
+int context_prove_slots(struct context *context, struct layer *layer, size_t first, size_t end,
+                        struct error *err);
 
 /* Rows of one layer as views, held against everything but truncate (use must be held shared). */
 struct snapshot {
@@ -188,6 +236,7 @@ struct snapshot {
     uint64_t seen;         /* of them, in the views */
     struct block **blocks; /* references */
     size_t block_count;
+    struct held *held; /* (view_count) arena */
     const struct planes **planes; /* (G, view_count) arena, of whole views; NULL when the method
                                    * wants none */
     struct layer_index *version;  /* a reference, or NULL */
@@ -202,7 +251,16 @@ struct asking {
     struct snapshot snapshot;
     struct reading reading;
     struct index_quality quality; /* arrays are there */
+    struct context *context;
+    uint32_t layer;
+    atomic_int refused; /* 0, or why rows may not be used; `why` says more */
+    struct error why;
 };
+/* The reading's `admit` and `admit_lo`, with an asking as argument. */
+int context_admit(void *arg, const struct view *view, unsigned parts);
+bool context_admit_lo(void *arg, const struct view *view);
+/* What the method returned, or what was refused to it. */
+int context_answered(const struct asking *asking, int rc, struct error *err);
 /* Everything in front of the arithmetic; context_asked is due when it returns 0. */
 int context_ask(struct context *context, const struct query *query, struct arena *arena,
                 struct asking *ret_asking, struct error *err);
@@ -219,7 +277,8 @@ struct observation {
 };
 void context_observe(struct context *context, const struct observation *seen);
 /* Take over the statistics that planes (G) were coded with, if they know more. */
-void context_recall_observed(struct context *context, uint32_t layer, const struct planes *planes);
+void context_recall_observed(struct context *context, uint32_t layer,
+                             const struct derived_planes *planes);
 /* A copy: ret_square (G, D). 0 queries: nothing was written. */
 uint64_t context_copy_observed(struct context *context, uint32_t layer, float *ret_square);
 /* The ring, oldest first: ret_q (RECENT_QUERIES, H, D) fp16; how many. */

@@ -46,7 +46,7 @@ static int bring_back(struct context *context, struct layer *layer, size_t idx, 
 {
     struct slot *slot = &layer->slots[idx];
     if (slot->block != NULL) return 0;
-    int rc = context_map(context, layer, idx + 1, err);
+    int rc = context_prove_slots(context, layer, idx, idx + 1, err);
     if (rc < 0) return rc;
     struct block *block = block_new(&context->catalog->blocks, &context->shape);
     if (block == NULL) return error_set(err, MEMD_ENOMEM, "no memory for 1024 tokens of a layer");

@@ -19,22 +19,35 @@ static bool get_value(struct store_txn *txn, uint64_t segment, uint32_t head, en
     return store_get(txn, STORE_SEGMENTS, (struct slice){ key, bytes }, ret_value);
 }
 
+static uint64_t value_bytes(const struct planes_layout *layout, enum format_kind kind)
+{
+    return FORMAT_HEADER_BYTES + (kind == FORMAT_KIND_HI ? layout->hi_bytes : layout->lo_bytes);
+}
+
+/* Of a value of the right length. */
 static int check_value(const struct derived_place *place, enum format_kind kind, bool verify,
-                       struct slice value, struct error *err)
+                       const void *value, struct error *err)
 {
     struct value_header header;
-    int rc = format_decode(value.data, value.bytes, &header, err);
+    size_t bytes = (size_t)value_bytes(place->layout, kind);
+    int rc = format_decode(value, bytes, &header, err);
     if (rc == 0 &&
         (header.kind != kind || header.position != place->position ||
          header.model_hash != place->model_hash || header.head_dim != place->layout->head_dim))
         rc = error_set(err, MEMD_ECORRUPT, "the header belongs to another value");
-    if (rc == 0 && verify) rc = format_verify(value.data, value.bytes, err);
+    if (rc == 0 && verify) rc = format_verify(value, bytes, err);
     return rc;
+}
+
+int derived_prove_lo(const struct derived_place *place, const struct planes *planes,
+                     struct error *err)
+{
+    return check_value(place, FORMAT_KIND_LO, true, planes->lo - FORMAT_HEADER_BYTES, err);
 }
 
 /* 1, 0 or negative as derived_find. */
 static int find_head(struct store_txn *txn, const struct derived_place *place, uint32_t head,
-                     bool verify, struct planes *ret_planes, struct error *err)
+                     bool written, struct derived_planes *ret_planes, struct error *err)
 {
     struct slice hi, lo;
     bool has_hi = get_value(txn, place->segment, head, FORMAT_KIND_HI, &hi);
@@ -42,23 +55,29 @@ static int find_head(struct store_txn *txn, const struct derived_place *place, u
     int rc = store_failed(txn, err);
     if (rc < 0 || (!has_hi && !has_lo)) return rc;
     struct error why = { 0 };
-    if (!has_hi || !has_lo) rc = error_set(&why, MEMD_ECORRUPT, "one of two values is missing");
-    if (rc == 0) rc = check_value(place, FORMAT_KIND_HI, verify, hi, &why);
-    if (rc == 0) rc = check_value(place, FORMAT_KIND_LO, verify, lo, &why);
+    if (!has_hi || !has_lo)
+        rc = error_set(&why, MEMD_ECORRUPT, "one of two values is missing");
+    else if (hi.bytes != value_bytes(place->layout, FORMAT_KIND_HI) ||
+             lo.bytes != value_bytes(place->layout, FORMAT_KIND_LO))
+        rc = error_set(&why, MEMD_ECORRUPT, "they have %zu and %zu bytes", hi.bytes, lo.bytes);
+    if (rc == 0) rc = check_value(place, FORMAT_KIND_HI, !written, hi.data, &why);
+    if (rc == 0 && written) rc = check_value(place, FORMAT_KIND_LO, false, lo.data, &why);
     if (rc == 0)
         rc = planes_open(place->layout, (const unsigned char *)hi.data + FORMAT_HEADER_BYTES,
-                         (const unsigned char *)lo.data + FORMAT_HEADER_BYTES, ret_planes, &why);
+                         (const unsigned char *)lo.data + FORMAT_HEADER_BYTES,
+                         &ret_planes->planes, &why);
+    atomic_init(&ret_planes->lo_proof, written ? PROOF_SOUND : PROOF_NONE);
     if (rc == 0) return 1;
     return error_set(err, rc, "planes of segment %" PRIu64 " head %" PRIu32 ": %s", place->segment,
                      head, why.text);
 }
 
-int derived_find(struct store_txn *txn, const struct derived_place *place, bool verify,
-                 struct planes *ret_planes, struct error *err)
+int derived_find(struct store_txn *txn, const struct derived_place *place, bool written,
+                 struct derived_planes *ret_planes, struct error *err)
 {
     uint32_t found = 0;
     for (uint32_t head = 0; head < place->heads; head++) {
-        int rc = find_head(txn, place, head, verify, &ret_planes[head], err);
+        int rc = find_head(txn, place, head, written, &ret_planes[head], err);
         if (rc < 0) return rc;
         found += (uint32_t)rc;
     }
@@ -83,7 +102,7 @@ void derived_seal(const struct derived_place *place, enum format_kind kind, unsi
 
 uint64_t derived_head_bytes(const struct planes_layout *layout)
 {
-    return 2 * (uint64_t)FORMAT_HEADER_BYTES + layout->hi_bytes + layout->lo_bytes;
+    return value_bytes(layout, FORMAT_KIND_HI) + value_bytes(layout, FORMAT_KIND_LO);
 }
 
 bool derived_delete(struct store_txn *txn, uint64_t segment, int64_t *delta)

@@ -180,7 +180,8 @@ static int answer(struct context *context, struct asking *asking, const struct r
         all->rows[level] += part.rows[level];
         all->bytes[level] += part.bytes[level];
     }
-    return rc < 0 ? rc : method_attend_exactly(&one, &arena, &truth, err);
+    if (rc == 0) rc = method_attend_exactly(&one, &arena, &truth, err);
+    return context_answered(asking, rc, err);
 }
 
 static int replay_layer(struct context *context, const struct query *query,

@@ -35,6 +35,10 @@ struct reading {
     struct attend_args attend; /* complete; views (G, view_count) hold every visible row */
     const struct planes *const *planes; /* (G, view_count), of the same views; may hold NULL. NULL
                                          * when the method wants none */
+    /* Rows and `lo` of planes are asked for before they are read: attend.admit, and this one with
+     * the same argument (index/progressive.h). A method without planes need not: its rows were
+     * verified before. */
+    bool (*admit_lo)(void *arg, const struct view *view);
     const struct layer_index *version;  /* or NULL: none was built yet */
     double target_error;                /* of the query, or below 0: the context's parameters */
     uint64_t max_bytes;                 /* of the query, or 0: the context's parameters */

@@ -30,6 +30,7 @@ static struct progressive_args arguments(const struct reading *reading)
                   .max_bytes = reading->max_bytes == 0 ? (uint64_t)values[MAX_BYTES]
                                                        : reading->max_bytes },
         .planes = reading->planes,
+        .admit_lo = reading->admit_lo,
         .exact_below = values[EXACT_BELOW] < 0 ? UINT64_MAX : (uint64_t)values[EXACT_BELOW],
     };
 }

@@ -88,9 +88,8 @@ static void damage(const struct fixture *fx, enum format_kind kind, size_t nth, 
 static void test_damage(void **state)
 {
     (void)state;
-    static const enum format_kind kinds[] = { FORMAT_KIND_HI, FORMAT_KIND_LO };
     static const size_t offsets[] = { 0, 6, 30, 48, 60, 5000 };
-    for (size_t i = 0; i < 2 * sizeof offsets / sizeof offsets[0]; i++) {
+    for (size_t i = 0; i < sizeof offsets / sizeof offsets[0]; i++) {
         struct fixture fx;
         char text[256];
         struct error err = { 0 };
@@ -100,7 +99,7 @@ static void test_damage(void **state)
         expect_built(&fx, context, 4);
         arena_reset(&fx.arena);
         catalog_close(fx.catalog);
-        damage(&fx, kinds[i % 2], i % 5, offsets[i / 2]);
+        damage(&fx, FORMAT_KIND_HI, i, offsets[i]);
         ASSERT_OK(catalog_open(&fx.config, &fx.catalog, &err), err);
         assert_in_range(verify(&fx, text), 1, 3);
         context = fixture_context(&fx, "book");
