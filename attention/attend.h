@@ -43,10 +43,10 @@ struct attend_args {
      * NULL. */
     int (*stop)(void *arg);
     void *stop_arg;
-    /* Asked before rows of a view are read, K (VIEW_K), V (VIEW_V) or both, on any worker and again
-     * for every run of rows: a non-zero code ends the work with that error, and no byte of them was
-     * used. NULL: all rows may be read. */
-    int (*admit)(void *arg, const struct view *view, unsigned parts);
+    /* Asked before rows row … row + count - 1 of a view are read, K (VIEW_K), V (VIEW_V) or both,
+     * on any worker, for every run of rows: a non-zero code ends the work with that error, and no
+     * byte of them was used. NULL: all rows may be read. */
+    int (*admit)(void *arg, const struct view *view, size_t row, size_t count, unsigned parts);
     void *admit_arg;
 };
 

@@ -99,10 +99,11 @@ static bool asked_to_stop(struct scan *scan)
     return true;
 }
 
-bool scan_admit(struct scan *scan, const struct view *view, unsigned parts)
+bool scan_admit(struct scan *scan, const struct view *view, size_t row, size_t count,
+                unsigned parts)
 {
     if (scan->args->admit == NULL) return true;
-    int code = scan->args->admit(scan->args->admit_arg, view, parts);
+    int code = scan->args->admit(scan->args->admit_arg, view, row, count, parts);
     if (code == 0) return true;
     atomic_store_explicit(&scan->stopped, code, memory_order_relaxed);
     return false;
@@ -130,12 +131,12 @@ bool scan_next(struct scan_cursor *cursor, struct scan_run *ret_run)
         assert(cursor->view < cursor->view_end);
     }
     const struct view *view = cursor->view;
-    if (!scan_admit(scan, view, scan->parts)) return false;
     bool rotating = scan->args->rope != NULL;
     size_t rows = rotating ? SCAN_TILE_FLOATS / scan->head_dim : SCAN_RUN_ROWS;
     size_t here = clipped_tokens(view, scan->limit_max) - cursor->view_row;
     if (rows > here) rows = here;
     if (rows > cursor->left) rows = cursor->left;
+    if (!scan_admit(scan, view, cursor->view_row, rows, scan->parts)) return false;
     *ret_run = (struct scan_run){
         .k = (const unsigned char *)view->k + cursor->view_row * view->k_stride_bytes,
         .v = (const unsigned char *)view->v + cursor->view_row * view->v_stride_bytes,

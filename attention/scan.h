@@ -72,9 +72,10 @@ void scan_open(struct scan_cursor *cursor, struct scan *scan, size_t kv_head, si
 /* The next run; false at the end or when the scan was stopped. */
 bool scan_next(struct scan_cursor *cursor, struct scan_run *ret_run);
 
-/* May these parts of a view be read? False stops the scan. For who reads single rows beside it;
+/* May these rows of a view be read? False stops the scan. For who reads single rows beside it;
  * scan_next has asked. */
-bool scan_admit(struct scan *scan, const struct view *view, unsigned parts);
+bool scan_admit(struct scan *scan, const struct view *view, size_t row, size_t count,
+                unsigned parts);
 
 /* How many rows of a run does query `i` of the scan see? */
 uint32_t scan_visible(const struct scan *scan, size_t i, const struct scan_run *run);

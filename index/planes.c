@@ -45,6 +45,7 @@ void planes_layout_init(size_t head_dim, struct planes_layout *ret_layout)
     layout.value_scale = take(&end, PLANES_TOKENS * sizeof(uint16_t));
     layout.key_hi = take(&end, PLANES_TOKENS * head_dim / 2);
     layout.value_hi = take(&end, PLANES_TOKENS * head_dim / 2);
+    layout.checks = take(&end, (size_t)3 * PLANES_CLUSTERS * sizeof(uint64_t));
     layout.hi_bytes = end;
     layout.lo_bytes = PLANES_TOKENS * head_dim;
     *ret_layout = layout;
@@ -142,7 +143,8 @@ int planes_open(const struct planes_layout *layout, const void *hi, const void *
         .mean_scale = at(hi, layout->mean_scale), .value_spread = at(hi, layout->value_spread),
         .centroids = at(hi, layout->centroids), .means = at(hi, layout->means),
         .key_scale = at(hi, layout->key_scale), .value_scale = at(hi, layout->value_scale),
-        .key_hi = at(hi, layout->key_hi), .value_hi = at(hi, layout->value_hi), .lo = lo };
+        .key_hi = at(hi, layout->key_hi), .value_hi = at(hi, layout->value_hi), .lo = lo,
+        .checks = at(hi, layout->checks) };
     int rc = check_head(layout, hi, &planes.queries, err);
     if (rc == 0) rc = check_rows(planes.rows, err);
     if (rc == 0) rc = check_vectors(&planes, layout->head_dim, err);

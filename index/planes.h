@@ -33,7 +33,9 @@
  *          Mean values: int8 s n, n in -127 … 127, row by row.
  *          Lo: per place, D/2 bytes of K then D/2 bytes of V; byte i holds dimension 2i in the low
  *          nibble, 2i+1 in the high one.
- * Cost     (1.125 D + 7) bytes per token hi, D bytes lo; at D = 128 29.8% and 25% of fp16 K and V
+ * Checks   room for checksums of a 64th each of K, V and lo, so that whoever keeps them can prove a
+ *          few rows without reading the others (memory/derived.h). Zero when coded
+ * Cost     (1.125 D + 8.5) bytes per token hi, D bytes lo; at D = 128 29.8% and 25% of fp16 K and V
  * Head     u32 magic, u16 version, u16 D, u64 queries, 48 bytes 0; all little-endian
  * Errors   MEMD_ECORRUPT from planes_open: rows are not a permutation, a scale is not finite ·
  *          MEMD_EVERSION a newer format · MEMD_EUNSUPPORTED from planes_encode: out of range, the
@@ -54,7 +56,7 @@ struct view;
 #define PLANES_MAGIC UINT32_C(0x4E4C504D) /* "MPLN" */
 
 enum {
-    PLANES_VERSION = 1,
+    PLANES_VERSION = 2,
     PLANES_HEAD_BYTES = 64,
     PLANES_TOKENS = 1024, /* of a segment */
     PLANES_CLUSTER = 16,  /* tokens of a cluster, and of a tile */
@@ -81,6 +83,7 @@ struct planes_layout {
     size_t value_scale;    /* (1024) f16: 16 s of V */
     size_t key_hi;         /* 512 D bytes */
     size_t value_hi;       /* 512 D bytes */
+    size_t checks;         /* (3, 64) u64: of 16 rows of K, of V, of 16 places of lo */
     size_t hi_bytes, lo_bytes;
 };
 void planes_layout_init(size_t head_dim, struct planes_layout *ret_layout);
@@ -96,6 +99,7 @@ struct planes {
     const int8_t *means;                      /* (64, D) */
     const uint16_t *key_scale, *value_scale;  /* (1024) fp16 */
     const uint8_t *key_hi, *value_hi, *lo;
+    const uint64_t *checks; /* (3, 64) */
 };
 
 /* hi: hi_bytes at a multiple of 64; lo: lo_bytes or NULL. Everything is checked, codes excepted

@@ -39,9 +39,9 @@ struct progressive_args {
     const struct planes *const *planes; /* (G, view_count), may hold NULL */
     uint64_t exact_below; /* tokens with planes below which everything is read exactly; UINT64_MAX
                            * = the measured rule, 0 = never */
-    /* May `lo` of the planes of this view be read? Asked like `admit` of attend_args, with the same
-     * argument; where not, exact rows are read instead. NULL: always. */
-    bool (*admit_lo)(void *arg, const struct view *view);
+    /* May `lo` of this place in the planes of this view be read? Asked like `admit` of attend_args,
+     * with the same argument; where not, the exact row is read instead. NULL: always. */
+    bool (*admit_lo)(void *arg, const struct view *view, size_t place);
 };
 
 int progressive_attend(const struct progressive_args *args, struct arena *arena,

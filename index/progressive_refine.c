@@ -283,7 +283,7 @@ static void read_exact(struct block *block, size_t p, size_t place)
     const struct view *view = block->segments[p].view;
     const struct rope *rope = block->call->args->base.attend.rope;
     size_t row = block->segments[p].planes->rows[place];
-    if (!scan_admit((struct scan *)&block->call->scan, view, VIEW_K | VIEW_V)) return;
+    if (!scan_admit((struct scan *)&block->call->scan, view, row, 1, VIEW_K | VIEW_V)) return;
     const unsigned char *k = (const unsigned char *)view->k + row * view->k_stride_bytes;
     struct partial_args args = { .q = block->q, .visible = block->visible, .queries = block->rows,
                                  .head_dim = block->head_dim, .k = k,
@@ -319,12 +319,12 @@ static void take_out(struct block *block, const struct block_chunk *chunk, size_
     }
 }
 
-static bool has_lo(const struct block *block, size_t p)
+static bool has_lo(const struct block *block, size_t p, size_t place)
 {
     const struct progressive_args *args = block->call->args;
     const struct block_segment *segment = &block->segments[p];
     if (segment->planes->lo == NULL || args->admit_lo == NULL) return segment->planes->lo != NULL;
-    return args->admit_lo(args->base.attend.admit_arg, segment->view);
+    return args->admit_lo(args->base.attend.admit_arg, segment->view, place);
 }
 
 /* 0 leave, 1 read at 8 bits, 2 read exactly; what that will read is counted, what it will mend
@@ -342,7 +342,8 @@ static uint8_t wanted_level(struct block *block, const struct block_chunk *chunk
         if (term[m] >= thresholds->exact[m]) level = 2;
     }
     if (level == 0) return 0;
-    if (level == 1 && !has_lo(block, chunk->segment)) level = 2;
+    size_t place = (size_t)chunk->tiles[at / PLANE_TILE] * PLANE_TILE + t;
+    if (level == 1 && !has_lo(block, chunk->segment, place)) level = 2;
     size_t dtype = dtype_bytes(block->segments[chunk->segment].view->dtype);
     size_t bytes = level == 1 ? block->head_dim : 2 * block->head_dim * dtype;
     if (block_bytes_left(block) < bytes) {

@@ -158,7 +158,7 @@ static void offer_exactly(struct block *block, size_t p, size_t row)
 {
     const struct view *view = block->segments[p].view;
     const struct rope *rope = block->call->args->base.attend.rope;
-    if (!scan_admit((struct scan *)&block->call->scan, view, VIEW_K)) return;
+    if (!scan_admit((struct scan *)&block->call->scan, view, row, 1, VIEW_K)) return;
     float scores[BLOCK_ROWS];
     struct score_args args = { .q = block->q, .queries = block->rows, .head_dim = block->head_dim,
                                .k = (const unsigned char *)view->k + row * view->k_stride_bytes,

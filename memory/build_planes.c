@@ -160,6 +160,10 @@ static int code_head(struct task *task, uint32_t head, struct arena *arena, stru
                   *lo = value_of(task, head, FORMAT_KIND_LO);
     int rc = planes_encode(&task->layout, &source, arena, hi, lo, err);
     if (rc < 0) return rc;
+    size_t rows_bytes = FORMAT_SEGMENT_TOKENS * task->shape.row_bytes;
+    derived_put_checks(&task->layout, &(struct derived_payloads){
+        .parts = { view.k, view.v, lo },
+        .bytes = { rows_bytes, rows_bytes, task->layout.lo_bytes } }, hi);
     derived_seal(&task->place, FORMAT_KIND_HI, hi - FORMAT_HEADER_BYTES);
     derived_seal(&task->place, FORMAT_KIND_LO, lo - FORMAT_HEADER_BYTES);
     return 0;

@@ -246,7 +246,7 @@ int catalog_compact(struct catalog *catalog, const char *path, uint64_t *ret_bef
     X(evicted_contexts_total)     \
     X(commit_failures_total)      \
     X(checksum_failures_total)    \
-    X(proven_values_total)        \
+    X(proven_bytes_total)         \
     X(appended_tokens_total)      \
     X(appended_bytes_total)       \
     X(nonfinite_rejected_total)   \

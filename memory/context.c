@@ -73,8 +73,8 @@ int context_new(struct catalog *catalog, uint64_t id, struct record *record,
 
 const unsigned char **values_new(uint32_t heads)
 {
-    size_t addresses = (size_t)2 * heads * sizeof(const unsigned char *);
-    return calloc(1, addresses + (size_t)2 * heads + 1);
+    size_t count = (size_t)2 * heads;
+    return calloc(1, count * sizeof(const unsigned char *) + (count + 1) * sizeof(uint64_t));
 }
 
 static void free_slot(struct slot *slot)

@@ -37,10 +37,11 @@ struct catalog;
 /* Addresses of a segment's values: (2, G) row 0 of K, then V. Behind them what is known of each,
  * and of the ids. Zero; NULL without memory; given back by free. */
 const unsigned char **values_new(uint32_t heads);
-/* (2, G), then of the ids: enum proof. Written by anybody who uses the bytes. */
-static inline atomic_uchar *values_proofs(const unsigned char **values, uint32_t heads)
+/* (2, G), then of the ids: which of 64 pieces (derived.h) were verified; bit p is piece p. Written
+ * by anybody who uses the bytes. */
+static inline _Atomic uint64_t *values_proofs(const unsigned char **values, uint32_t heads)
 {
-    return (atomic_uchar *)(void *)(values + (size_t)2 * heads);
+    return (_Atomic uint64_t *)(void *)(values + (size_t)2 * heads);
 }
 
 /* This process wrote them. */
@@ -219,10 +220,20 @@ struct held {
 /* With lock held. */
 struct held held_slot(const struct layer *layer, size_t idx);
 
+/* Of K or V of one head. */
+struct value_pieces {
+    uint32_t head;
+    enum format_kind kind;
+    uint64_t pieces; /* bits */
+};
+
 /* Before bytes of a value are used: it was verified since it was mapped, or written by this
  * process, or is verified now. MEMD_ECORRUPT. Any thread. */
 int context_prove(struct context *context, const struct held *held, uint32_t head,
                   enum format_kind kind, struct error *err);
+/* The same of pieces of it alone, where the slot has planes. */
+int context_prove_pieces(struct context *context, const struct held *held,
+                         const struct value_pieces *wanted, struct error *err);
 int context_prove_all(struct context *context, const struct held *held, struct error *err);
 /* Map and prove all values of the slots first … end-1. With use held. */
 int context_prove_slots(struct context *context, struct layer *layer, size_t first, size_t end,
@@ -257,8 +268,8 @@ struct asking {
     struct error why;
 };
 /* The reading's `admit` and `admit_lo`, with an asking as argument. */
-int context_admit(void *arg, const struct view *view, unsigned parts);
-bool context_admit_lo(void *arg, const struct view *view);
+int context_admit(void *arg, const struct view *view, size_t row, size_t count, unsigned parts);
+bool context_admit_lo(void *arg, const struct view *view, size_t place);
 /* What the method returned, or what was refused to it. */
 int context_answered(const struct asking *asking, int rc, struct error *err);
 /* Everything in front of the arithmetic; context_asked is due when it returns 0. */

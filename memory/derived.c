@@ -66,7 +66,8 @@ static int find_head(struct store_txn *txn, const struct derived_place *place, u
         rc = planes_open(place->layout, (const unsigned char *)hi.data + FORMAT_HEADER_BYTES,
                          (const unsigned char *)lo.data + FORMAT_HEADER_BYTES,
                          &ret_planes->planes, &why);
-    atomic_init(&ret_planes->lo_proof, written ? PROOF_SOUND : PROOF_NONE);
+    atomic_init(&ret_planes->lo_proven, written ? DERIVED_ALL_PIECES : 0);
+    atomic_init(&ret_planes->lo_damaged, false);
     if (rc == 0) return 1;
     return error_set(err, rc, "planes of segment %" PRIu64 " head %" PRIu32 ": %s", place->segment,
                      head, why.text);
@@ -84,6 +85,24 @@ int derived_find(struct store_txn *txn, const struct derived_place *place, bool 
     if (found == 0 || found == place->heads) return found > 0;
     return error_set(err, MEMD_ECORRUPT, "segment %" PRIu64 " has planes for %" PRIu32
                      " of %" PRIu32 " heads", place->segment, found, place->heads);
+}
+
+void derived_put_checks(const struct planes_layout *layout, const struct derived_payloads *payloads,
+                        unsigned char *hi)
+{
+    uint64_t *checks = (uint64_t *)(void *)(hi + layout->checks);
+    for (size_t i = 0; i < (size_t)DERIVED_PARTS * DERIVED_PIECES; i++) {
+        size_t part = i / DERIVED_PIECES, bytes = payloads->bytes[part] / DERIVED_PIECES;
+        checks[i] = format_hash(payloads->parts[part] + i % DERIVED_PIECES * bytes, bytes);
+    }
+}
+
+bool derived_check(const struct planes *planes, enum derived_part part, size_t piece,
+                   const unsigned char *payload, size_t payload_bytes)
+{
+    size_t bytes = payload_bytes / DERIVED_PIECES;
+    return format_hash(payload + piece * bytes, bytes) ==
+           planes->checks[(size_t)part * DERIVED_PIECES + piece];
 }
 
 void derived_seal(const struct derived_place *place, enum format_kind kind, unsigned char *value)

@@ -30,17 +30,32 @@ struct derived_place {
     const struct planes_layout *layout;
 };
 
-/* What is known of bytes in the map. */
-enum proof {
-    PROOF_NONE,    /* nobody read them yet */
-    PROOF_SOUND,   /* verified, or written by this process */
-    PROOF_DAMAGED, /* not to be used; of lo alone */
-};
+/* Of K, V and lo hi has 64 checksums each, one per 64th of the payload (16 rows, 16 places): a
+ * piece is proven without reading the rest. */
+enum derived_part { DERIVED_K, DERIVED_V, DERIVED_LO, DERIVED_PARTS };
+enum { DERIVED_PIECES = 64 };
+#define DERIVED_ALL_PIECES UINT64_MAX
 
 struct derived_planes {
     struct planes planes; /* lo is an address */
-    atomic_uchar lo_proof; /* enum proof */
+    /* Pieces of lo that were verified, or written by this process; bit p is piece p. */
+    _Atomic uint64_t lo_proven;
+    atomic_bool lo_damaged;
 };
+
+/* The payloads that the checksums are of. */
+struct derived_payloads {
+    const unsigned char *parts[DERIVED_PARTS];
+    size_t bytes[DERIVED_PARTS];
+};
+
+/* Write the checksums into hi, in front of derived_seal. */
+void derived_put_checks(const struct planes_layout *layout, const struct derived_payloads *payloads,
+                        unsigned char *hi);
+
+/* Does piece `piece` of this payload have its checksum? */
+bool derived_check(const struct planes *planes, enum derived_part part, size_t piece,
+                   const unsigned char *payload, size_t payload_bytes);
 
 /* Open the planes of all heads. 1: ret_planes (heads) is filled, the addresses stay valid until
  * the values are deleted. 0: there are none. Negative: something is damaged. `written`: by this

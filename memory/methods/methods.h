@@ -38,7 +38,7 @@ struct reading {
     /* Rows and `lo` of planes are asked for before they are read: attend.admit, and this one with
      * the same argument (index/progressive.h). A method without planes need not: its rows were
      * verified before. */
-    bool (*admit_lo)(void *arg, const struct view *view);
+    bool (*admit_lo)(void *arg, const struct view *view, size_t place);
     const struct layer_index *version;  /* or NULL: none was built yet */
     double target_error;                /* of the query, or below 0: the context's parameters */
     uint64_t max_bytes;                 /* of the query, or 0: the context's parameters */

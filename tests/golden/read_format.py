@@ -35,7 +35,8 @@ def hi_layout(dim):
               ("rows", 2 * SEGMENT), ("centroid_scale", 4 * clusters), ("key_spread", 4 * clusters),
               ("mean_scale", 4 * clusters), ("value_spread", 4 * clusters), ("centroids", clusters * dim),
               ("means", clusters * dim), ("key_scale", 2 * SEGMENT), ("value_scale", 2 * SEGMENT),
-              ("key_hi", SEGMENT * dim // 2), ("value_hi", SEGMENT * dim // 2)]
+              ("key_hi", SEGMENT * dim // 2), ("value_hi", SEGMENT * dim // 2),
+              ("checks", 3 * 64 * 8)]
     layout, end = {}, 0
     for name, size in fields:
         layout[name] = end
@@ -212,6 +213,15 @@ class Store:
         rows = numpy.frombuffer(values[0][HEADER:], "<u2", SEGMENT, hi_layout(record.head_dim)["rows"])
         if sorted(rows) != list(range(SEGMENT)):
             raise Broken(f"head {head} hi: rows are no permutation")
+        if struct.unpack_from("<H", values[0], HEADER + 4)[0] != 2:
+            raise Broken(f"head {head} hi: planes of another version")
+        checks = numpy.frombuffer(values[0][HEADER:], "<u8", 3 * 64, hi_layout(record.head_dim)["checks"])
+        for part, value in enumerate([*(self.segment(txn, segment, head, kind) for kind in (K, V)), values[1]]):
+            size = (len(value) - HEADER) // 64
+            for piece in range(64):
+                at = HEADER + piece * size
+                if xxhash.xxh3_64_intdigest(value[at:at + size]) != checks[64 * part + piece]:
+                    raise Broken(f"head {head} hi: checksum {piece} of part {part}")
 
     def prove_tail(self, context, layer, records):
         end = len(self.chains.get((context, layer), ())) * SEGMENT

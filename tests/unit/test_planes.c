@@ -388,7 +388,8 @@ static void test_damage(void **state)
     assert_int_equal(encode(NULL, false, NULL), 0);
     const struct planes_layout *l = &it.layout;
     refuse(0, "\0", 1, MEMD_ECORRUPT);
-    refuse(4, "\x02", 1, MEMD_EVERSION);
+    refuse(4, "\x01", 1, MEMD_EVERSION); /* without checksums */
+    refuse(4, "\x03", 1, MEMD_EVERSION);
     refuse(6, "\x48", 1, MEMD_ECORRUPT);
     const float bad[] = { NAN, INFINITY, -INFINITY, -1.0F };
     const size_t numbers[] = { l->balance, l->query_square, l->centroid_scale, l->key_spread,
@@ -417,11 +418,11 @@ static void test_layout(void **state)
     planes_layout_init(64, &l);
     const size_t offsets[] = { l.balance, l.query_square, l.key_mean, l.rows, l.centroid_scale,
                                l.key_spread, l.mean_scale, l.value_spread, l.centroids, l.means,
-                               l.key_scale, l.value_scale, l.key_hi, l.value_hi, l.hi_bytes,
-                               l.lo_bytes };
+                               l.key_scale, l.value_scale, l.key_hi, l.value_hi, l.checks,
+                               l.hi_bytes, l.lo_bytes };
     const size_t truth[] = { 64, 320, 576, 832, 2880, 3136, 3392, 3648, 3904, 8000, 12096, 14144,
-                             16192, 48960, 81728, 65536 };
-    for (size_t i = 0; i < 16; i++) assert_int_equal(offsets[i], truth[i]);
+                             16192, 48960, 81728, 83264, 65536 };
+    for (size_t i = 0; i < 17; i++) assert_int_equal(offsets[i], truth[i]);
     for (size_t head_dim = 8; head_dim <= 1024; head_dim += 8) {
         planes_layout_init(head_dim, &l);
         assert_int_equal(l.query_square % 64 + l.rows % 64 + l.key_hi % 64 + l.hi_bytes % 64, 0);

@@ -62,23 +62,26 @@ struct gate {
     bool refuses_lo;
 };
 
-static int admit(void *arg, const struct view *view, unsigned parts)
+static int admit(void *arg, const struct view *view, size_t row, size_t count, unsigned parts)
 {
     struct gate *gate = arg;
     const struct past *past = &gate->coded->past;
-    size_t bytes = view->tokens * view->k_stride_bytes;
-    ptrdiff_t at = (const unsigned char *)view->k - past->k_rows;
+    size_t bytes = count * view->k_stride_bytes;
+    const unsigned char *k = (const unsigned char *)view->k + row * view->k_stride_bytes;
+    ptrdiff_t at = k - past->k_rows;
+    assert_true(count > 0 && row + count <= view->tokens);
     if ((parts & VIEW_K) != 0) memcpy(past->k_rows + at, gate->k + at, bytes);
     if ((parts & VIEW_V) != 0) memcpy(past->v_rows + at, gate->v + at, bytes);
     return 0;
 }
 
-static bool admit_lo(void *arg, const struct view *view)
+static bool admit_lo(void *arg, const struct view *view, size_t place)
 {
     struct gate *gate = arg;
     if (gate->refuses_lo) return false;
-    size_t i = (size_t)(view - gate->coded->past.views);
-    memcpy(gate->coded->payloads[2 * i + 1], gate->lo + i * gate->lo_bytes, gate->lo_bytes);
+    size_t i = (size_t)(view - gate->coded->past.views), bytes = gate->coded->past.head_dim;
+    memcpy(gate->coded->payloads[2 * i + 1] + place * bytes,
+           gate->lo + i * gate->lo_bytes + place * bytes, bytes);
     return true;
 }
 
