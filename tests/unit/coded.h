@@ -1,7 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* coded.h — a random stored past (past.h) whose full segments have planes. After cmocka.h. */
+/* coded.h — a random stored past (past.h) whose full segments have planes. */
 #ifndef MEMD_TESTS_UNIT_CODED_H
 #define MEMD_TESTS_UNIT_CODED_H
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
 
 #include <stdbool.h>
 #include <stdlib.h>
