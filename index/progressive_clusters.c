@@ -28,7 +28,8 @@ enum {
 static const float spread_most = 4.0F;    /* of s² in the mass */
 static const float deviations = 3.0F;     /* above the centroid, in the priority */
 static const float deviations_most = 16.0F; /* of deviations * s */
-static const double negligible = 0.01;    /* of the target, masses of all clusters left out */
+/* Clusters with less than this times the target of the average mass are left out (0042). */
+static const double negligible = 3.0;
 
 /* Four floats, which every CPU has instructions for: the loops here are over 64 clusters. */
 typedef float four __attribute__((vector_size(16)));
@@ -163,8 +164,8 @@ static size_t drop_negligible(struct block *block, size_t p, const float *cut)
 }
 
 /* Mean values of all clusters into base, by their masses. In a peaked softmax most clusters hold
- * nothing that could be seen in the answer: those are not read, and count as mass 0 from here on.
- * What that leaves out is in the sample like everything that is wrong about shut clusters. */
+ * next to nothing: those are not read, and count as mass 0 from here on. What that leaves out is in
+ * the sample, like everything that is wrong about shut clusters. */
 static void add_means(struct block *block)
 {
     size_t rows = block->rows, segments = block->segment_count, kept = 0;
@@ -252,7 +253,7 @@ size_t block_plane_bytes(const struct block *block)
 static size_t affordable(const struct block *block)
 {
     uint64_t left = block_bytes_left(block) / (2 * block_plane_bytes(block));
-    uint64_t sample = left / 4 < BLOCK_PROBES ? left / 4 : BLOCK_PROBES;
+    uint64_t half = left / 2, sample = half < BLOCK_PROBES ? half : BLOCK_PROBES;
     return (size_t)(left - sample);
 }
 
