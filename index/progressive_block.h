@@ -162,7 +162,7 @@ struct block {
 
     struct block_probe probes[BLOCK_PROBES];
     size_t probe_count, draws;
-    float *probe_values; /* (BLOCK_PROBES, M, D): Σ w v of the cluster */
+    float *probe_values; /* (BLOCK_PROBES, M, D): Σ w r of the cluster */
     float *probe_means;  /* (BLOCK_PROBES, D) */
     float *probe_masses; /* (BLOCK_PROBES, M): Σ w */
     float *correction;   /* (M, D): Σ w v of shut clusters, what the sample adds to it */

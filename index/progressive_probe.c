@@ -100,7 +100,7 @@ static void fetch_probe(const struct block *block, size_t i)
     __builtin_prefetch(planes->means + probe->cluster * block->head_dim);
 }
 
-/* Read probe i: its mass, its Σ w v and its mean value. */
+/* Read probe i: its mass, its Σ w r of residuals and its mean value. */
 static void read_probe(struct block *block, size_t i)
 {
     const struct block_probe *probe = &block->probes[i];
@@ -131,8 +131,7 @@ static void read_probe(struct block *block, size_t i)
     float scale = planes->mean_scale[probe->cluster];
     for (size_t d = 0; d < head_dim; d++) mean[d] = scale * (float)codes[d];
     float *values = block->probe_values + i * rows * head_dim;
-    for (size_t m = 0; m < rows; m++)
-        for (size_t d = 0; d < head_dim; d++) values[m * head_dim + d] = sum[m] * mean[d];
+    memset(values, 0, rows * head_dim * sizeof *values);
     struct block_chunk one = { .segment = probe->segment, .count = 1, .tiles = &tile,
                                .weights = weights };
     block_weigh(block, &one, 1, values);
@@ -143,12 +142,13 @@ static float estimated_mass(const struct block *block, const struct block_probe 
     return block->mass[(probe->segment * block->rows + m) * PLANES_CLUSTERS + probe->cluster];
 }
 
-/* e_c of probe i and row m, not yet over Z |o|. ret_e (D); returns |e|². */
-static double probe_vector(const struct block *block, size_t i, size_t m, float *ret_e)
+/* e_c of probe i and row m, not yet over Z |o|: `weight` times that is added to sum (D); returns
+ * |e_c|². With the values of its tokens as mean value and residuals, e_c = (M - W)(v_c - o) + Σ w r. */
+static double add_probe(const struct block *block, size_t i, size_t m, float weight, float *sum)
 {
     size_t head_dim = block->head_dim;
-    float is = block->probe_masses[i * block->rows + m];
-    float was = estimated_mass(block, &block->probes[i], m);
+    float more = block->probe_masses[i * block->rows + m] -
+                 estimated_mass(block, &block->probes[i], m);
     const float *values = block->probe_values + (i * block->rows + m) * head_dim;
     const float *mean = block->probe_means + i * head_dim;
     const float *output = block->output + m * head_dim;
@@ -156,16 +156,16 @@ static double probe_vector(const struct block *block, size_t i, size_t m, float 
     for (size_t d = 0; d < head_dim; d += LANES) {
         for (size_t lane = 0; lane < LANES; lane++) {
             size_t at = d + lane;
-            float e = values[at] - was * mean[at] - (is - was) * output[at];
-            ret_e[at] = e;
+            float e = values[at] + more * (mean[at] - output[at]);
+            sum[at] += weight * e;
             squares[lane] += e * e;
         }
     }
     return ((double)squares[0] + (double)squares[1]) + ((double)squares[2] + (double)squares[3]);
 }
 
-/* Prediction and correction of row m; scratch (D). */
-static void judge(struct block *block, size_t m, float *scratch)
+/* Prediction and correction of row m. */
+static void judge(struct block *block, size_t m)
 {
     size_t head_dim = block->head_dim;
     const float *output = block->output + m * head_dim;
@@ -174,12 +174,10 @@ static void judge(struct block *block, size_t m, float *scratch)
     float *correction = block->correction + m * head_dim;
     for (size_t i = 0; i < block->probe_count; i++) {
         const struct block_probe *probe = &block->probes[i];
-        double square = probe_vector(block, i, m, scratch);
         double share = (double)probe->draws / draws;
+        double square = add_probe(block, i, m, (float)(share / probe->chance), correction);
         independent += share * square / probe->chance;
         squares += share * square / (probe->chance * probe->chance);
-        float weight = (float)(share / probe->chance);
-        for (size_t d = 0; d < head_dim; d++) correction[d] += weight * scratch[d];
         mass += share / probe->chance * ((double)block->probe_masses[i * block->rows + m] -
                                          (double)estimated_mass(block, probe, m));
     }
@@ -214,5 +212,5 @@ void block_probe(struct block *block)
     block->level_bytes[INDEX_HI] += block->probe_count * tile_bytes;
     block_sum_up(block);
     if (block->draws > 0)
-        for (size_t m = 0; m < rows; m++) judge(block, m, block->turned);
+        for (size_t m = 0; m < rows; m++) judge(block, m);
 }

@@ -9,7 +9,7 @@
 #include "index/kernels/encode_turn_tile.h"
 #include "index/kernels/plane.h"
 
-typedef int8_t eight_codes __attribute__((vector_size(8)));
+typedef uint8_t eight_bytes __attribute__((vector_size(8)));
 
 /* What all rows share. */
 struct turning {
@@ -57,9 +57,11 @@ static inline void turn_round(const struct plane_turn_args *args, size_t m)
     for (size_t d = 0; d < head_dim; d += LANES) {
         wide x = load(turned + d), y = x * inverse + whole;
         wide_int code;
+        wide_bytes bytes;
         memcpy(&code, &y, sizeof code);
+        memcpy(&bytes, &y, sizeof bytes); /* the lowest of each number is its code */
         code -= 0x4B400000; /* the bits of `whole` */
-        eight_codes codes = __builtin_convertvector(code, eight_codes);
+        eight_bytes codes = __builtin_shufflevector(bytes, bytes, 0, 4, 8, 12, 16, 20, 24, 28);
         memcpy(args->q8 + m * head_dim + d, &codes, sizeof codes);
         square += x * x;
         sum += code;
