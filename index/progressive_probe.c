@@ -143,7 +143,8 @@ static float estimated_mass(const struct block *block, const struct block_probe 
 }
 
 /* e_c of probe i and row m, not yet over Z |o|: `weight` times that is added to sum (D); returns
- * |e_c|². With the values of its tokens as mean value and residuals, e_c = (M - W)(v_c - o) + Σ w r. */
+ * |e_c|². With the values of its tokens as mean value and residuals, e_c = (M - W)(v_c - o) +
+ * Σ w r. */
 static double add_probe(const struct block *block, size_t i, size_t m, float weight, float *sum)
 {
     size_t head_dim = block->head_dim;

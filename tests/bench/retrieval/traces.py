@@ -134,7 +134,9 @@ def load(path: str, only: list[int] | None = None) -> tuple[dict, list[Layer]]:
 def synthetic(tokens: int, dim: int = 128, group: int = 4, sharpness: float = 8.0,
               noise: float = 0.35, seed: int = 1) -> Layer:
     """One KV head of keys that drift through topics and have outlier channels, as real ones do. Queries look
-    for topics; `sharpness` is the standard deviation of their scores: 2 is flat, 8 is peaked. Good for times
+    for topics; `sharpness` is the standard deviation of their scores: 2 is flat, 8 is peaked. `noise` is what keys
+    of a topic differ by; at 0.35 the scores inside a cluster of 16 deviate by a fifth of what all scores deviate
+    by, as they do in captured keys (Gemma: 1.55 of 8.2 nats; SmolLM2: 1.7 of 5.5). Good for times
     and bytes; its errors say nothing about a model."""
     rng = np.random.default_rng(seed)
     scale = np.ones(dim, np.float32)
@@ -157,5 +159,5 @@ def synthetic(tokens: int, dim: int = 128, group: int = 4, sharpness: float = 8.
     q = wanted + noise * rng.standard_normal((len(positions), group, dim), dtype=np.float32)
     q /= scale
     spread = (q[-1] @ k[0, ::max(1, tokens // 4096)].T.astype(np.float32)).std() * dim ** -0.5
-    return Layer(f"synthetic {tokens // 1024}K, 1:{group}, sharpness {sharpness:g}", k, v,
+    return Layer(f"synthetic {tokens // 1024}K, 1:{group}, sharpness {sharpness:g}, noise {noise:g}", k, v,
                  q * np.float32(sharpness / spread), positions, real=False)
