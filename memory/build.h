@@ -51,7 +51,8 @@ void build_planes(struct build *build, bool retry);
 /* The index of every layer: load, build, save. Likewise. */
 void build_indexes(struct build *build);
 
-/* Take planes of these segments (ascending) away from every resident context; waits for readers. */
+/* Take planes of these segments (ascending) away from every resident context; waits for readers.
+ * With planes_lock held exclusively, until they are deleted. */
 int build_unpublish(struct catalog *catalog, const uint64_t *segments, size_t count,
                     struct error *err);
 

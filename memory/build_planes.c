@@ -227,12 +227,11 @@ static int run_put(struct writer_job *job, struct error *err)
 static int write_planes(struct task *task, struct error *err)
 {
     struct catalog *catalog = task->build->catalog;
-    if (task->replaces) {
-        int rc = build_unpublish(catalog, &task->place.segment, 1, err);
-        if (rc < 0) return rc;
-    }
     struct put_job put = { .job = { .run = run_put, .catalog = catalog }, .task = task };
-    int rc = writer_run(catalog->writer, &put.job, err);
+    pthread_rwlock_wrlock(&catalog->planes_lock);
+    int rc = task->replaces ? build_unpublish(catalog, &task->place.segment, 1, err) : 0;
+    if (rc == 0) rc = writer_run(catalog->writer, &put.job, err);
+    pthread_rwlock_unlock(&catalog->planes_lock);
     return rc < 0 ? rc : !put.gone;
 }
 

@@ -7,9 +7,10 @@
  * use, what is missing is made. Nothing waits for it: rows without derived data are answered
  * exactly.
  *
- * This thread alone publishes planes and takes them away for a rebuild, so a value that somebody
- * may be reading is never deleted: it is first taken from every resident context. It waits for
- * the writer only while it pins nothing, since the writer may wait for its pin (eviction).
+ * This thread alone makes planes and takes them away for a rebuild, so a value that somebody may
+ * be reading is never deleted: it is first taken from every resident context, and until it is
+ * gone nobody finds it in the store (context_adopt.c). It waits for the writer only while it pins
+ * nothing, since the writer may wait for its pin (eviction).
  *
  * What fails (no room, no memory, corrupt rows) is counted and tried again, after a second at
  * first, after a minute at last. Rows come first: nothing derived is written when the budget, the

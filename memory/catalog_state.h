@@ -38,6 +38,9 @@ struct catalog {
 
     uint64_t next_context, next_segment; /* writer */
 
+    /* Shared: planes are found in the store and put to use. Exclusive, the builder alone: they are
+     * taken from all contexts and deleted. Nobody else waits for it. */
+    pthread_rwlock_t planes_lock;
     pthread_mutex_t load_lock; /* serialises loading; taken before lock */
     pthread_mutex_t lock;
     pthread_cond_t unpinned;

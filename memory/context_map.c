@@ -173,6 +173,7 @@ int snapshot_take(struct context *context, uint32_t layer_idx, uint64_t limit, s
     }
     int rc = context_map(context, layer, snapshot.view_count, err);
     if (rc < 0) return rc;
+    if (context->method->planes) context_adopt(context, layer, snapshot.view_count);
     struct view *views = arena_calloc(arena, context->shape.heads * snapshot.view_count,
                                       sizeof *views);
     snapshot.blocks = arena_calloc(arena, snapshot.view_count, sizeof *snapshot.blocks);

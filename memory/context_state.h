@@ -9,7 +9,7 @@
  *   append_lock  serialises appends
  *   use          shared while rows are read or written, exclusive while rows are taken away
  *                (truncate, rollback); whoever holds it shared never waits for the writer thread
- *   map_lock     serialises the first mapping of segments
+ *   map_lock     serialises the first mapping of segments, and the first look for their planes
  *   lock         the fields that say so; held for microseconds, never across I/O
  * Only the writer thread takes rows away or replaces a block by its segment, so the writer reads
  * blocks without holding references.
@@ -91,6 +91,8 @@ struct layer {
     struct slot *slots; /* locked by lock */
     size_t slot_count, slot_capacity;
     size_t unmapped;            /* sealed slots that are not mapped; locked by lock */
+    size_t asked;               /* slots below it whose planes a query looked for; changed with
+                                 * map_lock and lock held */
     _Atomic uint64_t tokens;    /* visible; written under lock */
     uint64_t committed, synced; /* locked by lock */
     uint64_t round_tokens;      /* what the round is to reach; writer */
@@ -209,6 +211,10 @@ int context_find_values(struct context *context, struct store_txn *txn, enum val
 /* Make every sealed slot below `slot_count` mapped; verified too, but for methods with planes. With
  * use held. */
 int context_map(struct context *context, struct layer *layer, size_t slot_count, struct error *err);
+
+/* Put planes to use that the store has for slots below `slot_count`; once per slot. With use
+ * held. */
+void context_adopt(struct context *context, struct layer *layer, size_t slot_count);
 
 /* A slot as it is for who holds `use`: what cannot change meanwhile. */
 struct held {

@@ -199,8 +199,10 @@ static int delete_planes(struct delete_job *delete, const struct ids *segments, 
         delete->segments = segments->ids + first;
         delete->count = segments->count - first < STEP_SEGMENTS ? segments->count - first
                                                                 : STEP_SEGMENTS;
+        pthread_rwlock_wrlock(&catalog->planes_lock);
         rc = build_unpublish(catalog, delete->segments, delete->count, err);
         if (rc == 0) rc = writer_run(catalog->writer, &delete->job, err);
+        pthread_rwlock_unlock(&catalog->planes_lock);
     }
     delete->count = 0;
     return rc;
