@@ -6,9 +6,10 @@ daemon touches, as a share of the fp16 keys and values.
     resident.py --memd build/daemon/memd traces/gemma3_policy.npz
 
 The trace is appended to a real daemon, which codes it; the daemon is killed, the file's pages are dropped from
-the page cache, a new daemon starts and answers the queries of the last 256 positions, one at a time. Two figures,
+the page cache, a new daemon starts and answers the queries of the last 256 positions, one at a time. Figures
 for each target error:
 
+whole      answers that read every row of their layer, since that is quicker
 resident   pages in memory after the first pass that were not before it (mincore over the data file): what a cold
            start needs, verification of what is read for the first time and the kernel's read-ahead included
 touched    pages that a second pass reads or writes (the processor's access bits: /proc/PID/clear_refs and smaps):
@@ -80,10 +81,11 @@ def touched(pid: int, folder: str) -> int:
     return total
 
 
-def fill(client: memd.Client, layers: list[Layer], method: str) -> memd.Context:
+def fill(client: memd.Client, layers: list[Layer], args: argparse.Namespace) -> memd.Context:
     G, _, D = layers[0].k.shape
+    parameters = {} if args.exact_below is None else {"exact_below": str(args.exact_below)}
     past = client.open("resident", memd.Model(len(layers), layers[0].H, G, D, dtype="float16", rotated=True),
-                       method=method, must_create=True)
+                       method=args.method, parameters=parameters, must_create=True)
     built = layers[0].built
     for number, layer in enumerate(layers):
         # The trace has a sample of the queries; a token without one gets the next one's.
@@ -94,14 +96,15 @@ def fill(client: memd.Client, layers: list[Layer], method: str) -> memd.Context:
 
 
 def ask(past: memd.Context, layers: list[Layer], queries: int, target: float) -> dict:
-    read = exact = 0
+    read = exact = whole = 0
     began = time.monotonic()
     for number, layer in enumerate(layers):
         for row in layer.asked(queries):
             answer = past.attend(number, layer.q[row:row + 1], [layer.positions[row]], target_error=target)
             read += answer.quality.bytes_read
             exact += answer.quality.bytes_exact
-    return {"bytes_read": read / exact, "seconds": round(time.monotonic() - began, 2)}
+            whole += answer.quality.level_bytes[-1] >= 0.9 * answer.quality.bytes_exact
+    return {"bytes_read": read / exact, "whole": int(whole), "seconds": round(time.monotonic() - began, 2)}
 
 
 def main() -> None:
@@ -110,6 +113,7 @@ def main() -> None:
     parser.add_argument("trace")
     parser.add_argument("--memd", default="build/daemon/memd")
     parser.add_argument("--method", default="progressive")
+    parser.add_argument("--exact-below", type=int, help="0: never read everything because it is quicker")
     parser.add_argument("--target", type=float, action="append", help="default: 0.05, 0.02 and 0.01")
     parser.add_argument("--queries", type=int, default=256, help="of the last 256 positions")
     args = parser.parse_args()
@@ -120,7 +124,7 @@ def main() -> None:
     results = []
     try:
         with memd.connect(daemon.address, timeout=600) as client:
-            fill(client, layers, args.method)
+            fill(client, layers, args)
         for target in args.target or (0.05, 0.02, 0.01):
             daemon.kill()
             drop_pages(daemon.data)
