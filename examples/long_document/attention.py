@@ -94,12 +94,11 @@ class AnswerQuality:
     """What memd said of its answers, over all of them: how much it read, how wrong it may be."""
 
     def __init__(self):
-        self.calls = self._read = self._exact = 0
+        self._read = self._exact = 0
         self._predicted: list[np.ndarray] = []
         self._mass: list[np.ndarray] = []
 
     def add(self, quality: memd.Quality) -> None:
-        self.calls += 1
         self._read += quality.bytes_read
         self._exact += quality.bytes_exact
         self._predicted.append(quality.predicted_error.ravel())
@@ -108,7 +107,7 @@ class AnswerQuality:
     def summary(self) -> dict:
         """bytes: read, as a share of what exact fp16 attention reads; None: the method cannot tell."""
         predicted, mass = np.concatenate(self._predicted), np.mean(self._mass, axis=0)
-        return {"bytes": self._read / max(self._exact, 1), "bytes_per_query": self._read / self.calls,
+        return {"bytes": self._read / max(self._exact, 1),
                 "predicted_error": None if np.isnan(predicted).any() else float(predicted.mean()),
                 "level_mass": None if np.isnan(mass).any() else [float(x) for x in mass]}
 
