@@ -150,7 +150,7 @@ static void lane_rows(struct lane_memory *memory, size_t rows, size_t head_dim,
         *values[i] = take_floats(memory, rows * head_dim);
     double **sums[] = { &block->mass_shut, &block->priority_shut, &block->mass_open,
                         &block->correction_mass, &block->total, &block->norm, &block->shut_error,
-                        &block->code_error, &block->priority_unit };
+                        &block->code_error, &block->priority_unit, &block->priority_all };
     for (size_t i = 0; i < sizeof sums / sizeof sums[0]; i++)
         *sums[i] = lane_take(memory, rows * sizeof(double));
     block->shift = take_floats(memory, rows);
@@ -200,9 +200,9 @@ static void begin_block(struct block *block, const struct progressive *call, siz
     size_t bytes = block->rows * head_dim * sizeof(float);
     float *values[] = { block->base, block->removed, block->residual, block->correction };
     for (size_t i = 0; i < sizeof values / sizeof values[0]; i++) memset(values[i], 0, bytes);
-    double *sums[] = { block->mass_shut, block->priority_shut, block->mass_open,
-                       block->correction_mass, block->total, block->norm, block->shut_error,
-                       block->code_error };
+    double *sums[] = { block->mass_shut, block->priority_shut, block->priority_all,
+                       block->mass_open, block->correction_mass, block->total, block->norm,
+                       block->shut_error, block->code_error };
     for (size_t i = 0; i < sizeof sums / sizeof sums[0]; i++)
         memset(sums[i], 0, block->rows * sizeof(double));
     block_clear_state(block, &block->exact);

@@ -149,6 +149,7 @@ struct block {
     float *threshold;      /* (M): priorities from here on are read */
     double *mass_shut;     /* (M) of clusters that are not opened */
     double *priority_shut; /* (M) of clusters without V */
+    double *priority_all;  /* (M) of all priorities that ever went into priority_shut */
     float *base, *removed, *residual; /* (M, D), see progressive_block.c */
     double *mass_open; /* (M) of the tokens that are answered from hi */
     uint64_t *fresh;   /* (P) */

@@ -133,6 +133,7 @@ static void soften(struct block *block, size_t p, const float *mass_shift,
             top = four_max(here, top);
         }
         block->priority_shut[m] += (double)four_sum(total);
+        block->priority_all[m] += (double)four_sum(total);
         block->priority_top[p * rows + m] = four_largest(top);
     }
 }

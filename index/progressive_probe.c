@@ -51,6 +51,20 @@ static double chances(const struct block *block, size_t p, const float *inverse,
     return ((double)sums[0] + (double)sums[1]) + ((double)sums[2] + (double)sums[3]);
 }
 
+/* Where next to nothing is left of all priorities, the running difference is but rounding: summed
+ * anew. */
+static double shut_priority(const struct block *block, size_t m)
+{
+    if (block->priority_shut[m] > 1e-8 * block->priority_all[m]) return block->priority_shut[m];
+    double sum = 0.0;
+    for (size_t p = 0; p < block->segment_count; p++) {
+        const float *priority = block->priority + (p * block->rows + m) * PLANES_CLUSTERS;
+        for (uint64_t shut = ~block->segments[p].valued; shut != 0; shut &= shut - 1)
+            sum += (double)priority[__builtin_ctzll(shut)];
+    }
+    return sum;
+}
+
 /* Fill probes; draws = 0 when there is nothing to draw from. */
 static void draw(struct block *block, size_t most)
 {
@@ -58,7 +72,7 @@ static void draw(struct block *block, size_t most)
     double total = 0.0;
     block->probe_count = block->draws = 0;
     for (size_t m = 0; m < block->rows; m++) {
-        double shut = block->priority_shut[m];
+        double shut = block->priority_shut[m] = shut_priority(block, m);
         inverse[m] = shut > 1e-30 ? (float)(1.0 / shut) : 0.0F;
         total += shut > 1e-30 ? 1.0 : 0.0;
     }

@@ -174,6 +174,7 @@ static bool wants_values(struct block *block, const struct block_chunk *chunk, s
         float priority = (float)fmin(known_weight * moved * block->priority_unit[m], priority_most);
         float *at = &block->priority[(chunk->segment * block->rows + m) * PLANES_CLUSTERS + c];
         block->priority_shut[m] += (double)priority - (double)*at;
+        block->priority_all[m] += (double)priority;
         *at = priority;
         float *top = &block->priority_top[chunk->segment * block->rows + m];
         *top = priority > *top ? priority : *top;
