@@ -18,6 +18,10 @@ static Memd__MethodOption *encode_option(const struct option_spec *spec, struct 
     option->least = spec->least;
     option->most = spec->most;
     option->whole = spec->whole;
+    if (spec->choices != NULL) {
+        option->choices = (char **)spec->choices;
+        option->n_choices = (size_t)spec->most + 1;
+    }
     return option;
 }
 

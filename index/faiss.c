@@ -57,24 +57,25 @@ struct version {
 };
 
 #define COMMON_SPECS                                                                              \
-    [FAISS_K] = { "k", "tokens that each query head attends to beside sinks and window", 100, 1,  \
-                  65536, true },                                                                  \
-    [FAISS_SINKS] = { "sinks", "first tokens that are always read", 4, 0, 65536, true },          \
-    [FAISS_WINDOW] = { "window", "newest tokens that are always read", 512, 0, 1 << 24, true }
+    [FAISS_K] = OPTION_WHOLE("k", "tokens that each query head attends to beside sinks and "      \
+                             "window", 100, 1, 65536),                                            \
+    [FAISS_SINKS] = OPTION_WHOLE("sinks", "first tokens that are always read", 4, 0, 65536),      \
+    [FAISS_WINDOW] = OPTION_WHOLE("window", "newest tokens that are always read", 512, 0, 1 << 24)
 
 static const struct option_spec flat_specs[FAISS_COMMON] = { COMMON_SPECS };
 static const struct option_spec ivf_specs[FAISS_IVF_OPTIONS] = {
     COMMON_SPECS,
-    [FAISS_NLIST] = { "nlist", "inverted lists; 0: 4 times the root of the tokens", 0, 0, 1 << 20,
-                      true },
-    [FAISS_NPROBE] = { "nprobe", "lists that a search scans", 16, 1, 1 << 20, true },
+    [FAISS_NLIST] = OPTION_WHOLE("nlist", "inverted lists; 0: 4 times the root of the tokens",
+                                 0, 0, 1 << 20),
+    [FAISS_NPROBE] = OPTION_WHOLE("nprobe", "lists that a search scans", 16, 1, 1 << 20),
 };
 static const struct option_spec hnsw_specs[FAISS_HNSW_OPTIONS] = {
     COMMON_SPECS,
-    [FAISS_M] = { "m", "links of a node (2 m at the bottom)", 32, 2, 512, true },
-    [FAISS_EF_CONSTRUCTION] = { "ef_construction", "list of a search while building", 200, 1,
-                                1 << 20, true },
-    [FAISS_EF_SEARCH] = { "ef_search", "list of a search; at least k", 128, 1, 1 << 20, true },
+    [FAISS_M] = OPTION_WHOLE("m", "links of a node (2 m at the bottom)", 32, 2, 512),
+    [FAISS_EF_CONSTRUCTION] = OPTION_WHOLE("ef_construction", "list of a search while building",
+                                           200, 1, 1 << 20),
+    [FAISS_EF_SEARCH] = OPTION_WHOLE("ef_search", "list of a search; at least k",
+                                     128, 1, 1 << 20),
 };
 static const struct option_table flat_table = { "faiss-flat", flat_specs, FAISS_COMMON };
 static const struct option_table ivf_table = { "faiss-ivf", ivf_specs, FAISS_IVF_OPTIONS };

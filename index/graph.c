@@ -17,21 +17,21 @@
 #include "index/graph_version.h"
 
 static const struct option_spec specs[] = {
-    [GRAPH_NQ] = { "nq", "best keys of a kept query that are linked", 100, 2, 1000, true },
-    [GRAPH_M] = { "m", "links of a node from queries; up to 2 m more", 35, 2, 64, true },
-    [GRAPH_PIVOT] = { "pivot", "the key that is linked: 0 = the best one, 1 = any of the nq", 0, 0,
-                      1, true },
-    [GRAPH_L] = { "l", "length of the list while building", 500, 1, 10000, true },
-    [GRAPH_K] = { "k", "tokens found per query head", 100, 1, 1e6, true },
-    [GRAPH_DIPR] = { "dipr", "instead of k: all tokens with this share of the best one's weight; "
-                             "0 = off", 0, 0, 0.999999, false },
-    [GRAPH_EF] = { "ef", "length of the list of a search; at least k", 200, 1, 1e6, true },
-    [GRAPH_SINKS] = { "sinks", "first tokens, always read", 128, 0, 1e6, true },
-    [GRAPH_WINDOW] = { "window", "last tokens, always read", 512, 0, 1e6, true },
-    [GRAPH_TAIL] = { "tail", "1 = estimate the tokens that were not found from a sample", 0, 0, 1,
-                     true },
-    [GRAPH_SAMPLE] = { "sample", "share of positions whose queries are kept", 0.4, 0.001, 1,
-                       false },
+    [GRAPH_NQ] = OPTION_WHOLE("nq", "best keys of a kept query that are linked", 100, 2, 1000),
+    [GRAPH_M] = OPTION_WHOLE("m", "links of a node from queries; up to 2 m more", 35, 2, 64),
+    [GRAPH_PIVOT] = OPTION_WHOLE("pivot", "the key that is linked: 0 = the best one, 1 = any of "
+                                 "the nq", 0, 0, 1),
+    [GRAPH_L] = OPTION_WHOLE("l", "length of the list while building", 500, 1, 10000),
+    [GRAPH_K] = OPTION_WHOLE("k", "tokens found per query head", 100, 1, 1e6),
+    [GRAPH_DIPR] = OPTION_REAL("dipr", "instead of k: all tokens with this share of the best "
+                               "one's weight; 0 = off", 0, 0, 0.999999),
+    [GRAPH_EF] = OPTION_WHOLE("ef", "length of the list of a search; at least k", 200, 1, 1e6),
+    [GRAPH_SINKS] = OPTION_WHOLE("sinks", "first tokens, always read", 128, 0, 1e6),
+    [GRAPH_WINDOW] = OPTION_WHOLE("window", "last tokens, always read", 512, 0, 1e6),
+    [GRAPH_TAIL] = OPTION_WHOLE("tail", "1 = estimate the tokens that were not found from a "
+                                "sample", 0, 0, 1),
+    [GRAPH_SAMPLE] = OPTION_REAL("sample", "share of positions whose queries are kept",
+                                 0.4, 0.001, 1),
 };
 
 static const struct option_table table = { "retrieval-attention", specs, GRAPH_OPTIONS };

@@ -31,17 +31,21 @@ static const struct option_spec *find(const struct option_table *table, const ch
     return NULL;
 }
 
+/* Append " word" to a sentence as long as there is room. */
+static void add_word(char text[static ERROR_TEXT_BYTES], size_t *used, const char *word)
+{
+    size_t bytes = strlen(word);
+    if (*used + bytes + 2 > ERROR_TEXT_BYTES) return;
+    text[(*used)++] = ' ';
+    memcpy(text + *used, word, bytes + 1);
+    *used += bytes;
+}
+
 static int unknown(const struct option_table *table, const char *name, struct error *err)
 {
     char known[ERROR_TEXT_BYTES] = "";
     size_t used = 0;
-    for (size_t i = 0; i < table->count; i++) {
-        size_t bytes = strlen(table->specs[i].name);
-        if (used + bytes + 2 >= sizeof known) break;
-        known[used++] = ' ';
-        memcpy(known + used, table->specs[i].name, bytes + 1);
-        used += bytes;
-    }
+    for (size_t i = 0; i < table->count; i++) add_word(known, &used, table->specs[i].name);
     return error_set(err, MEMD_EINVAL, "%s has no option \"%.40s\"; it has%s", table->owner, name,
                      used == 0 ? " none" : known);
 }
@@ -65,6 +69,22 @@ static int parse_number(const struct option_table *table, const struct option_sp
     return 0;
 }
 
+static int parse_choice(const struct option_table *table, const struct option_spec *spec,
+                        const char *text, double *ret_value, struct error *err)
+{
+    char known[ERROR_TEXT_BYTES] = "";
+    size_t used = 0;
+    for (size_t i = 0; i <= (size_t)spec->most; i++) {
+        if (strcmp(spec->choices[i], text) == 0) {
+            *ret_value = (double)i;
+            return 0;
+        }
+        add_word(known, &used, spec->choices[i]);
+    }
+    return error_set(err, MEMD_EINVAL, "%s: %s is \"%.40s\", allowed is one of%s", table->owner,
+                     spec->name, text, known);
+}
+
 int options_parse(const struct option_table *table, const struct option_text *texts, size_t count,
                   double *ret_values, struct error *err)
 {
@@ -79,7 +99,9 @@ int options_parse(const struct option_table *table, const struct option_text *te
         if ((given >> at & 1) != 0)
             return error_set(err, MEMD_EINVAL, "%s: %s is given twice", table->owner, spec->name);
         given |= UINT32_C(1) << at;
-        int rc = parse_number(table, spec, texts[i].value, &values[at], err);
+        int rc = spec->choices != NULL
+                     ? parse_choice(table, spec, texts[i].value, &values[at], err)
+                     : parse_number(table, spec, texts[i].value, &values[at], err);
         if (rc < 0) return rc;
     }
     for (size_t i = 0; i < table->count; i++) ret_values[i] = values[i];

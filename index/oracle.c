@@ -13,10 +13,11 @@
 enum { STEP_FLOATS = 8192 }; /* scores in flight */
 
 static const struct option_spec specs[ORACLE_OPTIONS] = {
-    [ORACLE_K] = { "k", "tokens that each query head attends to beside sinks and window", 100, 1,
-                   65536, true },
-    [ORACLE_SINKS] = { "sinks", "first tokens that are always read", 4, 0, 65536, true },
-    [ORACLE_WINDOW] = { "window", "newest tokens that are always read", 512, 0, 1 << 24, true },
+    [ORACLE_K] = OPTION_WHOLE("k", "tokens that each query head attends to beside sinks and "
+                              "window", 100, 1, 65536),
+    [ORACLE_SINKS] = OPTION_WHOLE("sinks", "first tokens that are always read", 4, 0, 65536),
+    [ORACLE_WINDOW] = OPTION_WHOLE("window", "newest tokens that are always read",
+                                   512, 0, 1 << 24),
 };
 static const struct option_table table = { "oracle-topk", specs, ORACLE_OPTIONS };
 

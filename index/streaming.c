@@ -5,8 +5,9 @@
 #include "index/pick.h"
 
 static const struct option_spec specs[STREAMING_OPTIONS] = {
-    [STREAMING_SINKS] = { "sinks", "first tokens that are always read", 4, 0, 65536, true },
-    [STREAMING_WINDOW] = { "window", "newest tokens that are always read", 512, 0, 1 << 24, true },
+    [STREAMING_SINKS] = OPTION_WHOLE("sinks", "first tokens that are always read", 4, 0, 65536),
+    [STREAMING_WINDOW] = OPTION_WHOLE("window", "newest tokens that are always read",
+                                      512, 0, 1 << 24),
 };
 static const struct option_table table = { "streaming", specs, STREAMING_OPTIONS };
 

@@ -23,13 +23,13 @@
 enum { LIST_POSITIONS = 1024 };
 
 static const struct option_spec specs[ZONES_OPTIONS] = {
-    [ZONES_RETRIEVAL] = { "retrieval", "percent of clusters that are read exactly", 1.8, 0, 100,
-                          false },
-    [ZONES_ESTIMATION] = { "estimation", "percent of clusters, the next best, that are estimated",
-                           23.2, 0, 100, false },
-    [ZONES_SINKS] = { "sinks", "first tokens that are always read", 4, 0, 65536, true },
-    [ZONES_LOCAL] = { "local", "newest tokens that are always read", 64, 0, 1 << 24, true },
-    [ZONES_ITERATIONS] = { "iterations", "passes of k-means", 10, 1, 1000, true },
+    [ZONES_RETRIEVAL] = OPTION_REAL("retrieval", "percent of clusters that are read exactly",
+                                    1.8, 0, 100),
+    [ZONES_ESTIMATION] = OPTION_REAL("estimation", "percent of clusters, the next best, that are "
+                                     "estimated", 23.2, 0, 100),
+    [ZONES_SINKS] = OPTION_WHOLE("sinks", "first tokens that are always read", 4, 0, 65536),
+    [ZONES_LOCAL] = OPTION_WHOLE("local", "newest tokens that are always read", 64, 0, 1 << 24),
+    [ZONES_ITERATIONS] = OPTION_WHOLE("iterations", "passes of k-means", 10, 1, 1000),
 };
 static const struct option_table table = { "retroinfer", specs, ZONES_OPTIONS };
 

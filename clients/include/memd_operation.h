@@ -21,6 +21,8 @@ struct memd_option {
     double fallback;    /* in force where it is not given */
     double least, most; /* what may be given */
     bool whole;         /* whole numbers only */
+    const char *const *choices; /* or one of these names, `fallback` the place of one of them */
+    size_t choice_count;        /* 0: a number */
 };
 
 struct memd_method {

@@ -80,7 +80,9 @@ static int place_methods(struct memd_ticket *ticket, ProtobufCMessage *message)
             options[o] = (struct memd_option){ .name = option->name, .help = option->help,
                                                .fallback = option->fallback,
                                                .least = option->least, .most = option->most,
-                                               .whole = option->whole };
+                                               .whole = option->whole,
+                                               .choices = (const char *const *)option->choices,
+                                               .choice_count = option->n_choices };
         }
         methods[i] = (struct memd_method){ .name = wire->name, .help = wire->help,
                                            .options = options, .option_count = wire->n_options,

@@ -15,6 +15,34 @@ static const struct table_column columns[] = {
 };
 enum { COLUMNS = sizeof columns / sizeof columns[0] };
 
+/* The name of a choice's default; NULL: the option is a number. A daemon's word is not trusted. */
+static const char *chosen(const struct memd_option *option)
+{
+    if (option->choice_count == 0) return NULL;
+    bool sound = option->fallback >= 0.0 && option->fallback < (double)option->choice_count;
+    return sound ? option->choices[(size_t)option->fallback] : "?";
+}
+
+static void json_option(struct json *json, const struct memd_option *option)
+{
+    json_open(json, NULL, '{');
+    json_text(json, "name", option->name);
+    json_text(json, "help", option->help);
+    if (chosen(option) != NULL) {
+        json_text(json, "default", chosen(option));
+        json_open(json, "choices", '[');
+        for (size_t i = 0; i < option->choice_count; i++)
+            json_text(json, NULL, option->choices[i]);
+        json_close(json);
+    } else {
+        json_real(json, "default", option->fallback);
+        json_real(json, "least", option->least);
+        json_real(json, "most", option->most);
+        json_bool(json, "whole", option->whole);
+    }
+    json_close(json);
+}
+
 static void print_json(const struct ctl *ctl, const struct memd_methods *methods)
 {
     struct json json = json_writer(ctl->out);
@@ -27,17 +55,8 @@ static void print_json(const struct ctl *ctl, const struct memd_methods *methods
         json_text(&json, "help", method->help);
         json_bool(&json, "default", method->is_default);
         json_open(&json, "options", '[');
-        for (size_t o = 0; o < method->option_count; o++) {
-            const struct memd_option *option = &method->options[o];
-            json_open(&json, NULL, '{');
-            json_text(&json, "name", option->name);
-            json_text(&json, "help", option->help);
-            json_real(&json, "default", option->fallback);
-            json_real(&json, "least", option->least);
-            json_real(&json, "most", option->most);
-            json_bool(&json, "whole", option->whole);
-            json_close(&json);
-        }
+        for (size_t o = 0; o < method->option_count; o++)
+            json_option(&json, &method->options[o]);
         json_close(&json);
         json_close(&json);
     }
@@ -55,6 +74,27 @@ static void add_number(struct table *table, double value)
     }
 }
 
+static void add_option(struct table *table, const struct memd_option *option)
+{
+    table_addf(table, "  %s", option->name);
+    if (chosen(option) == NULL) {
+        add_number(table, option->fallback);
+        add_number(table, option->least);
+        add_number(table, option->most);
+        table_add(table, option->help);
+        return;
+    }
+    char names[512] = "";
+    size_t used = 0;
+    for (size_t i = 0; i < option->choice_count && used < sizeof names; i++)
+        used += (size_t)snprintf(names + used, sizeof names - used, "%s%s", i == 0 ? "" : " | ",
+                                 option->choices[i]);
+    table_add(table, chosen(option));
+    table_add(table, "");
+    table_add(table, "");
+    table_addf(table, "%s: %s", option->help, names);
+}
+
 static int print_table(struct ctl *ctl, const struct memd_methods *methods)
 {
     CLEANUP(table_freep) struct table *table = table_new(columns, COLUMNS);
@@ -64,14 +104,7 @@ static int print_table(struct ctl *ctl, const struct memd_methods *methods)
         for (size_t c = 2; c < COLUMNS; c++) table_add(table, "");
         table_addf(table, "%s%s", method->help,
                    method->is_default ? " (what open takes when it is told none)" : "");
-        for (size_t o = 0; o < method->option_count; o++) {
-            const struct memd_option *option = &method->options[o];
-            table_addf(table, "  %s", option->name);
-            add_number(table, option->fallback);
-            add_number(table, option->least);
-            add_number(table, option->most);
-            table_add(table, option->help);
-        }
+        for (size_t o = 0; o < method->option_count; o++) add_option(table, &method->options[o]);
     }
     return ctl_print(ctl, table);
 }

@@ -12,11 +12,11 @@
 enum { TARGET_ERROR, MAX_BYTES, EXACT_BELOW };
 
 static const struct option_spec specs[] = {
-    [TARGET_ERROR] = { "target_error", "relative L2 error of an answer, 0 = exact", 0.02, 0, 0.5,
-                       false },
-    [MAX_BYTES] = { "max_bytes", "read per query at most, 0 = no bound", 0, 0, 0x1p53, true },
-    [EXACT_BELOW] = { "exact_below", "tokens below which everything is read; -1 = where that is "
-                                     "cheaper", -1, -1, 0x1p53, true },
+    [TARGET_ERROR] = OPTION_REAL("target_error", "relative L2 error of an answer, 0 = exact",
+                                 0.02, 0, 0.5),
+    [MAX_BYTES] = OPTION_WHOLE("max_bytes", "read per query at most, 0 = no bound", 0, 0, 0x1p53),
+    [EXACT_BELOW] = OPTION_WHOLE("exact_below", "tokens below which everything is read; -1 = "
+                                 "where that is cheaper", -1, -1, 0x1p53),
 };
 static const struct option_table options = { "progressive", specs, sizeof specs / sizeof specs[0] };
 

@@ -118,7 +118,13 @@ static void answer_rebuild(int fd, const struct fake_request *request)
 
 static void answer_methods(int fd, const struct fake_request *request)
 {
-    Memd__MethodOption option = MEMD__METHOD_OPTION__INIT, *options = &option;
+    Memd__MethodOption option = MEMD__METHOD_OPTION__INIT, named = MEMD__METHOD_OPTION__INIT;
+    Memd__MethodOption *options[] = { &option, &named };
+    char *choices[] = { (char *)"near", (char *)"far" };
+    named.name = (char *)"place";
+    named.fallback = 1;
+    named.choices = choices;
+    named.n_choices = 2;
     option.name = (char *)"k";
     option.fallback = 100;
     option.most = 65536;
@@ -127,8 +133,8 @@ static void answer_methods(int fd, const struct fake_request *request)
     method.name = (char *)"oracle-topk";
     method.help = (char *)"the best";
     method.is_default = true;
-    method.options = &options;
-    method.n_options = 1;
+    method.options = options;
+    method.n_options = 2;
     Memd__MethodsReply reply = MEMD__METHODS_REPLY__INIT;
     reply.methods = &methods;
     reply.n_methods = 1;
@@ -296,10 +302,14 @@ static void methods_with_their_options(void **state)
     assert_int_equal(methods->count, 1);
     assert_string_equal(methods->methods[0].name, "oracle-topk");
     assert_true(methods->methods[0].is_default);
-    assert_int_equal(methods->methods[0].option_count, 1);
+    assert_int_equal(methods->methods[0].option_count, 2);
     const struct memd_option *option = &methods->methods[0].options[0];
     assert_string_equal(option->name, "k");
     assert_true(option->whole && option->fallback == 100.0 && option->most == 65536.0);
+    assert_int_equal(option->choice_count, 0);
+    option++;
+    assert_true(option->choice_count == 2 && option->fallback == 1.0);
+    assert_string_equal(option->choices[1], "far");
     memd_free(methods);
 }
 

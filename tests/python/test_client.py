@@ -196,8 +196,9 @@ class Framing(unittest.TestCase):
         def answer(server, method, request_id, message, payload):
             out = new(method)
             if method == "methods":
-                out.methods.add(name="a", help="first", is_default=True).options.add(
-                    name="k", fallback=5, least=1, most=9, whole=True)
+                options = out.methods.add(name="a", help="first", is_default=True).options
+                options.add(name="k", fallback=5, least=1, most=9, whole=True)
+                options.add(name="place", fallback=1, most=1, whole=True, choices=["near", "far"])
             elif method == "recall" and message.layer == 1:
                 out.queries, out.answers, out.method = 3, 12, "a"
                 out.error.p99 = 0.04
@@ -212,6 +213,8 @@ class Framing(unittest.TestCase):
             methods = client.methods
             self.assertEqual(list(methods), ["a"])
             self.assertEqual(methods["a"].options["k"], memd.Option("k", "", 5, 1, 9, True))
+            place = methods["a"].options["place"]
+            self.assertEqual((place.fallback, place.choices), ("far", ("near", "far")))
             context = client.open("book", MODEL, create=True)
             first, second = context.recall()
             self.assertEqual((first.layer, first.queries, list(first.level_mass)), (0, 0, [0] * 4))

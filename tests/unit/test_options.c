@@ -17,11 +17,18 @@
 #include "index/layer_index.h"
 
 static const struct option_spec specs[] = {
-    { "k", "rows per query", 100, 1, 1e6, true },
-    { "alpha", "share", 0.25, 0, 1, false },
-    { "shift", "may be negative", 0, -2, 2, false },
+    OPTION_WHOLE("k", "rows per query", 100, 1, 1e6),
+    OPTION_REAL("alpha", "share", 0.25, 0, 1),
+    OPTION_REAL("shift", "may be negative", 0, -2, 2),
 };
 static const struct option_table table = { "fake", specs, 3 };
+
+static const char *const colours[] = { "red", "green", "dark green" };
+static const struct option_spec named_specs[] = {
+    OPTION_WHOLE("k", "rows per query", 100, 1, 1e6),
+    OPTION_CHOICE("colour", "of the thing", 1, colours),
+};
+static const struct option_table named = { "painter", named_specs, 2 };
 
 static void test_values(void **state)
 {
@@ -73,6 +80,27 @@ static void test_refusals(void **state)
     }
 }
 
+static void test_choices(void **state)
+{
+    (void)state;
+    double values[2];
+    assert_int_equal(options_parse(&named, NULL, 0, values, NULL), 0);
+    assert_true(values[0] == 100.0 && values[1] == 1.0);
+    for (size_t i = 0; i < 3; i++) {
+        struct option_text text = { "colour", colours[i] };
+        assert_int_equal(options_parse(&named, &text, 1, values, NULL), 0);
+        assert_true(values[1] == (double)i);
+    }
+    static const char *const wrong[] = { "", "0", "1", "Red", "red ", "gree", "greens", "dark" };
+    for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
+        struct error err = { 0 };
+        struct option_text text = { "colour", wrong[i] };
+        assert_int_equal(options_parse(&named, &text, 1, values, &err), MEMD_EINVAL);
+        assert_non_null(strstr(err.text, "painter: colour is \""));
+        assert_non_null(strstr(err.text, "allowed is one of red green dark green"));
+    }
+}
+
 static void test_twice_and_none(void **state)
 {
     (void)state;
@@ -94,7 +122,8 @@ static void test_long_texts(void **state)
     memset(text, '1', sizeof text - 1);
     struct error err = { 0 };
     double values[3];
-    struct option_text texts[] = { { "k", text }, { text, "1" } };
+    struct option_text texts[] = { { "k", text }, { text, "1" }, { "colour", text } };
+    assert_int_equal(options_parse(&named, &texts[2], 1, values, &err), MEMD_EINVAL);
     assert_int_equal(options_parse(&table, &texts[0], 1, values, &err), MEMD_EINVAL);
     assert_int_equal(options_parse(&table, &texts[1], 1, values, &err), MEMD_EINVAL);
 }
@@ -122,7 +151,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_values),     cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_twice_and_none), cmocka_unit_test(test_long_texts),
-        cmocka_unit_test(test_references),
+        cmocka_unit_test(test_choices),    cmocka_unit_test(test_references),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

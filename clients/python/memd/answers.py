@@ -138,14 +138,21 @@ class ContextInfo:
 
 @dataclass(frozen=True)
 class Option:
-    """A number that a memory method takes as a parameter of `Client.open`."""
+    """A number or a name that a memory method takes as a parameter of `Client.open`."""
 
     name: str
     help: str
-    fallback: float    # in force where it is not given
-    least: float       # what may be given
+    fallback: float | str  # in force where it is not given: one of `choices` where there are any
+    least: float           # what may be given
     most: float
-    whole: bool        # whole numbers only
+    whole: bool            # whole numbers only
+    choices: tuple[str, ...] = ()  # not empty: one of these instead of a number
+
+    @classmethod
+    def _read(cls, wire) -> "Option":
+        choices = tuple(wire.choices)
+        fallback = choices[int(wire.fallback)] if choices else wire.fallback
+        return cls(wire.name, wire.help, fallback, wire.least, wire.most, wire.whole, choices)
 
 
 @dataclass(frozen=True)
@@ -157,7 +164,7 @@ class Method:
 
     @classmethod
     def _read(cls, wire) -> "Method":
-        options = {option.name: fill(Option, option) for option in wire.options}
+        options = {option.name: Option._read(option) for option in wire.options}
         return cls(wire.name, wire.help, options, wire.is_default)
 
 
