@@ -47,7 +47,9 @@ struct coder {
     float *factor;  /* (D) t / w */
     float *weight;  /* (D) query_square / w² */
     float *square;  /* (D) Σ over the rows of (k - mean)² */
-    float *scratch; /* (17, D) and slack */
+    float *scratch; /* (17, D) */
+    uint8_t *centroids;                       /* (64, D) codes */
+    uint16_t *order;                          /* (1024) in the payload */
     float *balance, *query_square, *key_mean; /* (D) in the payload */
 };
 
@@ -116,16 +118,19 @@ static void choose_balance(const struct coder *coder)
 
 static int find_clusters(const struct coder *coder, struct arena *arena)
 {
-    return bisect_rows(coder->rows, PLANES_TOKENS, coder->layout->head_dim, arena,
-                       (uint16_t *)(void *)(coder->hi + coder->layout->rows));
+    return bisect_rows(coder->rows, PLANES_TOKENS, coder->layout->head_dim, arena, coder->order);
 }
 
-static void put_centroid(const struct coder *coder, size_t cluster, const uint8_t *codes)
+/* centroids (64, D) */
+static void put_centroids(const struct coder *coder)
 {
     size_t head_dim = coder->layout->head_dim;
-    uint8_t *tile = coder->hi + coder->layout->centroids + cluster / 16 * 16 * head_dim;
-    for (size_t d = 0; d < head_dim; d += 4)
-        memcpy(tile + 16 * d + 4 * (cluster % 16), codes + d, 4);
+    for (size_t cluster = 0; cluster < PLANES_CLUSTERS; cluster++) {
+        const uint8_t *codes = coder->centroids + cluster * head_dim;
+        uint8_t *tile = coder->hi + coder->layout->centroids + cluster / 16 * 16 * head_dim;
+        for (size_t d = 0; d < head_dim; d += 4)
+            memcpy(tile + 16 * d + 4 * (cluster % 16), codes + d, 4);
+    }
 }
 
 /* Values are read out of order, which the CPU cannot foresee. In order they come several times
@@ -142,49 +147,50 @@ static void touch_values(const struct coder *coder)
     }
 }
 
-/* And asked for again while the keys of the cluster are coded. */
-static void prefetch_values(const struct coder *coder, const uint16_t *order)
-{
-    const struct view *view = coder->source->view;
-    const size_t bytes = coder->layout->head_dim * dtype_bytes(view->dtype);
-    for (size_t i = 0; i < PLANES_CLUSTER; i++) {
-        const unsigned char *row = (const unsigned char *)view->v + order[i] * view->v_stride_bytes;
-        for (size_t at = 0; at < bytes; at += LINE_BYTES) __builtin_prefetch(row + at);
-    }
-}
-
-static void code_keys(const struct coder *coder, size_t cluster, const uint16_t *order)
+static void code_keys(const struct coder *coder)
 {
     const struct planes_layout *layout = coder->layout;
-    size_t head_dim = layout->head_dim, place = cluster * PLANES_CLUSTER;
-    uint8_t codes[1024];
+    size_t head_dim = layout->head_dim;
     encode_backend_get()->keys(&(struct encode_keys_args){
-        .rows = coder->rows, .order = order, .factor = coder->factor, .weight = coder->weight,
-        .signs = { rotation_signs(0), rotation_signs(1) }, .head_dim = head_dim,
+        .rows = coder->rows,
+        .order = coder->order,
+        .count = PLANES_TOKENS,
+        .factor = coder->factor,
+        .weight = coder->weight,
+        .signs = { rotation_signs(0), rotation_signs(1) },
+        .head_dim = head_dim,
         .scratch = coder->scratch,
-        .tile = { .hi = coder->hi + layout->key_hi + place * head_dim / 2,
-                  .step = (uint16_t *)(void *)(coder->hi + layout->key_scale) + place,
-                  .lo = coder->lo + place * head_dim, .lo_stride_bytes = head_dim, .mean = codes,
-                  .mean_scale = (float *)(void *)(coder->hi + layout->centroid_scale) + cluster,
-                  .spread = (float *)(void *)(coder->hi + layout->key_spread) + cluster } });
-    put_centroid(coder, cluster, codes);
+        .tile = { .hi = coder->hi + layout->key_hi,
+                  .step = (uint16_t *)(void *)(coder->hi + layout->key_scale),
+                  .lo = coder->lo,
+                  .lo_stride_bytes = head_dim,
+                  .mean = coder->centroids,
+                  .mean_scale = (float *)(void *)(coder->hi + layout->centroid_scale),
+                  .spread = (float *)(void *)(coder->hi + layout->key_spread) } });
+    put_centroids(coder);
 }
 
-static void code_values(const struct coder *coder, size_t cluster, const uint16_t *order)
+static void code_values(const struct coder *coder)
 {
     const struct planes_layout *layout = coder->layout;
     const struct view *view = coder->source->view;
-    size_t head_dim = layout->head_dim, place = cluster * PLANES_CLUSTER;
+    size_t head_dim = layout->head_dim;
     encode_backend_get()->values(&(struct encode_values_args){
-        .rows = view->v, .stride_bytes = view->v_stride_bytes, .dtype = view->dtype,
-        .order = order, .signs = { rotation_signs(0), rotation_signs(1) }, .head_dim = head_dim,
+        .rows = view->v,
+        .stride_bytes = view->v_stride_bytes,
+        .dtype = view->dtype,
+        .order = coder->order,
+        .count = PLANES_TOKENS,
+        .signs = { rotation_signs(0), rotation_signs(1) },
+        .head_dim = head_dim,
         .scratch = coder->scratch,
-        .tile = { .hi = coder->hi + layout->value_hi + place * head_dim / 2,
-                  .step = (uint16_t *)(void *)(coder->hi + layout->value_scale) + place,
-                  .lo = coder->lo + place * head_dim + head_dim / 2, .lo_stride_bytes = head_dim,
-                  .mean = coder->hi + layout->means + cluster * head_dim,
-                  .mean_scale = (float *)(void *)(coder->hi + layout->mean_scale) + cluster,
-                  .spread = (float *)(void *)(coder->hi + layout->value_spread) + cluster } });
+        .tile = { .hi = coder->hi + layout->value_hi,
+                  .step = (uint16_t *)(void *)(coder->hi + layout->value_scale),
+                  .lo = coder->lo + head_dim / 2,
+                  .lo_stride_bytes = head_dim,
+                  .mean = coder->hi + layout->means,
+                  .mean_scale = (float *)(void *)(coder->hi + layout->mean_scale),
+                  .spread = (float *)(void *)(coder->hi + layout->value_spread) } });
 }
 
 static void put_head(const struct coder *coder)
@@ -202,9 +208,11 @@ static bool prepare(struct coder *coder, struct arena *arena)
 {
     const struct planes_layout *layout = coder->layout;
     size_t head_dim = layout->head_dim;
-    float *memory = arena_alloc_aligned(
-        arena, ((PLANES_TOKENS + 4 + ENCODE_ROWS + 1) * head_dim + ENCODE_SLACK) * sizeof *memory,
-        ALIGN);
+    float *memory = arena_alloc_aligned(arena,
+                                        (PLANES_TOKENS + 4 + ENCODE_ROWS + 1) * head_dim *
+                                                sizeof *memory +
+                                            PLANES_CLUSTERS * head_dim,
+                                        ALIGN);
     if (memory == NULL) return false;
     coder->rows = memory;
     coder->metric = coder->rows + PLANES_TOKENS * head_dim;
@@ -212,6 +220,8 @@ static bool prepare(struct coder *coder, struct arena *arena)
     coder->weight = coder->factor + head_dim;
     coder->square = coder->weight + head_dim;
     coder->scratch = coder->square + head_dim;
+    coder->centroids = (uint8_t *)(coder->scratch + (ENCODE_ROWS + 1) * head_dim);
+    coder->order = (uint16_t *)(void *)(coder->hi + layout->rows);
     memset(coder->hi, 0, layout->key_hi); /* gaps between the arrays too */
     memset(coder->hi + layout->value_hi + PLANES_TOKENS * head_dim / 2, 0,
            layout->hi_bytes - layout->value_hi - PLANES_TOKENS * head_dim / 2);
@@ -245,13 +255,9 @@ int planes_encode(const struct planes_layout *layout, const struct planes_source
     choose_balance(&coder);
     if (find_clusters(&coder, arena) < 0)
         return error_set(err, MEMD_ENOMEM, "planes: no memory to cluster");
-    const uint16_t *order = (const uint16_t *)(const void *)(ret_hi + layout->rows);
+    code_keys(&coder);
     touch_values(&coder);
-    for (size_t cluster = 0; cluster < PLANES_CLUSTERS; cluster++) {
-        prefetch_values(&coder, order + cluster * PLANES_CLUSTER);
-        code_keys(&coder, cluster, order + cluster * PLANES_CLUSTER);
-        code_values(&coder, cluster, order + cluster * PLANES_CLUSTER);
-    }
+    code_values(&coder);
     put_head(&coder);
     struct planes unused;
     struct error why = { 0 };

@@ -202,25 +202,28 @@ static float code_mean(float *x, size_t head_dim, int8_t *ret_codes)
     return scale;
 }
 
-void encode_keys_ref(const struct encode_keys_args *args)
+static void code_keys(const struct encode_keys_args *args, size_t place)
 {
-    const size_t head_dim = args->head_dim;
+    const size_t head_dim = args->head_dim, index = place / ENCODE_ROWS;
     const struct encode_tile *tile = &args->tile;
+    const uint16_t *order = args->order + place;
     float *x = args->scratch, *centroid = x + ENCODE_ROWS * head_dim; /* (16, D), (D) */
     for (size_t i = 0; i < ENCODE_ROWS; i++)
         for (size_t d = 0; d < head_dim; d++)
-            x[i * head_dim + d] = args->rows[args->order[i] * head_dim + d] * args->factor[d];
+            x[i * head_dim + d] = args->rows[order[i] * head_dim + d] * args->factor[d];
     struct encode_rotate_args rotate = { .rows = x, .count = ENCODE_ROWS, .head_dim = head_dim,
                                          .signs = { args->signs[0], args->signs[1] } };
     encode_rotate_ref(&rotate);
     mean_of(x, head_dim, centroid);
-    *tile->mean_scale = code_centroid(centroid, head_dim, tile->mean);
+    tile->mean_scale[index] = code_centroid(centroid, head_dim,
+                                            (uint8_t *)tile->mean + index * head_dim);
+    uint8_t *hi = tile->hi + place * head_dim / 2;
     for (size_t i = 0; i < ENCODE_ROWS; i++) {
         uint8_t codes[1024];
-        tile->step[i] = code_row(x + i * head_dim, head_dim, codes);
+        tile->step[place + i] = code_row(x + i * head_dim, head_dim, codes);
         for (size_t d = 0; d < head_dim; d++)
-            put_nibble(tile->hi + d / 8 * 64 + 4 * i + d % 4, d % 8 >= 4, codes[d] >> 4);
-        put_lo(codes, head_dim, tile->lo + i * tile->lo_stride_bytes);
+            put_nibble(hi + d / 8 * 64 + 4 * i + d % 4, d % 8 >= 4, codes[d] >> 4);
+        put_lo(codes, head_dim, tile->lo + (place + i) * tile->lo_stride_bytes);
     }
     rotate.rows = centroid;
     rotate.count = 1;
@@ -229,25 +232,31 @@ void encode_keys_ref(const struct encode_keys_args *args)
     double spread = 0.0;
     for (size_t i = 0; i < ENCODE_ROWS; i++)
         for (size_t d = 0; d < head_dim; d++) {
-            double away = (double)args->rows[args->order[i] * head_dim + d]
-                - (double)centroid[d] / (double)args->factor[d];
+            double away = (double)args->rows[order[i] * head_dim + d] -
+                          (double)centroid[d] / (double)args->factor[d];
             spread += away * away * (double)args->weight[d];
         }
-    *tile->spread = (float)(spread / ENCODE_ROWS);
+    tile->spread[index] = (float)(spread / ENCODE_ROWS);
 }
 
-void encode_values_ref(const struct encode_values_args *args)
+void encode_keys_ref(const struct encode_keys_args *args)
 {
-    const size_t head_dim = args->head_dim;
+    for (size_t place = 0; place < args->count; place += ENCODE_ROWS) code_keys(args, place);
+}
+
+static void code_values(const struct encode_values_args *args, size_t place)
+{
+    const size_t head_dim = args->head_dim, index = place / ENCODE_ROWS;
     const struct encode_tile *tile = &args->tile;
     float *x = args->scratch, *mean = x + ENCODE_ROWS * head_dim; /* (16, D), (D) */
     for (size_t i = 0; i < ENCODE_ROWS; i++)
-        half_load((const char *)args->rows + args->order[i] * args->stride_bytes, args->dtype,
-                  head_dim, x + i * head_dim);
+        half_load((const char *)args->rows + args->order[place + i] * args->stride_bytes,
+                  args->dtype, head_dim, x + i * head_dim);
     encode_rotate_ref(&(struct encode_rotate_args){ .rows = x, .count = ENCODE_ROWS,
         .head_dim = head_dim, .signs = { args->signs[0], args->signs[1] } });
     mean_of(x, head_dim, mean);
-    *tile->mean_scale = code_mean(mean, head_dim, tile->mean);
+    tile->mean_scale[index] = code_mean(mean, head_dim, (int8_t *)tile->mean + index * head_dim);
+    uint8_t *hi = tile->hi + place * head_dim / 2;
     double spread = 0.0;
     for (size_t i = 0; i < ENCODE_ROWS; i++) {
         float *row = x + i * head_dim; /* (D) */
@@ -256,10 +265,15 @@ void encode_values_ref(const struct encode_values_args *args)
             spread += (double)row[d] * (double)row[d];
         }
         uint8_t codes[1024];
-        tile->step[i] = code_row(row, head_dim, codes);
+        tile->step[place + i] = code_row(row, head_dim, codes);
         for (size_t d = 0; d < head_dim; d++)
-            put_nibble(tile->hi + (i / 8 * head_dim + d) * 4 + i % 4, i % 8 >= 4, codes[d] >> 4);
-        put_lo(codes, head_dim, tile->lo + i * tile->lo_stride_bytes);
+            put_nibble(hi + (i / 8 * head_dim + d) * 4 + i % 4, i % 8 >= 4, codes[d] >> 4);
+        put_lo(codes, head_dim, tile->lo + (place + i) * tile->lo_stride_bytes);
     }
-    *tile->spread = (float)(spread / ENCODE_ROWS);
+    tile->spread[index] = (float)(spread / ENCODE_ROWS);
+}
+
+void encode_values_ref(const struct encode_values_args *args)
+{
+    for (size_t place = 0; place < args->count; place += ENCODE_ROWS) code_values(args, place);
 }

@@ -2,8 +2,8 @@
 /* encode.h — the inner loops that make planes: rotate, project, code and pack (planes.h has the
  * layout).
  *
- * A segment is coded cluster by cluster, 16 rows at a time, so that everything but the keys
- * themselves stays in the first-level cache. Twins may sum in another order than the reference and
+ * Rows are coded cluster by cluster, 16 at a time, so that everything but the rows themselves stays
+ * in the first-level cache. Twins may sum in another order than the reference and
  * so differ by one code where a value lies on the border of two cells.
  *
  * Shapes   rows (count, D) fp32, contiguous; D a multiple of 8, ≤ 1024
@@ -18,10 +18,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum {
-    ENCODE_ROWS = 16,  /* of a tile */
-    ENCODE_SLACK = 32, /* floats behind a scratch that may be read and mean nothing */
-};
+enum { ENCODE_ROWS = 16 }; /* of a tile */
 
 /* The signed Hadamard rotation of rotation.h, in place. */
 struct encode_rotate_args {
@@ -65,24 +62,25 @@ struct encode_centre_args {
 };
 typedef void encode_centre_fn(const struct encode_centre_args *args);
 
-/* Where the codes of one tile go. */
+/* Where the codes go: of the first tile; those of the others follow. */
 struct encode_tile {
-    uint8_t *hi;      /* 8 D bytes */
-    uint16_t *step;   /* (16) fp16 */
-    uint8_t *lo;      /* D / 2 bytes at lo + i * lo_stride_bytes, token i */
+    uint8_t *hi;    /* 8 D bytes per tile */
+    uint16_t *step; /* fp16 per row */
+    uint8_t *lo;    /* D / 2 bytes at lo + i * lo_stride_bytes, row i */
     size_t lo_stride_bytes;
-    void *mean;       /* (D) u8 codes of a centroid, or s8 codes of a mean value */
-    float *mean_scale, *spread; /* one number each */
+    void *mean; /* (D) u8 codes of a centroid, or s8 codes of a mean value, per tile */
+    float *mean_scale, *spread; /* one number per tile */
 };
 
 struct encode_keys_args {
     const float *rows;       /* (1024, D) keys in the metric they are clustered in */
-    const uint16_t *order;   /* (16) */
+    const uint16_t *order;   /* (count) */
+    size_t count;            /* a multiple of 16 */
     const float *factor;     /* (D) from the metric into the space of codes, before rotation */
     const float *weight;     /* (D) of a square in the metric, for the spread */
     const uint8_t *signs[2]; /* as in encode_rotate_args */
     size_t head_dim;
-    float *scratch;          /* (17, D) and slack */
+    float *scratch; /* (17, D) */
     struct encode_tile tile;
 };
 typedef void encode_keys_fn(const struct encode_keys_args *args);
@@ -91,10 +89,11 @@ struct encode_values_args {
     const void *rows; /* (1024, D) as stored */
     size_t stride_bytes;
     uint32_t dtype;        /* enum dtype */
-    const uint16_t *order; /* (16) */
+    const uint16_t *order; /* (count) */
+    size_t count;          /* a multiple of 16 */
     const uint8_t *signs[2];
     size_t head_dim;
-    float *scratch; /* (17, D) and slack */
+    float *scratch; /* (17, D) */
     struct encode_tile tile;
 };
 typedef void encode_values_fn(const struct encode_values_args *args);

@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* encode_avx2.c — encode_tile.h in AVX2. */
-#include <immintrin.h>
-
-#define LOAD_HALVES(at) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(at)))
+#include "index/kernels/encode_x86.h"
 
 #include "index/kernels/encode_tile.h"
 
@@ -38,10 +36,10 @@ void encode_centre_avx2(const struct encode_centre_args *args)
 
 void encode_keys_avx2(const struct encode_keys_args *args)
 {
-    keys_tile(args);
+    keys_tiles(args);
 }
 
 void encode_values_avx2(const struct encode_values_args *args)
 {
-    values_tile(args);
+    values_tiles(args);
 }

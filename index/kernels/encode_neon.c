@@ -34,10 +34,10 @@ void encode_centre_neon(const struct encode_centre_args *args)
 
 void encode_keys_neon(const struct encode_keys_args *args)
 {
-    keys_tile(args);
+    keys_tiles(args);
 }
 
 void encode_values_neon(const struct encode_values_args *args)
 {
-    values_tile(args);
+    values_tiles(args);
 }

@@ -5,8 +5,8 @@
  * loops are left to the compiler. Included by one file per instruction set and compiled with its
  * flags and with -ffp-contract=fast.
  *
- * Codes of rows are made 32 at a time and may run over the end of a row: buffers have room for it
- * (ENCODE_SLACK), and what stands there never reaches a real code.
+ * Codes are made of four or eight rows at once: that way nibbles of different rows come to stand
+ * beside each other, as hi wants them, without a transposition through memory.
  */
 #ifndef MEMD_INDEX_KERNELS_ENCODE_TILE_H
 #define MEMD_INDEX_KERNELS_ENCODE_TILE_H
@@ -138,40 +138,14 @@ static void centre_rows(const struct encode_centre_args *args)
 
 /* ---- codes ---- */
 
-/* Truncate 32 numbers 0 … 255 to bytes. */
-INLINE void put_bytes(const wide from[4], uint8_t *to)
-{
-    wide_int words = { 0 };
-    for (int i = 0; i < 4; i++) words |= __builtin_convertvector(from[i], wide_int) << (8 * i);
-    wide_bytes bytes; /* 4 i + j of from[j][i] */
-    memcpy(&bytes, &words, sizeof bytes);
-    bytes = __builtin_shufflevector(bytes, bytes, 0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11,
-                                    15, 16, 20, 24, 28, 17, 21, 25, 29, 18, 22, 26, 30, 19, 23, 27,
-                                    31);
-    memcpy(&words, &bytes, sizeof words);
-    words = __builtin_shufflevector(words, words, 0, 4, 1, 5, 2, 6, 3, 7);
-    memcpy(to, &words, sizeof words);
-}
-
-/* bytes = x * inverse + zero. x (D) and slack, to (D) and slack */
-static inline void put_codes(const float *x, size_t head_dim, float inverse, float zero,
-                             uint8_t *to)
-{
-    for (size_t d = 0; d < head_dim; d += BLOCK) {
-        wide four[4];
-        for (size_t i = 0; i < 4; i++) four[i] = load(x + d + i * LANES) * inverse + zero;
-        put_bytes(four, to + d);
-    }
-}
-
-static inline float inverse_of(float scale)
+INLINE float inverse_of(float scale)
 {
     /* a little less, so that the largest does not reach the next code */
     return scale > 0.0F ? 0.9999995F / scale : 0.0F;
 }
 
 /* encode_step and back, without calls. */
-static inline uint16_t step_of(float value, float *ret_step)
+INLINE uint16_t step_of(float value, float *ret_step)
 {
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
@@ -191,61 +165,90 @@ static inline uint16_t step_of(float value, float *ret_step)
     return (uint16_t)((bits >> 13) - (112U << 10));
 }
 
-/* Steps of all rows before the first is coded: a row's own step comes at the end of a long chain,
- * that of the next row does not wait for it. x (16, D) */
-static inline void find_steps(const float *x, size_t head_dim, uint16_t *ret_steps,
-                              float *ret_inverses)
+/* Steps of eight rows from their largest |x|, lane by lane. */
+INLINE void find_steps(const wide_int most[8], uint16_t *ret_steps, float *ret_inverses)
 {
-    float most[ENCODE_ROWS];
-    for (size_t i = 0; i < ENCODE_ROWS; i++) most[i] = largest(x + i * head_dim, head_dim);
-    for (size_t i = 0; i < ENCODE_ROWS; i++) {
+    wide_int each = largest_of(most);
+    float largest[LANES];
+    memcpy(largest, &each, sizeof each);
+    for (size_t i = 0; i < LANES; i++) {
         float step;
-        ret_steps[i] = step_of(most[i] * 0.125F, &step);
+        ret_steps[i] = step_of(largest[i] * 0.125F, &step);
         ret_inverses[i] = inverse_of(step * 0.0625F);
     }
 }
 
-/* codes (D) and slack, lo (D / 2) */
-static inline void put_lo(const uint8_t *restrict codes, size_t head_dim, uint8_t *restrict lo)
+#ifndef NARROW
+#define NARROW(four) narrow(four)
+
+INLINE wide_bytes narrow(const wide_int four[4])
 {
-    for (size_t i = 0; i < head_dim / 2; i++) {
-        uint16_t two;
-        memcpy(&two, codes + 2 * i, sizeof two);
-        lo[i] = (uint8_t)((two & 15) | (two >> 4 & 0xf0));
+    wide_int words = four[0] | four[1] << 8 | four[2] << 16 | four[3] << 24;
+    wide_bytes bytes;
+    memcpy(&bytes, &words, sizeof bytes);
+    return transpose(bytes);
+}
+#endif
+
+/* Codes of eight dimensions of four rows. Bytes 16 h + 4 i + j: dimension 4 h + j of row i. */
+INLINE wide_bytes code_four(const wide four[4], const float *inverses)
+{
+    wide_int codes[4];
+    for (size_t i = 0; i < 4; i++)
+        codes[i] = __builtin_convertvector(four[i] * inverses[i] + 128.0F, wide_int);
+    return NARROW(codes);
+}
+
+/* The lower nibbles of neighbouring dimensions in one byte of two. */
+INLINE wide_halves join_low(wide_bytes codes)
+{
+    wide_halves two;
+    memcpy(&two, &codes, sizeof two);
+    return (two & 0x0f) | (two >> 4 & 0xf0);
+}
+
+/* 16 bytes per row of the lower nibbles of 32 dimensions. */
+INLINE void join_rows(const wide_bytes codes[4], wide_bytes ret_two[2])
+{
+    wide_halves near = join_low(codes[0]) | join_low(codes[1]) << 8;
+    wide_halves far = join_low(codes[2]) | join_low(codes[3]) << 8;
+    wide_int a, b;
+    memcpy(&a, &near, sizeof a);
+    memcpy(&b, &far, sizeof b);
+    wide_int two[2] = { __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13),
+                        __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15) };
+    for (size_t i = 0; i < 2; i++) {
+        two[i] = __builtin_shufflevector(two[i], two[i], 0, 1, 4, 5, 2, 3, 6, 7);
+        wide_bytes bytes;
+        memcpy(&bytes, two + i, sizeof bytes);
+        ret_two[i] = __builtin_shufflevector(bytes, bytes, 0, 2, 8, 10, 1, 3, 9, 11, 4, 6, 12, 14,
+                                             5, 7, 13, 15, 16, 18, 24, 26, 17, 19, 25, 27, 20, 22,
+                                             28, 30, 21, 23, 29, 31);
     }
 }
 
-/* One row of K-hi: a word every 64 bytes. */
-static inline void put_key_hi(const uint8_t *restrict codes, size_t head_dim, uint8_t *restrict hi)
+/* `count` (a constant but at the end of a row) times 8 dimensions of the lo of four rows. */
+INLINE void put_lo(const wide_bytes codes[4], size_t count, uint8_t *lo, size_t stride_bytes)
 {
-    uint32_t words[DIM_MAX / LANES];
-    for (size_t i = 0; i < head_dim / LANES; i++) {
-        uint32_t eight[2];
-        memcpy(eight, codes + i * LANES, sizeof eight);
-        words[i] = (eight[0] >> 4 & 0x0f0f0f0f) | (eight[1] & 0xf0f0f0f0);
-    }
-    for (size_t i = 0; i < head_dim / LANES; i++) memcpy(hi + 64 * i, words + i, sizeof *words);
+    wide_bytes rows[2];
+    join_rows(codes, rows);
+    for (size_t i = 0; i < 4; i++)
+        memcpy(lo + i * stride_bytes, (const uint8_t *)(rows + i / 2) + i % 2 * 16, 4 * count);
 }
 
-/* Eight rows of V-hi. codes (8, DIM_MAX + slack) */
-static inline void put_value_hi(const uint8_t *restrict codes, size_t head_dim,
-                                uint8_t *restrict hi)
+/* Upper nibbles: of `low` below, of `high` above. */
+INLINE wide_bytes join_high(wide_bytes low, wide_bytes high)
 {
-    enum { STRIDE = DIM_MAX + ENCODE_SLACK };
-    uint8_t pairs[4][DIM_MAX]; /* tokens j and j + 4 */
-    for (size_t j = 0; j < 4; j++)
-        for (size_t d = 0; d < head_dim; d++)
-            pairs[j][d] = (uint8_t)(codes[j * STRIDE + d] >> 4
-                                    | (codes[(j + 4) * STRIDE + d] & 0xf0));
-    for (size_t d = 0; d < head_dim; d++) {
-        uint32_t word = (uint32_t)pairs[0][d] | (uint32_t)pairs[1][d] << 8
-            | (uint32_t)pairs[2][d] << 16 | (uint32_t)pairs[3][d] << 24;
-        memcpy(hi + 4 * d, &word, sizeof word);
-    }
+    wide_int a, b;
+    memcpy(&a, &low, sizeof a);
+    memcpy(&b, &high, sizeof b);
+    a = (a >> 4 & 0x0f0f0f0f) | (b & ~0x0f0f0f0f);
+    memcpy(&low, &a, sizeof low);
+    return low;
 }
 
 /* x (16, D), ret_mean (D) */
-static inline void mean_rows(const float *x, size_t head_dim, float *ret_mean)
+INLINE void mean_rows(const float *x, size_t head_dim, float *ret_mean)
 {
     for (size_t d = 0; d < head_dim; d += LANES) {
         wide even = load(x + d), odd = load(x + head_dim + d);
@@ -257,69 +260,155 @@ static inline void mean_rows(const float *x, size_t head_dim, float *ret_mean)
     }
 }
 
-/* ---- tiles ---- */
+INLINE float sum_lanes(wide a)
+{
+    float sum = 0.0F;
+    for (size_t i = 0; i < LANES; i++) sum += a[i];
+    return sum;
+}
+
+/* ---- keys ---- */
 
 /* Mean over the rows of Σ weight (row - centroid)². centroid (D) */
-static inline float key_spread(const struct encode_keys_args *args, const float *centroid)
+INLINE float key_spread(const struct encode_keys_args *args, const uint16_t *order,
+                        const float *centroid)
 {
     wide sums[ENCODE_ROWS / 2] = { 0 };
     for (size_t d = 0; d < args->head_dim; d += LANES) {
         wide from = load(centroid + d), weight = load(args->weight + d);
         for (size_t i = 0; i < ENCODE_ROWS; i++) {
-            wide away = load(args->rows + args->order[i] * args->head_dim + d) - from;
+            wide away = load(args->rows + order[i] * args->head_dim + d) - from;
             sums[i / 2] += away * away * weight;
         }
     }
-    wide each = sums_of(sums);
-    float sum = 0.0F;
-    for (size_t i = 0; i < LANES; i++) sum += each[i];
-    return sum / ENCODE_ROWS;
+    return sum_lanes(sums_of(sums)) / ENCODE_ROWS;
 }
 
-/* Code the centroid x and give back the decoded one, in the metric. x (D) and slack */
-static inline void code_centroid(const struct encode_keys_args *args, const struct turn *turn,
-                                 float *x)
+/* Code the centroid x and give back the decoded one, in the metric; returns its scale. x (D) */
+INLINE float code_centroid(const struct encode_keys_args *args, const struct turn *turn,
+                           float *restrict x, uint8_t *restrict ret_codes)
 {
     const size_t head_dim = args->head_dim;
-    float scale = largest(x, head_dim) / 64.0F;
-    uint8_t codes[DIM_MAX + ENCODE_SLACK];
-    put_codes(x, head_dim, inverse_of(scale), 64.0F, codes);
-    memcpy(args->tile.mean, codes, head_dim);
-    *args->tile.mean_scale = scale;
-    for (size_t d = 0; d < head_dim; d++) x[d] = scale * ((float)codes[d] - 63.5F);
-    turn_back(turn, x);
+    float scale = largest(x, head_dim) / 64.0F, inverse = inverse_of(scale);
+    for (size_t d = 0; d < head_dim; d++) {
+        int32_t code = (int32_t)(x[d] * inverse + 64.0F);
+        ret_codes[d] = (uint8_t)code;
+        x[d] = scale * ((float)code - 63.5F);
+    }
+    turn_back(turn, head_dim, x);
     for (size_t d = 0; d < head_dim; d++) x[d] /= args->factor[d];
+    return scale;
 }
 
-static void keys_tile(const struct encode_keys_args *args)
+/* Eight rows of x. */
+INLINE void find_key_steps(const float *x, size_t head_dim, uint16_t *ret_steps,
+                           float *ret_inverses)
+{
+    wide_int most[LANES] = { 0 };
+    for (size_t d = 0; d < head_dim; d += LANES)
+        for (size_t i = 0; i < LANES; i++)
+            most[i] = LARGER(most[i], magnitude(load(x + i * head_dim + d)));
+    find_steps(most, ret_steps, ret_inverses);
+}
+
+/* `count` times 8 dimensions of four rows. x (4, D), hi and lo at the first dimension */
+INLINE void put_keys(const struct encode_keys_args *args, const float *x, const float *inverses,
+                     size_t count, uint8_t *const to[2])
+{
+    wide_bytes codes[4];
+    for (size_t v = count; v < 4; v++) codes[v] = (wide_bytes){ 0 };
+#pragma GCC unroll 4
+    for (size_t v = 0; v < count; v++) {
+        wide four[4];
+        for (size_t i = 0; i < 4; i++) four[i] = load(x + i * args->head_dim + v * LANES);
+        codes[v] = code_four(four, inverses);
+        eight_halves half[2];
+        memcpy(half, codes + v, sizeof half);
+        half[0] = (half[0] >> 4 & 0x0f0f) | (half[1] & 0xf0f0);
+        memcpy(to[0] + 64 * v, half, sizeof *half);
+    }
+    put_lo(codes, count, to[1], args->tile.lo_stride_bytes);
+}
+
+INLINE void put_key_codes(const struct encode_keys_args *args, const float *inverses, uint8_t *hi,
+                          uint8_t *lo)
 {
     const size_t head_dim = args->head_dim;
+    for (size_t i = 0; i < ENCODE_ROWS; i += 4) {
+        const float *x = args->scratch + i * head_dim;
+        uint8_t *low = lo + i * args->tile.lo_stride_bytes;
+        size_t d = 0;
+        for (; d + BLOCK <= head_dim; d += BLOCK)
+            put_keys(args, x + d, inverses + i, 4,
+                     (uint8_t *[2]){ hi + 8 * d + 4 * i, low + d / 2 });
+        if (d < head_dim)
+            put_keys(args, x + d, inverses + i, (head_dim - d) / LANES,
+                     (uint8_t *[2]){ hi + 8 * d + 4 * i, low + d / 2 });
+    }
+}
+
+INLINE void prefetch(const void *row, size_t bytes)
+{
+    for (size_t at = 0; at < bytes; at += LINE_BYTES)
+        __builtin_prefetch((const unsigned char *)row + at);
+}
+
+/* The rows of a tile into scratch, in the space of codes; the next tile is asked for. */
+INLINE void load_keys(const struct encode_keys_args *args, const struct turn *turn,
+                      const float *signed_factor, size_t place)
+{
+    const size_t head_dim = args->head_dim, size = turn_size(head_dim);
+    const uint16_t *order = args->order + place;
+    const size_t next = place + ENCODE_ROWS < args->count ? ENCODE_ROWS : 0;
+    for (size_t i = 0; i < ENCODE_ROWS; i++) {
+        prefetch(args->rows + order[next + i] * head_dim, head_dim * sizeof(float));
+        const float *from = args->rows + order[i] * head_dim;
+        float *to = args->scratch + i * head_dim;
+        start(to, from, signed_factor, size);
+        for (size_t d = size; d < head_dim; d += LANES)
+            store(to + d, load(from + d) * load(args->factor + d));
+        turn_finish(turn, head_dim, to);
+    }
+}
+
+INLINE void keys_tiles_of(struct encode_keys_args given, size_t head_dim)
+{
+    given.head_dim = head_dim;
+    const struct encode_keys_args *args = &given;
     const struct encode_tile *tile = &args->tile;
     float *x = args->scratch, *centroid = x + ENCODE_ROWS * head_dim;
     struct turn turn;
     turn_init(args->signs, head_dim, &turn);
     float signed_factor[DIM_MAX];
-    for (size_t d = 0; d < turn.size; d++) signed_factor[d] = args->factor[d] * turn.signs[0][d];
-    for (size_t i = 0; i < ENCODE_ROWS; i++) {
-        const float *from = args->rows + args->order[i] * head_dim;
-        float *to = x + i * head_dim;
-        start(to, from, signed_factor, turn.size);
-        for (size_t d = turn.size; d < head_dim; d += LANES)
-            store(to + d, load(from + d) * load(args->factor + d));
-        turn_finish(&turn, to);
+    for (size_t d = 0; d < turn_size(head_dim); d++)
+        signed_factor[d] = args->factor[d] * turn.signs[0][d];
+    for (size_t place = 0; place < args->count; place += ENCODE_ROWS) {
+        const size_t index = place / ENCODE_ROWS;
+        load_keys(args, &turn, signed_factor, place);
+        mean_rows(x, head_dim, centroid);
+        float inverses[ENCODE_ROWS];
+        for (size_t i = 0; i < ENCODE_ROWS; i += LANES)
+            find_key_steps(x + i * head_dim, head_dim, tile->step + place + i, inverses + i);
+        put_key_codes(args, inverses, tile->hi + place * head_dim / 2,
+                      tile->lo + place * tile->lo_stride_bytes);
+        tile->mean_scale[index] = code_centroid(args, &turn, centroid,
+                                                (uint8_t *)tile->mean + index * head_dim);
+        tile->spread[index] = key_spread(args, args->order + place, centroid);
     }
-    mean_rows(x, head_dim, centroid);
-    float inverses[ENCODE_ROWS];
-    find_steps(x, head_dim, tile->step, inverses);
-    for (size_t i = 0; i < ENCODE_ROWS; i++) {
-        uint8_t codes[DIM_MAX + ENCODE_SLACK];
-        put_codes(x + i * head_dim, head_dim, inverses[i], 128.0F, codes);
-        put_key_hi(codes, head_dim, tile->hi + 4 * i);
-        put_lo(codes, head_dim, tile->lo + i * tile->lo_stride_bytes);
-    }
-    code_centroid(args, &turn, centroid);
-    *tile->spread = key_spread(args, centroid);
 }
+
+/* The usual sizes as constants: a tenth of the time. */
+static void keys_tiles(const struct encode_keys_args *args)
+{
+    switch (args->head_dim) {
+    case 64: keys_tiles_of(*args, 64); break;
+    case 128: keys_tiles_of(*args, 128); break;
+    case 256: keys_tiles_of(*args, 256); break;
+    default: keys_tiles_of(*args, args->head_dim); break;
+    }
+}
+
+/* ---- values ---- */
 
 #ifndef LOAD_HALVES
 #define LOAD_HALVES(at) widen_halves(at)
@@ -359,87 +448,148 @@ INLINE wide load_stored(const unsigned char *row, size_t d, uint32_t dtype)
     return value;
 }
 
-INLINE void load_values(const struct encode_values_args *args, const struct turn *turn,
-                        uint32_t dtype)
+/* As load_keys. */
+INLINE void load_values_as(const struct encode_values_args *args, const struct turn *turn,
+                           uint32_t dtype, size_t place)
 {
+    const size_t head_dim = args->head_dim, size = turn_size(head_dim);
+    const uint16_t *order = args->order + place;
+    const unsigned char *rows = args->rows;
+    const size_t next = place + ENCODE_ROWS < args->count ? ENCODE_ROWS : 0;
     for (size_t i = 0; i < ENCODE_ROWS; i++) {
-        const unsigned char *from = (const unsigned char *)args->rows
-            + args->order[i] * args->stride_bytes;
-        float *to = args->scratch + i * args->head_dim;
+        prefetch(rows + order[next + i] * args->stride_bytes,
+                 head_dim * (dtype == DTYPE_FP32 ? 4 : 2));
+        const unsigned char *from = rows + order[i] * args->stride_bytes;
+        float *to = args->scratch + i * head_dim;
         size_t d = 0;
-        for (; d + BLOCK <= turn->size; d += BLOCK) {
+        for (; d + BLOCK <= size; d += BLOCK) {
             wide four[4];
             for (size_t j = 0; j < 4; j++)
                 four[j] = load_stored(from, d + j * LANES, dtype)
                     * load(turn->signs[0] + d + j * LANES);
             start_block(to + d, four);
         }
-        for (; d < turn->size; d += LANES)
+        for (; d < size; d += LANES)
             store(to + d, within(load_stored(from, d, dtype) * load(turn->signs[0] + d)));
-        for (d = turn->size; d < args->head_dim; d += LANES)
-            store(to + d, load_stored(from, d, dtype));
-        turn_finish(turn, to);
+        for (d = size; d < head_dim; d += LANES) store(to + d, load_stored(from, d, dtype));
+        turn_finish(turn, head_dim, to);
     }
 }
 
-/* Code the mean x and give back the decoded one. x (D) and slack */
-static inline void code_mean(const struct encode_values_args *args, float *x)
+INLINE void load_values(const struct encode_values_args *args, const struct turn *turn,
+                        size_t place)
 {
-    const size_t head_dim = args->head_dim;
-    float scale = largest(x, head_dim) / 127.0F;
-    uint8_t codes[DIM_MAX + ENCODE_SLACK];
-    put_codes(x, head_dim, inverse_of(scale), 128.5F, codes);
-    int8_t *to = args->tile.mean;
+    switch (args->dtype) {
+    case DTYPE_FP32: load_values_as(args, turn, DTYPE_FP32, place); break;
+    case DTYPE_FP16: load_values_as(args, turn, DTYPE_FP16, place); break;
+    default: load_values_as(args, turn, DTYPE_BF16, place); break;
+    }
+}
+
+/* Code the mean x and give back the decoded one; returns its scale. x (D) */
+INLINE float code_mean(size_t head_dim, float *restrict x, int8_t *restrict ret_codes)
+{
+    float scale = largest(x, head_dim) / 127.0F, inverse = inverse_of(scale);
     for (size_t d = 0; d < head_dim; d++) {
-        to[d] = (int8_t)(codes[d] - 128);
-        x[d] = scale * (float)(codes[d] - 128);
+        int32_t code = (int32_t)(x[d] * inverse + 128.5F) - 128;
+        ret_codes[d] = (int8_t)code;
+        x[d] = scale * (float)code;
     }
-    *args->tile.mean_scale = scale;
+    return scale;
 }
 
-/* rows -= mean; returns the sum of the squares of what is left. x (16, D), mean (D) */
-static inline float subtract(float *x, const float *mean, size_t head_dim)
+/* Steps of eight rows without their mean; gives back four sums of squares of what is left. */
+INLINE void find_value_steps(const float *x, const float *mean, size_t head_dim,
+                             wide ret_squares[4], uint16_t *ret_steps, float *ret_inverses)
 {
-    wide squares[ENCODE_ROWS / 2] = { 0 };
+    wide squares[4] = { 0 };
+    wide_int most[LANES] = { 0 };
     for (size_t d = 0; d < head_dim; d += LANES) {
         wide from = load(mean + d);
-        for (size_t i = 0; i < ENCODE_ROWS; i++) {
+        for (size_t i = 0; i < LANES; i++) {
             wide away = load(x + i * head_dim + d) - from;
             squares[i / 2] += away * away;
-            store(x + i * head_dim + d, away);
+            most[i] = LARGER(most[i], magnitude(away));
         }
     }
-    wide each = sums_of(squares);
-    float sum = 0.0F;
-    for (size_t i = 0; i < LANES; i++) sum += each[i];
-    return sum;
+    memcpy(ret_squares, squares, sizeof squares);
+    find_steps(most, ret_steps, ret_inverses);
 }
 
-static void values_tile(const struct encode_values_args *args)
+/* `count` times 8 dimensions of eight rows without their mean. x (8, D) and mean (D), hi and lo at
+ * the first dimension */
+INLINE void put_values(const struct encode_values_args *args, const float *const from[2],
+                       const float *inverses, size_t count, uint8_t *const to[2])
+{
+    wide_bytes codes[2][4];
+    for (size_t v = count; v < 4; v++) codes[0][v] = codes[1][v] = (wide_bytes){ 0 };
+#pragma GCC unroll 4
+    for (size_t v = 0; v < count; v++) {
+        wide mean = load(from[1] + v * LANES);
+        for (size_t half = 0; half < 2; half++) {
+            wide four[4];
+            for (size_t i = 0; i < 4; i++)
+                four[i] = load(from[0] + (half * 4 + i) * args->head_dim + v * LANES) - mean;
+            codes[half][v] = code_four(four, inverses + half * 4);
+        }
+        wide_bytes hi = transpose(join_high(codes[0][v], codes[1][v]));
+        memcpy(to[0] + v * sizeof hi, &hi, sizeof hi);
+    }
+    const size_t stride_bytes = args->tile.lo_stride_bytes;
+    put_lo(codes[0], count, to[1], stride_bytes);
+    put_lo(codes[1], count, to[1] + 4 * stride_bytes, stride_bytes);
+}
+
+INLINE void put_value_codes(const struct encode_values_args *args, const float *inverses,
+                            uint8_t *hi, uint8_t *lo)
 {
     const size_t head_dim = args->head_dim;
+    const float *mean = args->scratch + ENCODE_ROWS * head_dim;
+    for (size_t i = 0; i < ENCODE_ROWS; i += LANES) {
+        const float *x = args->scratch + i * head_dim;
+        uint8_t *high = hi + i / LANES * head_dim * 4, *low = lo + i * args->tile.lo_stride_bytes;
+        size_t d = 0;
+        for (; d + BLOCK <= head_dim; d += BLOCK)
+            put_values(args, (const float *[2]){ x + d, mean + d }, inverses + i, 4,
+                       (uint8_t *[2]){ high + 4 * d, low + d / 2 });
+        if (d < head_dim)
+            put_values(args, (const float *[2]){ x + d, mean + d }, inverses + i,
+                       (head_dim - d) / LANES, (uint8_t *[2]){ high + 4 * d, low + d / 2 });
+    }
+}
+
+INLINE void values_tiles_of(struct encode_values_args given, size_t head_dim)
+{
+    given.head_dim = head_dim;
+    const struct encode_values_args *args = &given;
     const struct encode_tile *tile = &args->tile;
     float *x = args->scratch, *mean = x + ENCODE_ROWS * head_dim;
     struct turn turn;
     turn_init(args->signs, head_dim, &turn);
-    switch (args->dtype) {
-    case DTYPE_FP32: load_values(args, &turn, DTYPE_FP32); break;
-    case DTYPE_FP16: load_values(args, &turn, DTYPE_FP16); break;
-    default: load_values(args, &turn, DTYPE_BF16); break;
+    for (size_t place = 0; place < args->count; place += ENCODE_ROWS) {
+        const size_t index = place / ENCODE_ROWS;
+        load_values(args, &turn, place);
+        mean_rows(x, head_dim, mean);
+        tile->mean_scale[index] = code_mean(head_dim, mean,
+                                            (int8_t *)tile->mean + index * head_dim);
+        wide squares[ENCODE_ROWS / 2];
+        float inverses[ENCODE_ROWS];
+        for (size_t i = 0; i < ENCODE_ROWS; i += LANES)
+            find_value_steps(x + i * head_dim, mean, head_dim, squares + i / 2,
+                             tile->step + place + i, inverses + i);
+        tile->spread[index] = sum_lanes(sums_of(squares)) / ENCODE_ROWS;
+        put_value_codes(args, inverses, tile->hi + place * head_dim / 2,
+                        tile->lo + place * tile->lo_stride_bytes);
     }
-    mean_rows(x, head_dim, mean);
-    code_mean(args, mean);
-    float inverses[ENCODE_ROWS];
-    *tile->spread = subtract(x, mean, head_dim) / ENCODE_ROWS;
-    find_steps(x, head_dim, tile->step, inverses);
-    for (size_t from = 0; from < ENCODE_ROWS; from += LANES) {
-        uint8_t codes[LANES][DIM_MAX + ENCODE_SLACK];
-        for (size_t j = 0; j < LANES; j++) {
-            size_t i = from + j;
-            put_codes(x + i * head_dim, head_dim, inverses[i], 128.0F, codes[j]);
-            put_lo(codes[j], head_dim, tile->lo + i * tile->lo_stride_bytes);
-        }
-        put_value_hi(codes[0], head_dim, tile->hi + from / LANES * head_dim * 4);
+}
+
+static void values_tiles(const struct encode_values_args *args)
+{
+    switch (args->head_dim) {
+    case 64: values_tiles_of(*args, 64); break;
+    case 128: values_tiles_of(*args, 128); break;
+    case 256: values_tiles_of(*args, 256); break;
+    default: values_tiles_of(*args, args->head_dim); break;
     }
 }
 

@@ -20,6 +20,7 @@
 typedef float wide __attribute__((vector_size(32)));
 typedef int32_t wide_int __attribute__((vector_size(32)));
 typedef uint8_t wide_bytes __attribute__((vector_size(32)));
+typedef uint16_t wide_halves __attribute__((vector_size(32)));
 typedef uint16_t eight_halves __attribute__((vector_size(16)));
 
 enum {
@@ -28,6 +29,7 @@ enum {
     DIM_MAX = 1024,
     ROWS_MAX = 1024,
     SUMS = 8, /* accumulators of a register block */
+    LINE_BYTES = 64,
 };
 
 INLINE wide load(const float *at)
@@ -61,6 +63,47 @@ INLINE wide sums_of(const wide a[8])
         + __builtin_shufflevector(four[0], four[1], 4, 5, 6, 7, 12, 13, 14, 15);
 }
 
+/* |a|; finite numbers without their sign are ordered as integers. */
+INLINE wide_int magnitude(wide a)
+{
+    wide_int bits;
+    memcpy(&bits, &a, sizeof bits);
+    return bits & INT32_MAX;
+}
+
+#ifndef LARGER
+#define LARGER(a, b) larger(a, b)
+
+INLINE wide_int larger(wide_int a, wide_int b)
+{
+    wide_int is = a > b;
+    return (a & is) | (b & ~is);
+}
+#endif
+
+/* The largest of the lanes of eight vectors. */
+INLINE wide_int largest_of(const wide_int a[8])
+{
+    wide_int pair[4], four[2];
+    for (size_t i = 0; i < 4; i++)
+        pair[i] = LARGER(
+            __builtin_shufflevector(a[2 * i], a[2 * i + 1], 0, 8, 1, 9, 4, 12, 5, 13),
+            __builtin_shufflevector(a[2 * i], a[2 * i + 1], 2, 10, 3, 11, 6, 14, 7, 15));
+    for (size_t i = 0; i < 2; i++)
+        four[i] = LARGER(
+            __builtin_shufflevector(pair[2 * i], pair[2 * i + 1], 0, 1, 8, 9, 4, 5, 12, 13),
+            __builtin_shufflevector(pair[2 * i], pair[2 * i + 1], 2, 3, 10, 11, 6, 7, 14, 15));
+    return LARGER(__builtin_shufflevector(four[0], four[1], 0, 1, 2, 3, 8, 9, 10, 11),
+                  __builtin_shufflevector(four[0], four[1], 4, 5, 6, 7, 12, 13, 14, 15));
+}
+
+/* Four by four bytes in each half. */
+INLINE wide_bytes transpose(wide_bytes a)
+{
+    return __builtin_shufflevector(a, a, 0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15, 16,
+                                   20, 24, 28, 17, 21, 25, 29, 18, 22, 26, 30, 19, 23, 27, 31);
+}
+
 /* The largest |x|; finite numbers without their sign are ordered as integers. x (D) */
 static inline float largest(const float *x, size_t head_dim)
 {
@@ -76,22 +119,23 @@ static inline float largest(const float *x, size_t head_dim)
     return value;
 }
 
+/* P, the largest power of two that is not larger. */
+INLINE size_t turn_size(size_t head_dim)
+{
+    return (size_t)1 << (31 - __builtin_clz((unsigned)head_dim));
+}
+
 /* The signs of both passes with 1 / √P in them. */
 struct turn {
-    size_t size, rest; /* P, D - P */
     float signs[2][DIM_MAX];
 };
 
 static void turn_init(const uint8_t *const bits[2], size_t head_dim, struct turn *ret_turn)
 {
-    size_t size = LANES;
-    float scale = 8.0F;
-    for (; 2 * size <= head_dim; size *= 2) scale *= 2.0F;
-    scale = 1.0F / __builtin_sqrtf(scale);
-    ret_turn->size = size;
-    ret_turn->rest = head_dim - size;
+    const size_t size = turn_size(head_dim);
+    const float scale = 1.0F / __builtin_sqrtf((float)size);
     const wide_int each = { 1, 2, 4, 8, 16, 32, 64, 128 };
-    for (size_t pass = 0; pass < (ret_turn->rest > 0 ? 2U : 1U); pass++)
+    for (size_t pass = 0; pass < (size < head_dim ? 2U : 1U); pass++)
         for (size_t d = 0; d < size; d += LANES) {
             wide_int negative = (((wide_int){ 0 } + bits[pass][d / LANES]) & each) == each;
             wide sign = __builtin_convertvector(negative, wide) * 2.0F + 1.0F; /* -1 or 1 */
@@ -167,7 +211,7 @@ INLINE void between(float *x, size_t size)
 }
 
 /* The usual sizes as constants. */
-static inline void finish(float *x, size_t size)
+static void between_any(float *x, size_t size)
 {
     switch (size) {
     case 64: between(x, 64); break;
@@ -177,28 +221,40 @@ static inline void finish(float *x, size_t size)
     }
 }
 
-/* What follows when the first pass has been started. */
-static inline void turn_finish(const struct turn *turn, float *x)
+/* In place where the caller's size is a constant. */
+INLINE void finish(float *x, size_t size)
 {
-    finish(x, turn->size);
-    if (turn->rest == 0) return;
-    start(x + turn->rest, x + turn->rest, turn->signs[1], turn->size);
-    finish(x + turn->rest, turn->size);
+    if (__builtin_constant_p(size))
+        between(x, size);
+    else
+        between_any(x, size);
 }
 
-static inline void turn_row(const struct turn *turn, float *x)
+/* What follows when the first pass has been started. x (D) */
+INLINE void turn_finish(const struct turn *turn, size_t head_dim, float *x)
 {
-    start(x, x, turn->signs[0], turn->size);
-    turn_finish(turn, x);
+    const size_t size = turn_size(head_dim);
+    finish(x, size);
+    if (size == head_dim) return;
+    x += head_dim - size;
+    start(x, x, turn->signs[1], size);
+    finish(x, size);
 }
 
-static inline void turn_back(const struct turn *turn, float *x)
+static inline void turn_row(const struct turn *turn, size_t head_dim, float *x)
 {
-    for (size_t pass = turn->rest > 0 ? 2 : 1; pass-- > 0;) {
-        float *from = pass == 1 ? x + turn->rest : x;
-        start(from, from, NULL, turn->size);
-        finish(from, turn->size);
-        for (size_t d = 0; d < turn->size; d += LANES)
+    start(x, x, turn->signs[0], turn_size(head_dim));
+    turn_finish(turn, head_dim, x);
+}
+
+INLINE void turn_back(const struct turn *turn, size_t head_dim, float *x)
+{
+    const size_t size = turn_size(head_dim);
+    for (size_t pass = size < head_dim ? 2 : 1; pass-- > 0;) {
+        float *from = pass == 1 ? x + head_dim - size : x;
+        start(from, from, NULL, size);
+        finish(from, size);
+        for (size_t d = 0; d < size; d += LANES)
             store(from + d, load(from + d) * load(turn->signs[pass] + d));
     }
 }
@@ -209,8 +265,8 @@ static inline void rotate_rows(const struct encode_rotate_args *args)
     turn_init(args->signs, args->head_dim, &turn);
     for (size_t row = 0; row < args->count; row++) {
         float *x = args->rows + row * args->head_dim;
-        if (args->invert) turn_back(&turn, x);
-        else turn_row(&turn, x);
+        if (args->invert) turn_back(&turn, args->head_dim, x);
+        else turn_row(&turn, args->head_dim, x);
     }
 }
 

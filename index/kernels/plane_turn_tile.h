@@ -88,7 +88,7 @@ static void turn_queries(const struct plane_turn_args *args)
         }
         args->offset[m] = sum_lanes(offset);
         args->deviation[m] = __builtin_sqrtf(sum_lanes(ratio) / (float)head_dim);
-        turn_row(&turning.turn, turned);
+        turn_row(&turning.turn, head_dim, turned);
         turn_round(args, m);
     }
 }

@@ -8,7 +8,7 @@
 #include "index/rotation.h"
 #include "tests/kernels/checks.h"
 
-enum { ROWS = 64, DIM_MAX = 1024 };
+enum { ROWS = 64, DIM_MAX = 1024, TILES = 2, CODED = TILES * ENCODE_ROWS };
 
 static const size_t dims[] = { 8, 16, 24, 32, 40, 64, 80, 96, 128, 192, 200, 256, 512, 1000, 1024 };
 
@@ -116,17 +116,21 @@ static void check_split(struct checks *checks, const struct encode_backend *back
 }
 
 struct coded {
-    uint8_t hi[8 * DIM_MAX + 1], lo[ENCODE_ROWS * DIM_MAX + 1], mean[DIM_MAX + 1];
-    uint16_t step[ENCODE_ROWS];
-    float scale, spread;
+    uint8_t hi[TILES * 8 * DIM_MAX + 1], lo[CODED * DIM_MAX + 1], mean[TILES * DIM_MAX + 1];
+    uint16_t step[CODED];
+    float scale[TILES], spread[TILES];
 };
 
 static struct encode_tile tile_of(struct coded *coded, size_t head_dim)
 {
     memset(coded, 0xa5, sizeof *coded);
-    return (struct encode_tile){ .hi = coded->hi, .step = coded->step, .lo = coded->lo,
-                                 .lo_stride_bytes = head_dim, .mean = coded->mean,
-                                 .mean_scale = &coded->scale, .spread = &coded->spread };
+    return (struct encode_tile){ .hi = coded->hi,
+                                 .step = coded->step,
+                                 .lo = coded->lo,
+                                 .lo_stride_bytes = head_dim,
+                                 .mean = coded->mean,
+                                 .mean_scale = coded->scale,
+                                 .spread = coded->spread };
 }
 
 static unsigned nibble(uint8_t byte, int high)
@@ -134,28 +138,31 @@ static unsigned nibble(uint8_t byte, int high)
     return high ? byte >> 4 : byte & 15U;
 }
 
-/* Decoded rows, then scales, the spread and the guards. ret_values (16 D + 37) */
+/* Decoded rows, then scales, spreads and guards. ret_values (32 D + 70) */
 static size_t decode(const struct coded *coded, size_t head_dim, int values, float *ret_values)
 {
     size_t at = 0;
-    for (size_t i = 0; i < ENCODE_ROWS; i++)
+    for (size_t i = 0; i < CODED; i++)
         for (size_t d = 0; d < head_dim; d++) {
-            size_t key = d / 8 * 64 + 4 * i + d % 4, value = (i / 8 * head_dim + d) * 4 + i % 4;
+            size_t tile = i / ENCODE_ROWS, value = (i / 8 * head_dim + d) * 4 + i % 4;
+            size_t key = tile * 8 * head_dim + d / 8 * 64 + 4 * (i % ENCODE_ROWS) + d % 4;
             unsigned hi = values ? nibble(coded->hi[value], i % 8 >= 4)
                                  : nibble(coded->hi[key], d % 8 >= 4);
             unsigned code = 16 * hi + nibble(coded->lo[i * head_dim + d / 2], d % 2 == 1);
             float x = half_from_fp16(coded->step[i]) * ((float)code - 127.5F) / 16.0F;
-            if (values) x += coded->scale * (float)(int8_t)coded->mean[d];
+            if (values) x += coded->scale[tile] * (float)(int8_t)coded->mean[tile * head_dim + d];
             ret_values[at++] = x;
         }
-    for (size_t i = 0; i < ENCODE_ROWS; i++) {
+    for (size_t i = 0; i < CODED; i++) {
         ret_values[at++] = half_from_fp16(coded->step[i]);
         ret_values[at++] = (float)coded->lo[i * head_dim + (head_dim >> 1)]; /* not its own */
     }
-    ret_values[at++] = coded->scale;
-    ret_values[at++] = coded->spread;
-    ret_values[at++] = (float)coded->hi[8 * head_dim];
-    ret_values[at++] = (float)coded->mean[head_dim];
+    for (size_t tile = 0; tile < TILES; tile++) {
+        ret_values[at++] = coded->scale[tile];
+        ret_values[at++] = coded->spread[tile];
+    }
+    ret_values[at++] = (float)coded->hi[TILES * 8 * head_dim];
+    ret_values[at++] = (float)coded->mean[TILES * head_dim];
     return at;
 }
 
@@ -166,9 +173,9 @@ static void compare(struct checks *checks, const char *what, struct data *data,
     size_t count = decode(coded, head_dim, values, data->truth);
     decode(coded + 1, head_dim, values, data->out);
     float widest = 0.0F; /* one code of the widest row */
-    for (size_t i = 0; i < ENCODE_ROWS; i++)
+    for (size_t i = 0; i < CODED; i++)
         widest = fmaxf(widest, half_from_fp16(coded[0].step[i]) / 16.0F);
-    size_t codes = ENCODE_ROWS * head_dim;
+    size_t codes = CODED * head_dim;
     checks_close(checks, what, data->out, data->truth, codes, (struct near){ 1.1F * widest, 0.0F });
     checks_close(checks, what, data->out + codes, data->truth + codes, count - codes,
                  (struct near){ 1e-6F, 2e-3F });
@@ -183,8 +190,12 @@ static void check_keys(struct checks *checks, const struct encode_backend *backe
                        struct data *data, size_t head_dim)
 {
     static struct coded coded[2];
-    struct encode_keys_args args = { .rows = data->rows, .order = data->order, .factor = data->b,
-                                     .weight = data->b, .head_dim = head_dim,
+    struct encode_keys_args args = { .rows = data->rows,
+                                     .order = data->order,
+                                     .count = CODED,
+                                     .factor = data->b,
+                                     .weight = data->b,
+                                     .head_dim = head_dim,
                                      .signs = { rotation_signs(0), rotation_signs(1) },
                                      .scratch = data->out };
     args.tile = tile_of(coded, head_dim);
@@ -194,11 +205,12 @@ static void check_keys(struct checks *checks, const struct encode_backend *backe
     char what[80];
     snprintf(what, sizeof what, "%s keys D=%zu", backend->name, head_dim);
     compare(checks, what, data, coded, head_dim);
-    for (size_t d = 0; d < head_dim; d++) {
+    for (size_t d = 0; d < TILES * head_dim; d++) {
         data->truth[d] = (float)coded[0].mean[d];
         data->out[d] = (float)coded[1].mean[d];
     }
-    checks_close(checks, what, data->out, data->truth, head_dim, (struct near){ 1.0F, 0.0F });
+    checks_close(checks, what, data->out, data->truth, TILES * head_dim,
+                 (struct near){ 1.0F, 0.0F });
 }
 
 static void check_values(struct checks *checks, const struct encode_backend *backend,
@@ -211,10 +223,14 @@ static void check_values(struct checks *checks, const struct encode_backend *bac
         for (size_t row = 0; row < ROWS; row++)
             half_store(data->rows + row * head_dim, head_dim, dtypes[i],
                        data->stored + 1 + row * stride);
-        struct encode_values_args args = { .rows = data->stored + 1, .stride_bytes = stride,
-                                           .dtype = dtypes[i], .order = data->order,
+        struct encode_values_args args = { .rows = data->stored + 1,
+                                           .stride_bytes = stride,
+                                           .dtype = dtypes[i],
+                                           .order = data->order,
+                                           .count = CODED,
                                            .signs = { rotation_signs(0), rotation_signs(1) },
-                                           .head_dim = head_dim, .scratch = data->out };
+                                           .head_dim = head_dim,
+                                           .scratch = data->out };
         args.tile = tile_of(coded, head_dim);
         encode_values_ref(&args);
         args.tile = tile_of(coded + 1, head_dim);
@@ -235,15 +251,19 @@ static void check_edges(struct checks *checks, const struct encode_backend *back
     for (size_t i = 0; i < sizeof edges / sizeof edges[0]; i++) {
         for (size_t at = 0; at < (size_t)ROWS * 8; at++)
             data->rows[at] = edges[i] * (at % 3 == 0 ? 0.3F : 0.1F) * (at % 16 < 8 ? 1.0F : -1.0F);
-        struct encode_values_args args = { .rows = data->rows, .stride_bytes = 32,
-                                           .dtype = DTYPE_FP32, .order = data->order,
+        struct encode_values_args args = { .rows = data->rows,
+                                           .stride_bytes = 32,
+                                           .dtype = DTYPE_FP32,
+                                           .order = data->order,
+                                           .count = CODED,
                                            .signs = { rotation_signs(0), rotation_signs(1) },
-                                           .head_dim = 8, .scratch = data->out };
+                                           .head_dim = 8,
+                                           .scratch = data->out };
         args.tile = tile_of(coded, 8);
         encode_values_ref(&args);
         args.tile = tile_of(coded + 1, 8);
         backend->values(&args);
-        for (size_t row = 0; row < ENCODE_ROWS; row++)
+        for (size_t row = 0; row < CODED; row++)
             if (abs(coded[0].step[row] - coded[1].step[row]) <= 1) checks->passed++;
             else if (checks->failed++ < CHECKS_SHOWN)
                 printf("FAILED %s edge %g: step %04x, reference %04x\n", backend->name,
