@@ -25,12 +25,15 @@
 #include "base/arena.h"
 #include "base/bytes.h"
 #include "base/error.h"
-#include "base/tensor.h"
 #include "index/bisect.h"
 #include "index/encode_backend.h"
 #include "index/rotation.h"
 
-enum { ALIGN = 64, LINE_BYTES = 64 };
+enum {
+    ALIGN = 64,
+    CHUNK = 64, /* rows that are still in a near cache when they are summed, and after which rotate
+                 * takes sines anew anyway */
+};
 
 /* Below this part of the overall rms, a channel counts as if it had that much. */
 static const double FLOOR = 1e-3;
@@ -53,27 +56,23 @@ struct coder {
     float *balance, *query_square, *key_mean; /* (D) in the payload */
 };
 
-/* Keys as fp32, rotated where the model wants it. */
+/* Keys as fp32, rotated where the model wants it, and their mean. */
 static void load_keys(const struct coder *coder, const struct rope *straight)
 {
     const struct view *view = coder->source->view;
     const struct rope *rope = coder->source->rope;
-    backend_get()->rotate(&(struct rotate_args){
-        .rope = rope != NULL ? rope : straight, .rows = view->k,
-        .stride_bytes = view->k_stride_bytes, .dtype = view->dtype, .count = PLANES_TOKENS,
-        .position = view->position, .out = coder->rows });
-}
-
-static void find_mean(const struct coder *coder)
-{
-    uint16_t all[PLANES_TOKENS];
-    float shares[PLANES_TOKENS];
-    for (size_t i = 0; i < PLANES_TOKENS; i++) {
-        all[i] = (uint16_t)i;
-        shares[i] = 1.0F / PLANES_TOKENS;
+    const size_t head_dim = coder->layout->head_dim;
+    memset(coder->key_mean, 0, head_dim * sizeof(float));
+    for (size_t row = 0; row < PLANES_TOKENS; row += CHUNK) {
+        float *chunk = coder->rows + row * head_dim;
+        backend_get()->rotate(&(struct rotate_args){
+            .rope = rope != NULL ? rope : straight,
+            .rows = (const unsigned char *)view->k + row * view->k_stride_bytes,
+            .stride_bytes = view->k_stride_bytes, .dtype = view->dtype, .count = CHUNK,
+            .position = view->position + row, .out = chunk });
+        encode_backend_get()->add(chunk, CHUNK, head_dim, coder->key_mean);
     }
-    struct encode_rows rows = { coder->rows, all, PLANES_TOKENS, coder->layout->head_dim };
-    encode_backend_get()->combine(&rows, shares, coder->key_mean);
+    for (size_t d = 0; d < head_dim; d++) coder->key_mean[d] /= PLANES_TOKENS;
 }
 
 static double mean_of(const float *values, size_t count)
@@ -130,20 +129,6 @@ static void put_centroids(const struct coder *coder)
         uint8_t *tile = coder->hi + coder->layout->centroids + cluster / 16 * 16 * head_dim;
         for (size_t d = 0; d < head_dim; d += 4)
             memcpy(tile + 16 * d + 4 * (cluster % 16), codes + d, 4);
-    }
-}
-
-/* Values are read out of order, which the CPU cannot foresee. In order they come several times
- * faster, so they are touched once, one read per line, and end up in the nearer caches (10 % of
- * the time of a segment). */
-static void touch_values(const struct coder *coder)
-{
-    const struct view *view = coder->source->view;
-    const size_t bytes = coder->layout->head_dim * dtype_bytes(view->dtype);
-    for (size_t row = 0; row < PLANES_TOKENS; row++) {
-        const volatile unsigned char *at = (const unsigned char *)view->v
-            + row * view->v_stride_bytes;
-        for (size_t i = 0; i < bytes; i += LINE_BYTES) (void)at[i];
     }
 }
 
@@ -208,11 +193,9 @@ static bool prepare(struct coder *coder, struct arena *arena)
 {
     const struct planes_layout *layout = coder->layout;
     size_t head_dim = layout->head_dim;
-    float *memory = arena_alloc_aligned(arena,
-                                        (PLANES_TOKENS + 4 + ENCODE_ROWS + 1) * head_dim *
-                                                sizeof *memory +
-                                            PLANES_CLUSTERS * head_dim,
-                                        ALIGN);
+    const size_t floats = (PLANES_TOKENS + 4 + ENCODE_ROWS + 1) * head_dim;
+    float *memory = arena_alloc_aligned(
+        arena, floats * sizeof *memory + PLANES_CLUSTERS * head_dim, ALIGN);
     if (memory == NULL) return false;
     coder->rows = memory;
     coder->metric = coder->rows + PLANES_TOKENS * head_dim;
@@ -247,7 +230,6 @@ int planes_encode(const struct planes_layout *layout, const struct planes_source
     straight->head_dim = layout->head_dim;
     straight->magnitude = 1.0;
     load_keys(&coder, straight);
-    find_mean(&coder);
     choose_metric(&coder);
     encode_backend_get()->centre(&(struct encode_centre_args){
         .rows = coder.rows, .count = PLANES_TOKENS, .head_dim = layout->head_dim,
@@ -256,7 +238,6 @@ int planes_encode(const struct planes_layout *layout, const struct planes_source
     if (find_clusters(&coder, arena) < 0)
         return error_set(err, MEMD_ENOMEM, "planes: no memory to cluster");
     code_keys(&coder);
-    touch_values(&coder);
     code_values(&coder);
     put_head(&coder);
     struct planes unused;

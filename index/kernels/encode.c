@@ -80,6 +80,15 @@ void encode_combine_ref(const struct encode_rows *rows, const float *factors, fl
     }
 }
 
+void encode_add_ref(const float *rows, size_t count, size_t head_dim, float *ret_sum)
+{
+    for (size_t d = 0; d < head_dim; d++) {
+        double sum = (double)ret_sum[d];
+        for (size_t i = 0; i < count; i++) sum += (double)rows[i * head_dim + d];
+        ret_sum[d] = (float)sum;
+    }
+}
+
 static float largest(const float *x, size_t head_dim)
 {
     float most = 0.0F;

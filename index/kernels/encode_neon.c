@@ -17,6 +17,11 @@ void encode_combine_neon(const struct encode_rows *rows, const float *factors, f
     combine_rows(rows, factors, ret_sum);
 }
 
+void encode_add_neon(const float *rows, size_t count, size_t head_dim, float *ret_sum)
+{
+    add_rows(rows, count, head_dim, ret_sum);
+}
+
 void encode_steer_neon(const struct encode_rows *rows, float *dots, float *direction)
 {
     steer_rows(rows, dots, direction);

@@ -70,6 +70,12 @@ static void check_sums(struct checks *checks, const struct encode_backend *backe
         backend->combine(&rows, data->b, data->out);
         checks_close(checks, what, data->out, data->truth, head_dim + 1,
                      (struct near){ 1e-4F, 1e-5F });
+        memcpy(data->out, data->a, head_dim * sizeof(float));
+        memcpy(data->truth, data->a, head_dim * sizeof(float));
+        encode_add_ref(data->rows, counts[i], head_dim, data->truth);
+        backend->add(data->rows, counts[i], head_dim, data->out);
+        checks_close(checks, what, data->out, data->truth, head_dim + 1,
+                     (struct near){ 1e-4F, 1e-5F });
         data->out[head_dim] = data->truth[head_dim] = 12345.0F;
         memcpy(data->out, data->a, head_dim * sizeof(float));
         memcpy(data->truth, data->a, head_dim * sizeof(float));
