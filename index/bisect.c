@@ -47,6 +47,16 @@ static void halve(const struct scratch *scratch, uint16_t *order, size_t count)
     scratch->backend->split(scratch->dots, order, count);
 }
 
+/* Depth first: a half that fits into a cache is halved on while it is there. It keeps its order, so
+ * that rows ascend. */
+static void bisect(const struct scratch *scratch, uint16_t *order, size_t count)
+{
+    if (count == LEAF) return;
+    halve(scratch, order, count);
+    bisect(scratch, order, count / 2);
+    bisect(scratch, order + count / 2, count / 2);
+}
+
 int bisect_rows(const float *rows, size_t n, size_t head_dim, struct arena *arena,
                 uint16_t *ret_order)
 {
@@ -57,7 +67,6 @@ int bisect_rows(const float *rows, size_t n, size_t head_dim, struct arena *aren
         .dots = arena_alloc_aligned(arena, n * sizeof(float), 64) };
     if (scratch.direction == NULL || scratch.dots == NULL) return MEMD_ENOMEM;
     for (size_t i = 0; i < n; i++) ret_order[i] = (uint16_t)i;
-    for (size_t count = n; count > LEAF; count /= 2) /* a half keeps its order: rows ascend */
-        for (size_t at = 0; at < n; at += count) halve(&scratch, ret_order + at, count);
+    bisect(&scratch, ret_order, n);
     return 0;
 }
