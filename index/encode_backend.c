@@ -11,7 +11,7 @@
 #define ROW(isa)                                                                       \
     {                                                                                  \
         #isa, encode_rotate_##isa, encode_project_##isa, encode_combine_##isa,         \
-            encode_add_##isa, encode_steer_##isa, encode_split_##isa,                  \
+            encode_load_##isa, encode_steer_##isa, encode_split_##isa,                 \
             encode_centre_##isa, encode_keys_##isa, encode_values_##isa                \
     }
 

@@ -12,7 +12,7 @@ struct encode_backend {
     encode_rotate_fn *rotate;
     encode_project_fn *project;
     encode_combine_fn *combine;
-    encode_add_fn *add;
+    encode_load_fn *load;
     encode_steer_fn *steer;
     encode_split_fn *split;
     encode_centre_fn *centre;

@@ -20,11 +20,11 @@
 #include <string.h>
 
 #include "attention/backend.h"
-#include "attention/rope.h"
 #include "attention/view.h"
 #include "base/arena.h"
 #include "base/bytes.h"
 #include "base/error.h"
+#include "base/tensor.h"
 #include "index/bisect.h"
 #include "index/encode_backend.h"
 #include "index/rotation.h"
@@ -56,22 +56,37 @@ struct coder {
     float *balance, *query_square, *key_mean; /* (D) in the payload */
 };
 
-/* Keys as fp32, rotated where the model wants it, and their mean. */
-static void load_keys(const struct coder *coder, const struct rope *straight)
+/* The same where the model wants keys rotated. */
+static void rotate_keys(const struct coder *coder, struct encode_load_args load)
 {
     const struct view *view = coder->source->view;
-    const struct rope *rope = coder->source->rope;
+    const unsigned char *from = load.rows;
+    for (size_t row = 0; row < PLANES_TOKENS; row += CHUNK) {
+        backend_get()->rotate(&(struct rotate_args){
+            .rope = coder->source->rope, .rows = from + row * view->k_stride_bytes,
+            .stride_bytes = view->k_stride_bytes, .dtype = view->dtype, .count = CHUNK,
+            .position = view->position + row, .out = load.out });
+        load.rows = load.out;
+        load.stride_bytes = load.head_dim * sizeof(float);
+        load.dtype = DTYPE_FP32;
+        load.count = CHUNK;
+        encode_backend_get()->load(&load);
+        load.out += CHUNK * load.head_dim;
+    }
+}
+
+/* Keys as fp32, and their mean. */
+static void load_keys(const struct coder *coder)
+{
+    const struct view *view = coder->source->view;
     const size_t head_dim = coder->layout->head_dim;
     memset(coder->key_mean, 0, head_dim * sizeof(float));
-    for (size_t row = 0; row < PLANES_TOKENS; row += CHUNK) {
-        float *chunk = coder->rows + row * head_dim;
-        backend_get()->rotate(&(struct rotate_args){
-            .rope = rope != NULL ? rope : straight,
-            .rows = (const unsigned char *)view->k + row * view->k_stride_bytes,
-            .stride_bytes = view->k_stride_bytes, .dtype = view->dtype, .count = CHUNK,
-            .position = view->position + row, .out = chunk });
-        encode_backend_get()->add(chunk, CHUNK, head_dim, coder->key_mean);
-    }
+    struct encode_load_args load = { .rows = view->k, .stride_bytes = view->k_stride_bytes,
+                                     .dtype = view->dtype, .count = PLANES_TOKENS,
+                                     .head_dim = head_dim, .out = coder->rows,
+                                     .sum = coder->key_mean };
+    if (coder->source->rope == NULL) encode_backend_get()->load(&load);
+    else rotate_keys(coder, load);
     for (size_t d = 0; d < head_dim; d++) coder->key_mean[d] /= PLANES_TOKENS;
 }
 
@@ -223,13 +238,10 @@ int planes_encode(const struct planes_layout *layout, const struct planes_source
     assert(source->view->tokens == PLANES_TOKENS && (uintptr_t)ret_hi % ALIGN == 0);
     assert((source->queries == 0) == (source->query_square == NULL));
     struct coder coder = { .layout = layout, .source = source, .hi = ret_hi, .lo = ret_lo };
-    struct rope *straight = arena_calloc(arena, 1, sizeof *straight); /* turns nothing */
-    if (straight == NULL || !prepare(&coder, arena))
+    if (!prepare(&coder, arena))
         return error_set(err, MEMD_ENOMEM, "planes: no memory for %zu dimensions",
                          layout->head_dim);
-    straight->head_dim = layout->head_dim;
-    straight->magnitude = 1.0;
-    load_keys(&coder, straight);
+    load_keys(&coder);
     choose_metric(&coder);
     encode_backend_get()->centre(&(struct encode_centre_args){
         .rows = coder.rows, .count = PLANES_TOKENS, .head_dim = layout->head_dim,

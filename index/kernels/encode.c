@@ -80,12 +80,16 @@ void encode_combine_ref(const struct encode_rows *rows, const float *factors, fl
     }
 }
 
-void encode_add_ref(const float *rows, size_t count, size_t head_dim, float *ret_sum)
+void encode_load_ref(const struct encode_load_args *args)
 {
+    const size_t head_dim = args->head_dim;
+    for (size_t i = 0; i < args->count && args->rows != args->out; i++)
+        half_load((const char *)args->rows + i * args->stride_bytes, args->dtype, head_dim,
+                  args->out + i * head_dim);
     for (size_t d = 0; d < head_dim; d++) {
-        double sum = (double)ret_sum[d];
-        for (size_t i = 0; i < count; i++) sum += (double)rows[i * head_dim + d];
-        ret_sum[d] = (float)sum;
+        double sum = (double)args->sum[d];
+        for (size_t i = 0; i < args->count; i++) sum += (double)args->out[i * head_dim + d];
+        args->sum[d] = (float)sum;
     }
 }
 

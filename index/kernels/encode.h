@@ -44,8 +44,16 @@ typedef void encode_project_fn(const struct encode_rows *rows, const float *dire
 typedef void encode_combine_fn(const struct encode_rows *rows, const float *factors,
                                float *ret_sum);
 
-/* ret_sum += Σ_i rows[i]. rows (count, D), ret_sum (D) */
-typedef void encode_add_fn(const float *rows, size_t count, size_t head_dim, float *ret_sum);
+/* Rows as fp32, and sum += Σ of them. */
+struct encode_load_args {
+    const void *rows; /* (count, D), finite; may be out itself */
+    size_t stride_bytes;
+    uint32_t dtype; /* enum dtype */
+    size_t count, head_dim;
+    float *out; /* (count, D) */
+    float *sum; /* (D) */
+};
+typedef void encode_load_fn(const struct encode_load_args *args);
 
 /* One step of the power iteration: direction ← Σ_i (p_i - mean p) rows[order[i]], p_i = row_i ·
  * direction, factors brought to at most 1 (all 0 where all rows are equal). dots (count) scratch,
@@ -106,7 +114,7 @@ encode_project_fn encode_project_ref, encode_project_avx2, encode_project_avx512
     encode_project_neon;
 encode_combine_fn encode_combine_ref, encode_combine_avx2, encode_combine_avx512,
     encode_combine_neon;
-encode_add_fn encode_add_ref, encode_add_avx2, encode_add_avx512, encode_add_neon;
+encode_load_fn encode_load_ref, encode_load_avx2, encode_load_avx512, encode_load_neon;
 encode_steer_fn encode_steer_ref, encode_steer_avx2, encode_steer_avx512, encode_steer_neon;
 encode_split_fn encode_split_ref, encode_split_avx2, encode_split_avx512, encode_split_neon;
 encode_centre_fn encode_centre_ref, encode_centre_avx2, encode_centre_avx512, encode_centre_neon;

@@ -19,9 +19,9 @@ void encode_combine_avx512(const struct encode_rows *rows, const float *factors,
     combine_rows(rows, factors, ret_sum);
 }
 
-void encode_add_avx512(const float *rows, size_t count, size_t head_dim, float *ret_sum)
+void encode_load_avx512(const struct encode_load_args *args)
 {
-    add_rows(rows, count, head_dim, ret_sum);
+    load_rows(args);
 }
 
 void encode_steer_avx512(const struct encode_rows *rows, float *dots, float *direction)

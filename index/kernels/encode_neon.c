@@ -17,9 +17,9 @@ void encode_combine_neon(const struct encode_rows *rows, const float *factors, f
     combine_rows(rows, factors, ret_sum);
 }
 
-void encode_add_neon(const float *rows, size_t count, size_t head_dim, float *ret_sum)
+void encode_load_neon(const struct encode_load_args *args)
 {
-    add_rows(rows, count, head_dim, ret_sum);
+    load_rows(args);
 }
 
 void encode_steer_neon(const struct encode_rows *rows, float *dots, float *direction)

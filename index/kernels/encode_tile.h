@@ -15,6 +15,92 @@
 #include "index/kernels/encode_pack_tile.h"
 #include "index/kernels/encode_turn_tile.h"
 
+/* ---- rows as stored ---- */
+
+#ifndef LOAD_HALVES
+#define LOAD_HALVES(at) widen_halves(at)
+
+/* 8 finite fp16 numbers, where the instruction set has no vocabulary for it. */
+INLINE wide widen_halves(const unsigned char *at)
+{
+    eight_halves halves;
+    memcpy(&halves, at, sizeof halves);
+    wide_int bits = __builtin_convertvector(halves, wide_int), sign = (bits & 0x8000) << 16;
+    bits = (bits & 0x7fff) << 13;
+    wide value;
+    memcpy(&value, &bits, sizeof value);
+    value *= 0x1p112F; /* the difference of the biases; exact for subnormals too */
+    memcpy(&bits, &value, sizeof bits);
+    bits |= sign;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+#endif
+
+/* 8 finite elements from element d. */
+INLINE wide load_stored(const unsigned char *row, size_t d, uint32_t dtype)
+{
+    if (dtype == DTYPE_FP32) {
+        wide a;
+        memcpy(&a, row + 4 * d, sizeof a);
+        return a;
+    }
+    if (dtype == DTYPE_FP16) return LOAD_HALVES(row + 2 * d);
+    eight_halves halves;
+    memcpy(&halves, row + 2 * d, sizeof halves);
+    wide_int bits = __builtin_convertvector(halves, wide_int);
+    wide value;
+    bits <<= 16;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* `count` vectors, a constant, of the sum over rows that stand D apart. */
+INLINE void add_block(const float *rows, size_t rows_count, size_t head_dim, size_t count,
+                      float *ret_sum)
+{
+    wide sums[SUMS];
+    for (size_t j = 0; j < count; j++) sums[j] = load(ret_sum + j * LANES);
+    for (size_t i = 0; i < rows_count; i++)
+        for (size_t j = 0; j < count; j++) sums[j] += load(rows + i * head_dim + j * LANES);
+    for (size_t j = 0; j < count; j++) store(ret_sum + j * LANES, sums[j]);
+}
+
+static inline void add_rows(const float *rows, size_t count, size_t head_dim, float *ret_sum)
+{
+    size_t d = 0;
+    for (; d + (size_t)SUMS * LANES <= head_dim; d += (size_t)SUMS * LANES)
+        add_block(rows + d, count, head_dim, SUMS, ret_sum + d);
+    for (; d < head_dim; d += LANES) add_block(rows + d, count, head_dim, 1, ret_sum + d);
+}
+
+/* Row by row: several streams at once of reads and of writes cost up to a half more. What was
+ * written last is summed while it is near. */
+INLINE void load_rows_as(const struct encode_load_args *args, uint32_t dtype)
+{
+    const size_t head_dim = args->head_dim;
+    for (size_t from = 0; from < args->count; from += ENCODE_ROWS) {
+        const size_t count = args->count - from < ENCODE_ROWS ? args->count - from : ENCODE_ROWS;
+        float *out = args->out + from * head_dim;
+        for (size_t i = 0; i < count && args->rows != args->out; i++) {
+            const unsigned char *row = (const unsigned char *)args->rows
+                + (from + i) * args->stride_bytes;
+            for (size_t d = 0; d < head_dim; d += LANES)
+                store(out + i * head_dim + d, load_stored(row, d, dtype));
+        }
+        add_rows(out, count, head_dim, args->sum);
+    }
+}
+
+static void load_rows(const struct encode_load_args *args)
+{
+    switch (args->dtype) {
+    case DTYPE_FP32: load_rows_as(args, DTYPE_FP32); break;
+    case DTYPE_FP16: load_rows_as(args, DTYPE_FP16); break;
+    default: load_rows_as(args, DTYPE_BF16); break;
+    }
+}
+
 /* ---- sums over rows ---- */
 
 static void project_rows(const struct encode_rows *rows, const float *direction, float *ret_dots)
@@ -61,25 +147,6 @@ static void combine_rows(const struct encode_rows *rows, const float *factors, f
         for (; d < rows->head_dim; d += LANES)
             combine_block(rows, factors, (size_t[2]){ d, from }, 1, ret_sum);
     }
-}
-
-/* `count` vectors, a constant, of the sum over rows that stand D apart. */
-INLINE void add_block(const float *rows, size_t rows_count, size_t head_dim, size_t count,
-                      float *ret_sum)
-{
-    wide sums[SUMS];
-    for (size_t j = 0; j < count; j++) sums[j] = load(ret_sum + j * LANES);
-    for (size_t i = 0; i < rows_count; i++)
-        for (size_t j = 0; j < count; j++) sums[j] += load(rows + i * head_dim + j * LANES);
-    for (size_t j = 0; j < count; j++) store(ret_sum + j * LANES, sums[j]);
-}
-
-static void add_rows(const float *rows, size_t count, size_t head_dim, float *ret_sum)
-{
-    size_t d = 0;
-    for (; d + (size_t)SUMS * LANES <= head_dim; d += (size_t)SUMS * LANES)
-        add_block(rows + d, count, head_dim, SUMS, ret_sum + d);
-    for (; d < head_dim; d += LANES) add_block(rows + d, count, head_dim, 1, ret_sum + d);
 }
 
 static void steer_rows(const struct encode_rows *rows, float *dots, float *direction)
@@ -317,44 +384,6 @@ static void keys_tiles(const struct encode_keys_args *args)
 }
 
 /* ---- values ---- */
-
-#ifndef LOAD_HALVES
-#define LOAD_HALVES(at) widen_halves(at)
-
-/* 8 finite fp16 numbers, where the instruction set has no vocabulary for it. */
-INLINE wide widen_halves(const unsigned char *at)
-{
-    eight_halves halves;
-    memcpy(&halves, at, sizeof halves);
-    wide_int bits = __builtin_convertvector(halves, wide_int), sign = (bits & 0x8000) << 16;
-    bits = (bits & 0x7fff) << 13;
-    wide value;
-    memcpy(&value, &bits, sizeof value);
-    value *= 0x1p112F; /* the difference of the biases; exact for subnormals too */
-    memcpy(&bits, &value, sizeof bits);
-    bits |= sign;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-#endif
-
-/* 8 finite elements from element d. */
-INLINE wide load_stored(const unsigned char *row, size_t d, uint32_t dtype)
-{
-    if (dtype == DTYPE_FP32) {
-        wide a;
-        memcpy(&a, row + 4 * d, sizeof a);
-        return a;
-    }
-    if (dtype == DTYPE_FP16) return LOAD_HALVES(row + 2 * d);
-    eight_halves halves;
-    memcpy(&halves, row + 2 * d, sizeof halves);
-    wide_int bits = __builtin_convertvector(halves, wide_int);
-    wide value;
-    bits <<= 16;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
 
 /* As load_keys. */
 INLINE void load_values_as(const struct encode_values_args *args, const struct turn *turn,

@@ -70,12 +70,6 @@ static void check_sums(struct checks *checks, const struct encode_backend *backe
         backend->combine(&rows, data->b, data->out);
         checks_close(checks, what, data->out, data->truth, head_dim + 1,
                      (struct near){ 1e-4F, 1e-5F });
-        memcpy(data->out, data->a, head_dim * sizeof(float));
-        memcpy(data->truth, data->a, head_dim * sizeof(float));
-        encode_add_ref(data->rows, counts[i], head_dim, data->truth);
-        backend->add(data->rows, counts[i], head_dim, data->out);
-        checks_close(checks, what, data->out, data->truth, head_dim + 1,
-                     (struct near){ 1e-4F, 1e-5F });
         data->out[head_dim] = data->truth[head_dim] = 12345.0F;
         memcpy(data->out, data->a, head_dim * sizeof(float));
         memcpy(data->truth, data->a, head_dim * sizeof(float));
@@ -97,6 +91,39 @@ static void check_sums(struct checks *checks, const struct encode_backend *backe
         checks_close(checks, what, data->out, data->truth, count + 1,
                      (struct near){ 1e-6F, 1e-6F });
         checks_close(checks, what, data->two, data->one, head_dim, (struct near){ 1e-5F, 1e-5F });
+    }
+}
+
+/* Every dtype, and fp32 in place. */
+static void check_load(struct checks *checks, const struct encode_backend *backend,
+                       struct data *data, size_t head_dim)
+{
+    static const uint32_t dtypes[] = { DTYPE_FP32, DTYPE_FP16, DTYPE_BF16, DTYPE_FP32 };
+    for (size_t i = 0; i < 4; i++) {
+        size_t rows = 16 * i + 7, count = rows * head_dim;
+        size_t stride = head_dim * dtype_bytes(dtypes[i]) + (i < 3 ? 6 * i : 0);
+        for (size_t row = 0; row < rows; row++)
+            half_store(data->rows + row * head_dim, head_dim, dtypes[i],
+                       data->stored + 1 + row * stride);
+        memcpy(data->one, data->a, sizeof data->a);
+        memcpy(data->two, data->a, sizeof data->a);
+        memcpy(data->out, data->rows, (count + 1) * sizeof(float));
+        memcpy(data->truth, data->rows, (count + 1) * sizeof(float));
+        struct encode_load_args args = { .stride_bytes = stride, .dtype = dtypes[i],
+                                         .count = rows, .head_dim = head_dim };
+        args.rows = i < 3 ? data->stored + 1 : (void *)data->truth;
+        args.out = data->truth;
+        args.sum = data->one;
+        encode_load_ref(&args);
+        args.rows = i < 3 ? data->stored + 1 : (void *)data->out;
+        args.out = data->out;
+        args.sum = data->two;
+        backend->load(&args);
+        char what[80];
+        snprintf(what, sizeof what, "%s load %s D=%zu", backend->name, dtype_name(dtypes[i]),
+                 head_dim);
+        checks_close(checks, what, data->out, data->truth, count + 1, (struct near){ 0.0F, 0.0F });
+        checks_close(checks, what, data->two, data->one, DIM_MAX, (struct near){ 1e-4F, 1e-5F });
     }
 }
 
@@ -308,6 +335,7 @@ int main(void)
         for (size_t i = 0; i < sizeof dims / sizeof dims[0]; i++) {
             draw(&data, dims[i]);
             check_rotate(&checks, backend, &data, dims[i]);
+            check_load(&checks, backend, &data, dims[i]);
             check_sums(&checks, backend, &data, dims[i]);
             check_keys(&checks, backend, &data, dims[i]);
             check_values(&checks, backend, &data, dims[i]);
