@@ -89,7 +89,7 @@ bool builder_is_busy(struct builder *builder, const struct context *context)
 {
     if (!builder->running) return false;
     if (builder->current == context->id) return true;
-    if (!list_linked(&context->build_link)) return false;
+    if (!list_linked(&context->build_link) || context->dropping) return false;
     /* It waits for its turn, be it soon (`again`); a failure is tried again much later. */
     return is_due(context, clock_monotonic_ns() + AGAIN_NS);
 }
@@ -113,6 +113,7 @@ static struct context *take_due(struct builder *builder, bool *ret_retry, uint64
     LIST_FOR(link, &builder->queue)
     {
         struct context *context = LIST_ENTRY(link, struct context, build_link);
+        if (context->dropping) continue; /* who drops it has seen its last pin */
         if (!is_due(context, now_ns)) {
             if (context->build.retry_ns < due_ns) due_ns = context->build.retry_ns;
             continue;

@@ -219,6 +219,7 @@ void drop_unclaim(struct catalog *catalog, struct context *context)
     bool placeholder = context->record == NULL;
     pthread_mutex_lock(&catalog->lock);
     context->dropping = placeholder;
+    if (!placeholder) builder_add(catalog->builder, context); /* it passed over the context */
     pthread_mutex_unlock(&catalog->lock);
     if (placeholder) drop_release(catalog, context);
 }
