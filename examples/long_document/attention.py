@@ -94,11 +94,12 @@ class AnswerQuality:
     """What memd said of its answers, over all of them: how much it read, how wrong it may be."""
 
     def __init__(self):
-        self._read = self._exact = 0
+        self.calls = self._read = self._exact = 0
         self._predicted: list[np.ndarray] = []
         self._mass: list[np.ndarray] = []
 
     def add(self, quality: memd.Quality) -> None:
+        self.calls += 1
         self._read += quality.bytes_read
         self._exact += quality.bytes_exact
         self._predicted.append(quality.predicted_error.ravel())
