@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "attention/backend.h"
+#include "attention/rope.h"
 #include "attention/scan.h"
 #include "base/arena.h"
 #include "base/error.h"
@@ -51,6 +52,21 @@ void pick_dropped(struct pick *pick)
         for (size_t level = 0; level < INDEX_LEVELS; level++)
             pick->mass[m * INDEX_LEVELS + level] = NAN;
     }
+}
+
+void pick_place(struct pick *pick, struct placement placement)
+{
+    const struct rope *rope = pick->call->args->attend.rope;
+    assert(pick->call->places && rope != NULL);
+    memcpy(pick->placed, pick->unplaced, pick->group * pick->head_dim * sizeof *pick->placed);
+    pick->shift = placement.shift;
+    pick->rows.rope = placement.rule == POSITIONS_NONE ? NULL : pick->at_zero;
+    if (placement.rule == POSITIONS_ORIGINAL || placement.rule == POSITIONS_CACHE_INDEX)
+        pick->rows.rope = rope;
+    if (placement.rule == POSITIONS_NONE) return;
+    float cos[ROPE_PAIRS_MAX], sin[ROPE_PAIRS_MAX];
+    rope_angles(rope, placement.query, cos, sin);
+    rope_apply(rope, cos, sin, pick->placed, pick->group);
 }
 
 static void attend_run(struct pick *pick, struct heads heads, const struct run *run)
@@ -131,7 +147,8 @@ static struct run run_at(const struct pick *pick, uint64_t position, size_t most
     if (run.count > room) run.count = room;
     backend_get()->rotate(&(struct rotate_args){
         .rope = pick->rows.rope, .rows = run.k, .stride_bytes = run.k_stride_bytes,
-        .dtype = view->dtype, .count = run.count, .position = position, .out = tile });
+        .dtype = view->dtype, .count = run.count, .position = position - pick->shift,
+        .out = tile });
     run.k = (const unsigned char *)tile;
     run.k_dtype = DTYPE_FP32;
     run.k_stride_bytes = pick->head_dim * sizeof *tile;
@@ -192,7 +209,7 @@ static struct run gather(const struct pick *pick, const uint64_t *positions, siz
         }
         backend_get()->rotate(&(struct rotate_args){
             .rope = pick->rows.rope, .rows = key, .stride_bytes = row_bytes, .dtype = view->dtype,
-            .count = 1, .position = positions[i],
+            .count = 1, .position = positions[i] - pick->shift,
             .out = (float *)(void *)k + i * pick->head_dim });
     }
     run.k_dtype = pick->rows.rope == NULL ? run.v_dtype : DTYPE_FP32;
@@ -214,7 +231,7 @@ void pick_list(struct pick *pick, size_t head, const uint64_t *positions, size_t
     }
 }
 
-struct pick_middle pick_steady(struct pick *pick, uint64_t sinks, uint64_t window,
+struct pick_middle pick_middle(const struct pick *pick, uint64_t sinks, uint64_t window,
                                uint64_t covered)
 {
     uint64_t limit = pick->limit;
@@ -222,9 +239,16 @@ struct pick_middle pick_steady(struct pick *pick, uint64_t sinks, uint64_t windo
     uint64_t begin = limit > window ? limit - window : 0;
     if (begin > covered) begin = covered;
     if (begin < sinks) begin = sinks;
-    pick_range(pick, 0, sinks);
-    pick_range(pick, begin, limit);
     return (struct pick_middle){ sinks, begin };
+}
+
+struct pick_middle pick_steady(struct pick *pick, uint64_t sinks, uint64_t window,
+                               uint64_t covered)
+{
+    struct pick_middle middle = pick_middle(pick, sinks, window, covered);
+    pick_range(pick, 0, middle.begin);
+    pick_range(pick, middle.end, pick->limit);
+    return middle;
 }
 
 void pick_merge(struct pick *pick, size_t head, float max, float sum, const float *acc)
@@ -250,6 +274,8 @@ struct outcome {
 struct wave {
     const struct pick_call *call;
     struct scan scan;
+    float *placed;         /* (G, queries, H/G, D) with call->places */
+    struct rope *at_zero;  /* of pick */
     struct rows rows;
     uint64_t tokens;
     float *max, *sum;      /* (queries, H) */
@@ -310,16 +336,18 @@ static void run_task(void *arg, size_t idx)
     struct outcome *outcome = &wave->outcomes[idx];
     size_t i = idx / args->kv_heads, g = idx % args->kv_heads;
     size_t row = i * scan->heads + g * scan->group, out_row = scan->first * scan->heads + row;
+    size_t at = (g * scan->queries + i) * scan->group * scan->head_dim;
     uint64_t limit = args->limits[scan->first + i];
     struct pick pick = {
         .call = wave->call, .rows = wave->rows, .kv_head = g, .query = scan->first + i,
         .group = scan->group, .head_dim = scan->head_dim,
         .limit = limit < wave->tokens ? limit : wave->tokens,
-        .q = scan->q + (g * scan->queries + i) * scan->group * scan->head_dim,
+        .unplaced = scan->q + at, .q = scan->q + at, .at_zero = wave->at_zero,
         .max = wave->max + row, .sum = wave->sum + row, .visible = wave->visible + row,
         .top = wave->top == NULL ? NULL : wave->top + row, .predicted = wave->predicted + row,
         .mass = wave->mass + row * INDEX_LEVELS,
         .scratch = wave->scratch + idx * wave->scratch_bytes };
+    if (wave->call->places) pick.q = pick.placed = wave->placed + at;
     begin_task(wave, &pick, row, out_row);
     if (!asked_to_stop(&pick)) outcome->code = wave->call->task(&pick, &outcome->error);
     if (outcome->code == 0 && pick.stopped != 0)
@@ -328,6 +356,24 @@ static void run_task(void *arg, size_t idx)
     if (outcome->code == 0) end_task(wave->call, &pick, out_row);
     memcpy(outcome->rows, pick.read_rows, sizeof outcome->rows);
     memcpy(outcome->bytes, pick.read_bytes, sizeof outcome->bytes);
+}
+
+/* What only calls that place need. */
+static int reserve_places(struct wave *wave, size_t floats, struct arena *arena, struct error *err)
+{
+    const struct rope *rope = wave->call->args->attend.rope;
+    bool grows = rope->magnitude != 1.0;
+    wave->placed = arena_alloc_aligned(arena, floats * sizeof *wave->placed, 64);
+    if (grows) wave->at_zero = arena_alloc(arena, sizeof *wave->at_zero);
+    if (wave->placed == NULL || (grows && wave->at_zero == NULL))
+        return error_set(err, MEMD_ENOMEM, "no memory for %zu floats of queries", floats);
+    if (!grows) return 0;
+    *wave->at_zero = *rope; /* turns by nothing, whatever the position */
+    for (size_t i = 0; i < ROPE_PAIRS_MAX; i++) {
+        wave->at_zero->inv_freq[i] = wave->at_zero->step_sin[i] = 0.0;
+        wave->at_zero->step_cos[i] = 1.0;
+    }
+    return 0;
 }
 
 static int reserve(struct wave *wave, size_t queries, struct arena *arena, struct error *err)
@@ -350,7 +396,7 @@ static int reserve(struct wave *wave, size_t queries, struct arena *arena, struc
         return error_set(err, MEMD_ENOMEM, "no memory for %zu queries with %zu bytes of scratch",
                          queries, tasks * wave->scratch_bytes);
     wave->scan.q = q;
-    return 0;
+    return wave->call->places ? reserve_places(wave, rows * args->q.shape[2], arena, err) : 0;
 }
 
 /* Sum up what the tasks read; the first error of any. */
@@ -394,6 +440,8 @@ int pick_run(const struct pick_call *call, struct arena *arena, struct error *er
     struct wave wave = { .call = call, .rows = { args->views, args->view_count, args->q.shape[2],
                                                  args->rope } };
     wave.tokens = rows_tokens(&wave.rows);
+    struct attend_args asked = *args;
+    if (call->places) asked.rope = NULL;
     size_t step = wave_queries(call);
     int rc = reserve(&wave, step, arena, err);
     float *q = wave.scan.q;
@@ -401,7 +449,7 @@ int pick_run(const struct pick_call *call, struct arena *arena, struct error *er
         size_t count = queries - first < step ? queries - first : step;
         size_t tasks = count * args->kv_heads;
         memset(wave.outcomes, 0, tasks * sizeof *wave.outcomes);
-        scan_init(&wave.scan, args, first, count, q);
+        scan_init(&wave.scan, &asked, first, count, q);
         pool_for(args->pool, tasks, run_task, &wave);
         rc = collect(&wave, tasks, err);
     }

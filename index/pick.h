@@ -11,6 +11,10 @@
  *     … choose among middle.begin … middle.end - 1 …
  *     pick_list(pick, PICK_GROUP, positions, count);
  *
+ * Rows and query are rotated at their positions. A call that `places` starts with the unrotated
+ * query instead and says with pick_place where the query and the rows that it reads next are taken
+ * to be (positions.h); so it may read several sets, each under a rule of its own.
+ *
  * A query of a batch is a task of its own: these indexes are asked by decoding, one query at a
  * time.
  *
@@ -26,6 +30,7 @@
 #define MEMD_INDEX_PICK_H
 
 #include "index/index.h"
+#include "index/positions.h"
 #include "index/rows.h"
 #include "index/topk.h"
 
@@ -37,6 +42,7 @@ struct pick_call {
     const struct index_args *args;
     int (*task)(struct pick *pick, struct error *err);
     size_t scratch_bytes;  /* for each task */
+    bool places;           /* tasks call pick_place before they read; memd rotates the keys */
     const void *version;   /* whatever the tasks need */
     const double *options;
     /* one of the two */
@@ -51,7 +57,11 @@ struct pick {
     struct rows rows;
     size_t kv_head, query, group, head_dim;
     uint64_t limit;  /* the query sees positions below; at most the tokens there are */
-    const float *q;  /* (group, D) scaled, rotated */
+    const float *q;  /* (group, D) scaled, rotated (where the task placed it) */
+    const float *unplaced; /* (group, D) scaled; with `places`: unrotated */
+    float *placed;   /* (group, D) with `places` */
+    uint64_t shift;  /* rows are rotated at their position less this */
+    const struct rope *at_zero; /* rotates a key at position 0, NULL: which is the key itself */
     float *max, *sum; /* (group) attend: the running state of kernels/partial.h */
     float *acc;       /* (group, D) attend: the same */
     struct topk *top; /* (group) search */
@@ -72,11 +82,18 @@ struct pick_middle {
 
 int pick_run(const struct pick_call *call, struct arena *arena, struct error *err);
 
+/* Where the query and the rows that are read from now on stand. */
+void pick_place(struct pick *pick, struct placement placement);
+
 /* All rows begin … end-1, for every head of the group. */
 void pick_range(struct pick *pick, uint64_t begin, uint64_t end);
 
 /* The rows at `positions` for one head (0 … group-1) or PICK_GROUP. */
 void pick_list(struct pick *pick, size_t head, const uint64_t *positions, size_t count);
+
+/* What pick_steady leaves in between; reads nothing. */
+struct pick_middle pick_middle(const struct pick *pick, uint64_t sinks, uint64_t window,
+                               uint64_t covered);
 
 /* Read the first `sinks` rows, the last `window`, and everything from `covered` on. What is left in
  * between is for the index. */
