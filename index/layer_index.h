@@ -18,6 +18,7 @@
 #define MEMD_INDEX_LAYER_INDEX_H
 
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -60,6 +61,8 @@ struct layer_index {
 struct layer_index_type {
     const char *name;
     const struct option_table *options;
+    /* Do these options fit a context whose keys memd rotates, or does not? NULL: all do. */
+    int (*check)(const double *options, bool rotates, struct error *err);
     uint64_t step_tokens; /* a new version is worth it when so many tokens came (1024, 8192) */
     bool needs_queries;
 

@@ -299,6 +299,7 @@ static int create(struct catalog *catalog, const struct open_args *args, uint64_
     int rc = check_name(args->name, err);
     if (rc == 0)
         rc = method_parse(method, args->parameters, args->parameter_count, options, err);
+    if (rc == 0) rc = method_check(method, args->model, options, err);
     if (rc < 0) return rc;
     CLEANUP(free_ptr) struct record *record = new_record(catalog, args->name);
     if (record == NULL) return error_set(err, MEMD_ENOMEM, "no memory for a context");

@@ -43,7 +43,7 @@ static int init_model(struct context *context, struct error *err)
     for (uint32_t i = 0; i < record->model.layers; i++)
         pthread_mutex_init(&context->layers[i].observed.lock, NULL);
     planes_layout_init(record->model.head_dim, &context->layout);
-    if (!record->model.has_rope || record->model.rotated) return 0;
+    if (!model_rotates(&record->model)) return 0;
     context->rope = malloc(sizeof *context->rope);
     if (context->rope == NULL) return error_set(err, MEMD_ENOMEM, "no memory for a context");
     return rope_init(&record->model.rope, record->model.head_dim, context->rope, err);

@@ -49,6 +49,12 @@ uint64_t model_hash(const struct model *model);
 void model_encode(const struct model *model, struct bytes_writer *out);
 int model_decode(struct bytes_reader *in, struct model *ret_model, struct error *err);
 
+/* Does memd rotate keys and queries, because they come without RoPE applied? */
+static inline bool model_rotates(const struct model *model)
+{
+    return model->has_rope && !model->rotated;
+}
+
 /* Bytes of K and V of one token in one layer. */
 static inline size_t model_token_bytes(const struct model *model, size_t element_bytes)
 {

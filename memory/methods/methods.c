@@ -81,6 +81,13 @@ int method_parse(const struct method *method, const struct parameter *parameters
     return options_parse(method_options(method), texts, count, ret_options, err);
 }
 
+int method_check(const struct method *method, const struct model *model, const double *options,
+                 struct error *err)
+{
+    if (method->layer == NULL || method->layer->check == NULL) return 0;
+    return method->layer->check(options, model_rotates(model), err);
+}
+
 double method_option(const struct method *method, const double *options, const char *name,
                      double absent)
 {

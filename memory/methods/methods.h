@@ -8,7 +8,8 @@
  * To add one see docs/HACKING.md.
  *
  * Threads  any worker, concurrently; a method keeps nothing between calls
- * Errors   MEMD_EINVAL parameters · MEMD_ENOMEM · what `stop` says
+ * Errors   MEMD_EINVAL parameters · MEMD_EUNSUPPORTED parameters that the model does not allow ·
+ *          MEMD_ENOMEM · what `stop` says
  * Tests    tests/unit/test_catalog.c, tests/unit/test_methods.c
  */
 #ifndef MEMD_MEMORY_METHODS_H
@@ -26,6 +27,7 @@ struct arena;
 struct error;
 struct layer_index;
 struct layer_index_type;
+struct model;
 struct parameter;
 struct planes;
 
@@ -79,6 +81,10 @@ const struct option_table *method_options(const struct method *method);
 /* Are these the parameters of this method, and in range? ret_options (OPTIONS_MAX) */
 int method_parse(const struct method *method, const struct parameter *parameters, size_t count,
                  double *ret_options, struct error *err);
+
+/* Can a context of this model have a method with these options? MEMD_EUNSUPPORTED where not. */
+int method_check(const struct method *method, const struct model *model, const double *options,
+                 struct error *err);
 
 /* The value of an option by name, or `absent` where the method has no such option. */
 double method_option(const struct method *method, const double *options, const char *name,

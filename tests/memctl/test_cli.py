@@ -196,9 +196,12 @@ def proving(ctl, daemon):
     assert [name for name, method in methods.items() if method["default"]] == ["progressive"], methods
     options = {option["name"]: option for option in methods["progressive"]["options"]}
     assert options["target_error"]["default"] == 0.02 and options["target_error"]["most"] == 0.5, options
+    places = {option["name"]: option for option in methods["streaming"]["options"]}["positions"]
+    assert places["default"] == "auto" and places["choices"] == ["auto", "cache-index", "original"], places
     assert methods["full"]["options"] == [] and all(method["help"] for method in methods.values())
     table = ctl.run("methods")
     assert table.startswith("METHOD") and re.search(r"^  target_error +0\.02 +0 +0\.5 ", table, re.M), table
+    assert re.search(r"^  positions +auto +.*: auto \| cache-index \| original$", table, re.M), table
 
     nothing = ctl.json("recall", "book")
     assert (nothing["queries"], nothing["met"]) == (0, None) and len(nothing["layers"]) == 2, nothing

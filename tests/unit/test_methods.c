@@ -67,6 +67,14 @@ static void test_open_refuses(void **state)
     args.method = "magic";
     ASSERT_CODE(MEMD_EUNSUPPORTED, catalog_open_context(fx.catalog, &args, &fx.arena, &context,
                                                         &created, &err), err);
+    args.method = "streaming"; /* this model's keys come rotated */
+    parameter = (struct parameter){ "positions", "cache-index" };
+    ASSERT_CODE(MEMD_EUNSUPPORTED, catalog_open_context(fx.catalog, &args, &fx.arena, &context,
+                                                        &created, &err), err);
+    assert_non_null(strstr(err.text, "positions is cache-index"));
+    parameter = (struct parameter){ "positions", "nowhere" };
+    ASSERT_CODE(MEMD_EINVAL, catalog_open_context(fx.catalog, &args, &fx.arena, &context, &created,
+                                                  &err), err);
     fixture_end(&fx);
 }
 

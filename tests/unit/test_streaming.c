@@ -214,6 +214,93 @@ static void test_rope(void **state)
     past_free(&past);
 }
 
+/* Keys at their place among the kept ones, in a copy that the truth reads. */
+static void place_kept(struct past *past, const struct rope *rope, size_t i, const bool *chosen)
+{
+    float cos[ROPE_PAIRS_MAX], sin[ROPE_PAIRS_MAX];
+    size_t before = 0, own = 0;
+    for (size_t t = 0; t < past->tokens; t++) {
+        if (t == past->positions[i]) own = before;
+        if (!chosen[t]) continue;
+        rope_angles(rope, before++, cos, sin);
+        for (size_t g = 0; g < past->kv_heads; g++)
+            rope_apply(rope, cos, sin, past->k + (g * past->tokens + t) * past->head_dim, 1);
+    }
+    uint64_t position = past->positions[i], limit = past->limits[i];
+    if (position >= limit) own = before + (size_t)(position - limit);
+    rope_angles(rope, own, cos, sin);
+    rope_apply(rope, cos, sin, past->q + i * past->query_heads * past->head_dim,
+               past->query_heads);
+}
+
+static void expect_placed(const struct past *past, const struct rope *rope, const double *options,
+                          const struct reply *reply)
+{
+    size_t k_count = past->kv_heads * past->tokens * past->head_dim;
+    size_t q_count = past->queries * past->query_heads * past->head_dim;
+    struct past placed = *past;
+    placed.k = past_alloc(k_count, sizeof *placed.k);
+    placed.q = past_alloc(q_count, sizeof *placed.q);
+    bool *chosen = past_alloc(past->tokens, sizeof *chosen);
+    for (size_t i = 0; i < past->queries; i++) {
+        memcpy(placed.k, past->k, k_count * sizeof *placed.k);
+        memcpy(placed.q, past->q, q_count * sizeof *placed.q);
+        choose_steady(past, i, options, chosen);
+        place_kept(&placed, rope, i, chosen);
+        for (size_t h = 0; h < past->query_heads; h++)
+            assert_true(subset_equals(&placed, reply, i, h, chosen));
+    }
+    free(chosen);
+    free(placed.k);
+    free(placed.q);
+}
+
+/* Queries at the limit, as the last kept token, behind a window of the client, and among the
+ * tokens that were left out. */
+static void test_cache_index(void **state)
+{
+    (void)state;
+    uint64_t random = random_seed();
+    static const double settings[][STREAMING_OPTIONS] = {
+        { 4, 100 }, { 0, 10, 1 }, { 3, 0, 1 }, { 4, 65536 }, { 0, 0 } };
+    static const int behind[] = { 0, -1, 40, -300 };
+    struct rope rope;
+    struct rope_config config = { .theta = 1e4 };
+    assert_int_equal(rope_init(&config, 64, &rope, NULL), 0);
+    for (size_t turn = 0; turn < 20; turn++) {
+        struct past past = { .query_heads = 4, .kv_heads = 2, .head_dim = 64,
+                             .tokens = turn % 2 == 0 ? 900 : 30, .queries = 4,
+                             .dtype = turn % 3 == 0 ? DTYPE_FP32 : DTYPE_BF16 };
+        past_make(&past, &random);
+        past_cut(&past, 300, &random);
+        for (size_t i = 0; i < past.queries; i++) {
+            int64_t position = (int64_t)past.limits[i] + behind[(i + turn) % 4];
+            past.positions[i] = position < 0 ? 0 : (uint64_t)position;
+        }
+        struct index_args args = { .attend = past_args(&past) };
+        args.attend.rope = &rope;
+        struct reply reply;
+        reply_init(&reply, &past);
+        assert_int_equal(reply_ask(&streaming_type, NULL, &args, settings[turn % 5], &reply), 0);
+        expect_placed(&past, &rope, settings[turn % 5], &reply);
+        reply_fini(&reply);
+        past_free(&past);
+    }
+}
+
+static void test_positions_of_models(void **state)
+{
+    (void)state;
+    struct error err = { 0 };
+    static const double choices[][STREAMING_OPTIONS] = { { 4, 9, 0 }, { 4, 9, 1 }, { 4, 9, 2 } };
+    for (size_t i = 0; i < 3; i++) {
+        assert_int_equal(streaming_type.check(choices[i], true, &err), 0);
+        assert_int_equal(streaming_type.check(choices[i], false, &err),
+                         i == 1 ? MEMD_EUNSUPPORTED : 0);
+    }
+    assert_non_null(strstr(err.text, "streaming: positions is cache-index"));
+}
+
 static int refuse(void *arg)
 {
     (void)arg;
@@ -282,6 +369,8 @@ int main(void)
         cmocka_unit_test(test_oracle),
         cmocka_unit_test(test_search),
         cmocka_unit_test(test_rope),
+        cmocka_unit_test(test_cache_index),
+        cmocka_unit_test(test_positions_of_models),
         cmocka_unit_test(test_stop_and_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
