@@ -58,8 +58,8 @@ class Rope:
         self.dims, self.pairing = dims, pairing
         self.rotary = rotary or dims
         self.magnitude = 1.0
-        index = np.arange(0, self.rotary, 2, dtype=np.float64)
-        inv_freq = 1.0 / theta ** (index / self.rotary)
+        # Python's own powers: those of NumPy differ in the last bit between CPUs, which at position 1,000,003 is seven digits.
+        inv_freq = np.array([1.0 / theta ** (index / self.rotary) for index in range(0, self.rotary, 2)])
         if scaling == LINEAR:
             inv_freq = inv_freq / factor
         elif scaling == LLAMA3:
