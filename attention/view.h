@@ -16,6 +16,10 @@ struct view {
     size_t tokens;
     uint64_t position;     /* of row 0 */
     uint32_t dtype;        /* enum dtype */
+    /* Token t's record of index/columns.h at columns + t * columns_stride_bytes, the same for every
+     * head; NULL where a method wants none. */
+    const unsigned char *columns;
+    size_t columns_stride_bytes;
 };
 
 /* Which bytes of it. */

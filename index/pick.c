@@ -59,7 +59,7 @@ void pick_place(struct pick *pick, struct placement placement)
     const struct rope *rope = pick->call->args->attend.rope;
     assert(pick->call->places && rope != NULL);
     memcpy(pick->placed, pick->unplaced, pick->group * pick->head_dim * sizeof *pick->placed);
-    pick->shift = placement.shift;
+    pick->placement = placement;
     pick->rows.rope = placement.rule == POSITIONS_NONE ? NULL : pick->at_zero;
     if (placement.rule == POSITIONS_ORIGINAL || placement.rule == POSITIONS_CACHE_INDEX)
         pick->rows.rope = rope;
@@ -67,6 +67,34 @@ void pick_place(struct pick *pick, struct placement placement)
     float cos[ROPE_PAIRS_MAX], sin[ROPE_PAIRS_MAX];
     rope_angles(rope, placement.query, cos, sin);
     rope_apply(rope, cos, sin, pick->placed, pick->group);
+}
+
+/* Where a key at `position` is rotated. */
+static uint64_t placed(const struct pick *pick, uint64_t position)
+{
+    switch (pick->placement.rule) {
+    case POSITIONS_NONE: return PLAN_UNPLACED;
+    case POSITIONS_ZERO:
+    case POSITIONS_CONSTANT: return 0;
+    default: return position - pick->placement.shift;
+    }
+}
+
+/* Into the plan, if there is one. */
+static void note(struct pick *pick, struct heads heads, enum plan_kind kind, uint64_t first,
+                 size_t count, uint64_t place)
+{
+    if (pick->call->plan == NULL) return;
+    size_t head = pick->kv_head * pick->group + heads.first;
+    struct plan_run run = { .query = (uint32_t)pick->query, .head = (uint32_t)head,
+                            .heads = (uint32_t)heads.count, .kind = kind, .first = first,
+                            .count = count, .placed = place,
+                            .query_placed = pick->placement.query };
+    bool together = pick->placement.rule == POSITIONS_ZERO ||
+                    pick->placement.rule == POSITIONS_CONSTANT;
+    run.count = together ? 1 : count;
+    for (size_t i = 0; i < count; i += (size_t)run.count, run.first += run.count)
+        plan_add(pick->call->plan, &run);
 }
 
 static void attend_run(struct pick *pick, struct heads heads, const struct run *run)
@@ -147,7 +175,7 @@ static struct run run_at(const struct pick *pick, uint64_t position, size_t most
     if (run.count > room) run.count = room;
     backend_get()->rotate(&(struct rotate_args){
         .rope = pick->rows.rope, .rows = run.k, .stride_bytes = run.k_stride_bytes,
-        .dtype = view->dtype, .count = run.count, .position = position - pick->shift,
+        .dtype = view->dtype, .count = run.count, .position = position - pick->placement.shift,
         .out = tile });
     run.k = (const unsigned char *)tile;
     run.k_dtype = DTYPE_FP32;
@@ -164,6 +192,7 @@ void pick_range(struct pick *pick, uint64_t begin, uint64_t end)
         size_t most = end - begin < RUN_ROWS ? (size_t)(end - begin) : RUN_ROWS;
         struct run run = run_at(pick, begin, most, tile);
         consume(pick, heads, &run, NULL, begin);
+        note(pick, heads, PLAN_TOKENS, begin, run.count, placed(pick, begin));
         count_exact(pick, run.count, run.v_dtype, pick->call->partial != NULL);
         begin += run.count;
     }
@@ -209,7 +238,7 @@ static struct run gather(const struct pick *pick, const uint64_t *positions, siz
         }
         backend_get()->rotate(&(struct rotate_args){
             .rope = pick->rows.rope, .rows = key, .stride_bytes = row_bytes, .dtype = view->dtype,
-            .count = 1, .position = positions[i] - pick->shift,
+            .count = 1, .position = positions[i] - pick->placement.shift,
             .out = (float *)(void *)k + i * pick->head_dim });
     }
     run.k_dtype = pick->rows.rope == NULL ? run.v_dtype : DTYPE_FP32;
@@ -227,6 +256,8 @@ void pick_list(struct pick *pick, size_t head, const uint64_t *positions, size_t
         size_t some = count - begin < step ? count - begin : step;
         struct run run = gather(pick, positions + begin, some, k, v);
         consume(pick, heads, &run, positions + begin, 0);
+        for (size_t i = begin; pick->call->plan != NULL && i < begin + some; i++)
+            note(pick, heads, PLAN_TOKENS, positions[i], 1, placed(pick, positions[i]));
         count_exact(pick, some, run.v_dtype, pick->call->partial != NULL);
     }
 }
@@ -249,6 +280,53 @@ struct pick_middle pick_steady(struct pick *pick, uint64_t sinks, uint64_t windo
     pick_range(pick, 0, middle.begin);
     pick_range(pick, middle.end, pick->limit);
     return middle;
+}
+
+void pick_rows(struct pick *pick, size_t head, const struct pick_given *given)
+{
+    assert(pick->call->partial != NULL);
+    _Alignas(64) float tile[TILE_BYTES / sizeof(float)];
+    struct heads heads = { head, 1 };
+    if (head == PICK_GROUP) heads = (struct heads){ 0, pick->group };
+    size_t row = pick->head_dim, stride = row * sizeof(float);
+    size_t step = TILE_BYTES / stride;
+    for (size_t begin = 0; begin < given->count && !asked_to_stop(pick); begin += step) {
+        size_t some = given->count - begin < step ? given->count - begin : step;
+        struct run run = { .k = (const unsigned char *)(given->k + begin * row),
+                           .v = (const unsigned char *)(given->v + begin * row),
+                           .k_stride_bytes = stride, .v_stride_bytes = stride, .count = some,
+                           .k_dtype = DTYPE_FP32, .v_dtype = DTYPE_FP32 };
+        if (pick->rows.rope != NULL) {
+            backend_get()->rotate(&(struct rotate_args){
+                .rope = pick->rows.rope, .rows = run.k, .stride_bytes = stride,
+                .dtype = DTYPE_FP32, .count = some, .position = given->place + begin,
+                .out = tile });
+            run.k = (const unsigned char *)tile;
+        }
+        attend_run(pick, heads, &run);
+        note(pick, heads, PLAN_SLOTS, given->id + begin, some,
+             pick->placement.rule == POSITIONS_NONE ? PLAN_UNPLACED : given->place + begin);
+        count_exact(pick, some, DTYPE_FP32, true);
+    }
+}
+
+struct pick_state pick_apart(struct pick *pick, struct pick_state state)
+{
+    struct pick_state before = { pick->max, pick->sum, pick->acc };
+    for (size_t m = 0; m < pick->group; m++) {
+        state.max[m] = -INFINITY;
+        state.sum[m] = 0.0F;
+    }
+    memset(state.acc, 0, pick->group * pick->head_dim * sizeof *state.acc);
+    pick_together(pick, state);
+    return before;
+}
+
+void pick_together(struct pick *pick, struct pick_state before)
+{
+    pick->max = before.max;
+    pick->sum = before.sum;
+    pick->acc = before.acc;
 }
 
 void pick_merge(struct pick *pick, size_t head, float max, float sum, const float *acc)
@@ -348,6 +426,7 @@ static void run_task(void *arg, size_t idx)
         .mass = wave->mass + row * INDEX_LEVELS,
         .scratch = wave->scratch + idx * wave->scratch_bytes };
     if (wave->call->places) pick.q = pick.placed = wave->placed + at;
+    pick.placement.query = args->positions == NULL ? PLAN_UNPLACED : args->positions[pick.query];
     begin_task(wave, &pick, row, out_row);
     if (!asked_to_stop(&pick)) outcome->code = wave->call->task(&pick, &outcome->error);
     if (outcome->code == 0 && pick.stopped != 0)
@@ -450,7 +529,7 @@ int pick_run(const struct pick_call *call, struct arena *arena, struct error *er
         size_t tasks = count * args->kv_heads;
         memset(wave.outcomes, 0, tasks * sizeof *wave.outcomes);
         scan_init(&wave.scan, &asked, first, count, q);
-        pool_for(args->pool, tasks, run_task, &wave);
+        pool_for(call->plan == NULL ? args->pool : NULL, tasks, run_task, &wave);
         rc = collect(&wave, tasks, err);
     }
     return rc;

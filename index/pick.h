@@ -30,6 +30,7 @@
 #define MEMD_INDEX_PICK_H
 
 #include "index/index.h"
+#include "index/plan.h"
 #include "index/positions.h"
 #include "index/rows.h"
 #include "index/topk.h"
@@ -49,6 +50,7 @@ struct pick_call {
     const struct partial *partial; /* attend: rows = n * H */
     const struct index_hits *hits; /* search: k ≥ 1 */
     struct index_quality *quality; /* may be NULL, and so may its arrays */
+    struct plan *plan; /* not NULL: what is read is written down, one task after the other */
 };
 
 /* One query of one KV head, on one thread. */
@@ -60,7 +62,7 @@ struct pick {
     const float *q;  /* (group, D) scaled, rotated (where the task placed it) */
     const float *unplaced; /* (group, D) scaled; with `places`: unrotated */
     float *placed;   /* (group, D) with `places` */
-    uint64_t shift;  /* rows are rotated at their position less this */
+    struct placement placement; /* of what is read next */
     const struct rope *at_zero; /* rotates a key at position 0, NULL: which is the key itself */
     float *max, *sum; /* (group) attend: the running state of kernels/partial.h */
     float *acc;       /* (group, D) attend: the same */
@@ -71,6 +73,20 @@ struct pick {
     void *scratch;     /* 64-byte aligned */
     uint64_t read_rows[INDEX_LEVELS], read_bytes[INDEX_LEVELS];
     int stopped; /* what `stop` returned: reading has ended early */
+};
+
+/* A running softmax of the group that rows can be read into apart from that of the answer. */
+struct pick_state {
+    float *max, *sum; /* (group) */
+    float *acc;       /* (group, D) */
+};
+
+/* Rows that are not of the layer: means, projections. */
+struct pick_given {
+    const float *k, *v; /* (count, D) fp32, not rotated where memd rotates */
+    size_t count;
+    uint64_t place;     /* keys are rotated at place, place + 1, …, as the placement's rule says */
+    uint64_t id;        /* of the first, for the plan (PLAN_SLOTS) */
 };
 
 /* Positions that an index may choose among. */
@@ -99,6 +115,14 @@ struct pick_middle pick_middle(const struct pick *pick, uint64_t sinks, uint64_t
  * between is for the index. */
 struct pick_middle pick_steady(struct pick *pick, uint64_t sinks, uint64_t window,
                                uint64_t covered);
+
+/* Rows in memory of the caller, for one head or PICK_GROUP; counted as exact rows. Attend only. */
+void pick_rows(struct pick *pick, size_t head, const struct pick_given *given);
+
+/* From now on rows are read into `state`, which is cleared; returns where they went before. */
+struct pick_state pick_apart(struct pick *pick, struct pick_state state);
+/* Back again. */
+void pick_together(struct pick *pick, struct pick_state before);
 
 /* Scores of consecutive rows for every head of the group, counted as exact rows read.
  * ret_scores (group, count) */

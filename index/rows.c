@@ -63,3 +63,10 @@ void rows_values(const struct rows *rows, size_t g, uint64_t begin, size_t count
         half_load(from, view->dtype, rows->head_dim, ret_values + i * rows->head_dim);
     }
 }
+
+const unsigned char *rows_columns(const struct rows *rows, uint64_t position)
+{
+    const struct view *view = rows_view(rows, 0, position);
+    assert(view->columns != NULL);
+    return view->columns + (size_t)(position - view->position) * view->columns_stride_bytes;
+}

@@ -33,6 +33,9 @@ const struct view *rows_view(const struct rows *rows, size_t g, uint64_t positio
 /* Keys of positions begin … begin+count-1, rotated, in fp32. ret_keys (count, D) */
 void rows_keys(const struct rows *rows, size_t g, uint64_t begin, size_t count, float *ret_keys);
 
+/* The columns of a token (columns.h), of views that have them. */
+const unsigned char *rows_columns(const struct rows *rows, uint64_t position);
+
 /* ret_values (count, D) fp32 */
 void rows_values(const struct rows *rows, size_t g, uint64_t begin, size_t count,
                  float *ret_values);

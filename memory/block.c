@@ -159,7 +159,7 @@ uint32_t *block_ids(const struct block *block, const struct block_shape *shape)
 
 /* (n, G, D) → (G, 1024, D) from row `first` on. */
 static void scatter(struct block *block, const struct block_shape *shape, size_t first,
-                    const struct rows *rows, enum format_kind kind)
+                    const struct given_rows *rows, enum format_kind kind)
 {
     const unsigned char *from = kind == FORMAT_KIND_K ? rows->k : rows->v;
     size_t row_bytes = shape->row_bytes;
@@ -173,7 +173,7 @@ static void scatter(struct block *block, const struct block_shape *shape, size_t
 }
 
 void block_write(struct block *block, const struct block_shape *shape, size_t first,
-                 const struct rows *rows)
+                 const struct given_rows *rows)
 {
     assert(first + rows->count <= FORMAT_SEGMENT_TOKENS);
     block->sealed = false;
@@ -197,7 +197,7 @@ static bool equal_head(const unsigned char *mine, const struct block_shape *shap
 }
 
 bool block_equals(const struct block *block, const struct block_shape *shape, size_t first,
-                  const struct rows *rows)
+                  const struct given_rows *rows)
 {
     assert(first + rows->count <= FORMAT_SEGMENT_TOKENS);
     size_t offset = first * shape->row_bytes;
@@ -211,7 +211,7 @@ bool block_equals(const struct block *block, const struct block_shape *shape, si
 }
 
 bool block_values_equal(const unsigned char *const *values, const struct block_shape *shape,
-                        size_t first, const struct rows *rows)
+                        size_t first, const struct given_rows *rows)
 {
     assert(first + rows->count <= FORMAT_SEGMENT_TOKENS);
     size_t offset = first * shape->row_bytes;

@@ -80,7 +80,7 @@ unsigned char *block_rows(const struct block *block, const struct block_shape *s
                           enum format_kind kind);
 uint32_t *block_ids(const struct block *block, const struct block_shape *shape);
 
-struct rows {
+struct given_rows {
     const unsigned char *k, *v; /* (n, G, D) */
     const void *ids;            /* (n) u32, or NULL */
     size_t count;
@@ -88,15 +88,15 @@ struct rows {
 /* Write rows [first, first + rows->count); ids where there are any (has_ids is the caller's to
  * keep). */
 void block_write(struct block *block, const struct block_shape *shape, size_t first,
-                 const struct rows *rows);
+                 const struct given_rows *rows);
 
 /* Do rows [first, first + count) hold exactly these bytes? Ids are not compared. */
 bool block_equals(const struct block *block, const struct block_shape *shape, size_t first,
-                  const struct rows *rows);
+                  const struct given_rows *rows);
 
 /* The same for a sealed segment: values (2, G). */
 bool block_values_equal(const unsigned char *const *values, const struct block_shape *shape,
-                        size_t first, const struct rows *rows);
+                        size_t first, const struct given_rows *rows);
 
 /* Headers and checksums of a full block whose first token stands at `position`. */
 void block_seal(struct block *block, const struct block_shape *shape, uint64_t position,

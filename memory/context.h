@@ -40,6 +40,9 @@ struct append_layer {
     struct tensor k, v;        /* (n, G, D), the model's dtype */
     struct tensor q;           /* (n, H, D), or dims = 0 */
     const uint32_t *token_ids; /* (n), or NULL */
+    const uint8_t *marks;      /* (n) bits of index/columns.h, or NULL: none is marked */
+    struct tensor scores;      /* (n, H) attention mass that the tokens have received, or dims = 0 */
+    struct tensor states;      /* (n, W) instead of k and v, where the method keeps states */
 };
 
 struct progress {
@@ -79,6 +82,8 @@ struct query {
                           * (index.h) ignore it */
     uint64_t max_bytes; /* read for this query at most, as far as the method can choose; 0 = what
                          * the context's parameters say */
+    struct tensor states; /* (n, W) of the queries, for methods that keep states; or dims = 0 */
+    struct plan *plan;    /* not NULL: what is read is written down (index/plan.h) */
 };
 
 /* What an answer was made from. Arrays are in the arena of the call. */
@@ -122,8 +127,40 @@ struct fetch_out {
 int context_fetch(struct context *context, uint32_t layer, const uint64_t *ids, size_t count,
                   struct fetch_out *ret_rows, struct error *err);
 
+/* Attention mass that tokens position … position + n - 1 have received, (n, H) of any float dtype, is
+ * added to what is known of them. Tokens that the method has folded in already are left out: it is
+ * too late for them. Committed with the next rows. Errors MEMD_EUNSUPPORTED the method takes none ·
+ * MEMD_EPOSITION not stored yet · MEMD_ENONFINITE · MEMD_EINVAL negative */
+int context_add_mass(struct context *context, uint32_t layer, uint64_t position,
+                     const struct tensor *mass, struct error *err);
+
+/* Compress the first `tokens` tokens of a layer (0 = all of them) as the method does, once: queries
+ * read what was kept, and everything behind it. Committed before it returns. Rows stay stored.
+ * Errors MEMD_EUNSUPPORTED the method does not compress · MEMD_EEXIST the layer is compressed ·
+ * MEMD_EPOSITION fewer tokens · MEMD_EINVAL queries are missing */
+struct compress_args {
+    uint32_t layer;
+    uint64_t tokens;
+    struct tensor q;        /* (w, H, D) of the prompt's last w tokens, or dims = 0 */
+    int (*stop)(void *arg); /* see attend.h */
+    void *stop_arg;
+};
+int context_compress(struct context *context, const struct compress_args *args,
+                     struct arena *arena, uint64_t *ret_kept, struct error *err);
+
+/* Upload a tensor for a layer (or PARAM_ALL_LAYERS), in place of the one that was there. What was
+ * folded with the old ones is made again. Committed before it returns. */
+int context_put_param(struct context *context, const char *name, uint32_t layer,
+                      const struct tensor *value, struct error *err);
+
+/* What a layer's state is like (index/fold.h), for people. ret_facts (FOLD_FACTS_MAX); a count. */
+struct fold_fact;
+int context_describe(struct context *context, uint32_t layer, struct fold_fact *ret_facts,
+                     struct error *err);
+
 /* Roll all layers back to `position` tokens (layers that hold fewer stay). Committed before it
- * returns. MEMD_EPOSITION when the context holds fewer tokens. */
+ * returns. MEMD_EPOSITION when the context holds fewer tokens, MEMD_EUNSUPPORTED when a layer's
+ * prompt was compressed and reaches farther. */
 int context_truncate(struct context *context, uint64_t position, struct error *err);
 
 #endif

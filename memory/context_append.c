@@ -28,12 +28,12 @@ static size_t rows_of(const struct append_layer *part)
 }
 
 /* Rows [skip, n) of a part. */
-static struct rows rows_from(const struct context *context, const struct append_layer *part,
+static struct given_rows rows_from(const struct context *context, const struct append_layer *part,
                              size_t skip, size_t count)
 {
     size_t token_bytes = block_token_bytes(&context->shape) / 2;
     assert(skip + count <= rows_of(part));
-    return (struct rows){
+    return (struct given_rows){
         .k = (const unsigned char *)part->k.data + skip * token_bytes,
         .v = (const unsigned char *)part->v.data + skip * token_bytes,
         .ids = part->token_ids == NULL ? NULL : part->token_ids + skip,
@@ -92,7 +92,7 @@ static int check_finite(struct context *context, const struct append_layer *part
 
 /* Are `count` rows from `position` on what is stored there, all inside one slot? */
 static bool slot_equals(struct context *context, struct layer *layer, uint64_t position,
-                        const struct rows *rows)
+                        const struct given_rows *rows)
 {
     size_t idx = position / FORMAT_SEGMENT_TOKENS, first = position % FORMAT_SEGMENT_TOKENS;
     pthread_mutex_lock(&context->lock);
@@ -122,7 +122,7 @@ static int check_repeat(struct context *context, const struct append_layer *part
     for (size_t done = 0; rc == 0 && done < overlap;) {
         size_t room = FORMAT_SEGMENT_TOKENS - (position + done) % FORMAT_SEGMENT_TOKENS;
         size_t count = overlap - done < room ? overlap - done : room;
-        struct rows rows = rows_from(context, part, done, count);
+        struct given_rows rows = rows_from(context, part, done, count);
         if (!slot_equals(context, layer, position + done, &rows))
             return error_set(err, MEMD_EPOSITION,
                              "layer %" PRIu32 " holds %" PRIu64 " tokens and other bytes than "
@@ -184,7 +184,7 @@ static void copy_rows(struct context *context, const struct append_layer *part, 
         size_t idx = position / FORMAT_SEGMENT_TOKENS, first = position % FORMAT_SEGMENT_TOKENS;
         size_t room = FORMAT_SEGMENT_TOKENS - first;
         size_t count = rows_of(part) - done < room ? rows_of(part) - done : room;
-        struct rows rows = rows_from(context, part, done, count);
+        struct given_rows rows = rows_from(context, part, done, count);
         pthread_mutex_lock(&context->lock);
         struct block *block = layer->slots[idx].block;
         block->has_ids = (first == 0 || block->has_ids) && rows.ids != NULL;

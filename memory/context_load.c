@@ -99,7 +99,7 @@ static int add_tail(struct context *context, const struct tail_key *key, struct 
     size_t half = header.tokens * block_token_bytes(&context->shape) / 2;
     const unsigned char *payload = (const unsigned char *)value.data + FORMAT_HEADER_BYTES;
     bool has_ids = (header.flags & FORMAT_FLAG_IDS) != 0;
-    struct rows rows = {
+    struct given_rows rows = {
         .k = payload,
         .v = payload + half,
         .ids = has_ids ? payload + 2 * half : NULL,

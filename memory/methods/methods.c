@@ -84,6 +84,7 @@ int method_parse(const struct method *method, const struct parameter *parameters
 int method_check(const struct method *method, const struct model *model, const double *options,
                  struct error *err)
 {
+    if (method->check != NULL) return method->check(method, model, options, err);
     if (method->layer == NULL || method->layer->check == NULL) return 0;
     return method->layer->check(options, model_rotates(model), err);
 }

@@ -2,9 +2,17 @@
 /* methods.h — memory methods: how a query of a context is answered from what the layer holds.
  *
  * A method is one struct and one line in methods.c. It never touches storage: it is given the
- * exact rows of the layer as views, with what was derived from them so far (planes, a version of
- * a layer index), and gives an answer with a record of how it came about. What a method wants to
- * be derived it says in its struct; the builder (memory/builder.h) makes it, in the background.
+ * exact rows of the layer as views, with what was made of them, and gives an answer with a record of
+ * how it came about. What it wants to be made of them it says in its struct:
+ *
+ *     columns    kept with every token as it is appended (index/columns.h)
+ *     planes     codes of sealed segments, made in the background (index/planes.h)
+ *     layer      an index of the whole layer, made in the background (index/layer_index.h)
+ *     fold       a state that rows are folded into, up to date whenever a query is answered
+ *                (index/fold.h)
+ *     compress   a selection of the prompt, made once when a client asks (index/selection.h)
+ *     params     tensors that clients upload (index/params.h)
+ *
  * To add one see docs/HACKING.md.
  *
  * Threads  any worker, concurrently; a method keeps nothing between calls
@@ -19,8 +27,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "index/columns.h"
+#include "index/fold.h"
 #include "index/index.h"
 #include "index/options.h"
+#include "index/params.h"
+#include "index/plan.h"
+#include "index/selection.h"
 #include "memory/context.h"
 
 struct arena;
@@ -45,6 +58,30 @@ struct reading {
     double target_error;                /* of the query, or below 0: the context's parameters */
     uint64_t max_bytes;                 /* of the query, or 0: the context's parameters */
     const double *options;              /* values of the method's table */
+
+    uint32_t layer, layers;             /* of the query; of the model */
+    uint64_t tokens;                    /* stored in the layer, whatever the limits */
+    struct columns columns;
+    const struct fold *fold;            /* up to date; does not change meanwhile. NULL: none */
+    const struct selection *selection;  /* what was kept of the prompt; NULL: not compressed */
+    const struct params *params;        /* may be NULL */
+    struct tensor states;               /* (n, W) of the queries, or dims = 0 */
+    struct plan *plan;                  /* to be written, or NULL */
+};
+
+/* What a compression is made from: a prompt that is stored. */
+struct compressing {
+    struct rows rows;        /* of all KV heads */
+    size_t kv_heads, query_heads, head_dim;
+    float scale;
+    const struct rope *rope; /* as in attend_args */
+    uint64_t tokens;         /* of the prompt */
+    struct tensor q;         /* (w, H, D): the queries of its last w tokens, or dims = 0 */
+    uint32_t layer, layers;
+    const double *options;
+    struct pool *pool;
+    int (*stop)(void *arg);
+    void *stop_arg;
 };
 
 struct method {
@@ -55,6 +92,23 @@ struct method {
     bool keeps_queries; /* a sample of the appended queries is stored with each segment; the option
                          * "sample" says how many of them */
     const struct layer_index_type *layer; /* layers get an index as a whole; or NULL */
+    const struct fold_type *fold;         /* or NULL */
+    const struct param_table *params;     /* or NULL */
+    bool takes_mass;    /* attention mass of tokens (Observe, scores of appends) is kept for it */
+    bool sees_all;      /* is given all rows of the layer, also those beyond the limits */
+    /* Columns of its tokens (index/columns.h), a set; NULL: none. */
+    uint32_t (*columns)(const double *options);
+    /* It keeps a state of so many numbers of each token (even, a multiple of 16) instead of K and
+     * V. Views then have one head, of half as many dimensions: K is the first half of a state, V the
+     * second. NULL: it keeps rows. */
+    size_t (*state_width)(const double *options);
+    /* Do these options fit the model? NULL: all do. */
+    int (*check)(const struct method *method, const struct model *model, const double *options,
+                 struct error *err);
+    /* What is kept of a prompt; NULL: MEMD_EUNSUPPORTED. Truncating into a compressed prompt is
+     * refused with that code too. */
+    int (*compress)(const struct method *method, const struct compressing *compressing,
+                    struct arena *arena, struct selection **ret_selection, struct error *err);
     /* quality->method is filled in by the caller. */
     int (*attend)(const struct method *method, const struct reading *reading, struct arena *arena,
                   const struct index_answer *ret_answer, struct error *err);
