@@ -3,8 +3,8 @@
  *
  * Some methods can only choose with things that come with a token and cannot be had later: whether
  * it is a landmark, whether it is a special token, its query. A method names its columns; then they
- * are stored with the rows, in the same transaction, follow them into segments, forks and dumps, and
- * are cut with them. All columns of a token lie together, one small record for all heads of the
+ * are stored with the rows, in the same transaction, follow them into segments, forks and dumps,
+ * and are cut with them. All columns of a token lie together, one small record for all heads of the
  * layer, so that storage knows nothing but its size.
  *
  *     column    a token has                           missing from an append

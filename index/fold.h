@@ -4,8 +4,8 @@
  *
  * Such a state is a fold: a function of the rows 0 … tokens-1 (and of what was stored with them),
  * taken in one after the other, from the first. It is therefore never the only copy of anything. It
- * can be thrown away and made again from the rows: after a restart, in a fork, after a truncate, and
- * it comes out the same, however the appends were cut. Checkpoints (save, load) only save time.
+ * can be thrown away and made again from the rows: after a restart, in a fork, after a truncate,
+ * and it comes out the same, however the appends were cut. Checkpoints (save, load) only save time.
  *
  * How far it has to be when a layer holds so many tokens is said by `reach`, a function of that
  * number alone. A query brings the fold there before it is answered, and the builder does so
@@ -23,7 +23,7 @@
  * Errors   MEMD_ENOMEM · MEMD_EUNSUPPORTED (a tensor that is needed was not uploaded) ·
  *          MEMD_ECORRUPT from load · what `stop` says; after an error the fold is as it was before,
  *          or further
- * Tests    of each method; tests/unit/test_folding.c
+ * Tests    those of each method
  */
 #ifndef MEMD_INDEX_FOLD_H
 #define MEMD_INDEX_FOLD_H
@@ -83,8 +83,8 @@ struct fold_type {
     /* Take in rows fold->tokens … end-1; end = reach(something) ≥ fold->tokens. */
     int (*advance)(struct fold *fold, const struct fold_source *source, uint64_t end,
                    struct error *err);
-    /* Bytes that load turns into the same fold; NULL: it is made again from the rows. save: how many
-     * bytes first, with NULL. */
+    /* Bytes that load turns into the same fold; NULL: it is made again from the rows. save: how
+     * many bytes first, with NULL. */
     size_t (*save)(const struct fold *fold, unsigned char *ret_data);
     int (*load)(const struct fold_source *source, const void *data, size_t bytes,
                 struct fold **ret_fold, struct error *err);

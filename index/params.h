@@ -2,8 +2,8 @@
 /* params.h — the tensors that a client uploads for a method: projections, a PCA basis, gates.
  *
  * A method declares them in a table with shapes in letters; what is uploaded is checked against the
- * model, kept as fp32, and given to the method as an immutable set. A tensor is for one layer or for
- * all of them; one for the layer itself comes first.
+ * model, kept as fp32, and given to the method as an immutable set. A tensor is for one layer or
+ * for all of them; one for the layer itself comes first.
  *
  * Threads  pure; a set does not change
  * Errors   MEMD_EINVAL no such parameter · MEMD_ESHAPE another shape than declared (the text has

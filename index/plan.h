@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* plan.h — the reading plan of an answer, kept where somebody asked for it: which rows were read, at
- * which positions, for which heads, and how they entered the softmax.
+/* plan.h — the reading plan of an answer, kept where somebody asked for it: which rows were read,
+ * at which positions, for which heads, and how they entered the softmax.
  *
  * It is written while rows are read (pick.h), so it is what happened and not what was meant. Rows
  * that follow each other, in the past and in their places, are one run. Runs of a group entered the
@@ -40,7 +40,8 @@ struct plan_run {
     uint32_t group;
     enum plan_kind kind;
     uint64_t first, count;       /* ids */
-    uint64_t placed;             /* where key `first` was rotated; the others follow. PLAN_UNPLACED */
+    uint64_t placed;             /* where key `first` was rotated, the others behind it; or
+                                  * PLAN_UNPLACED */
     uint64_t query_placed;       /* where the query was rotated */
 };
 

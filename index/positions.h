@@ -69,8 +69,8 @@ uint64_t positions_before(const struct kept_range *kept, uint64_t position);
 struct placement {
     enum position_rule rule;
     uint64_t query; /* position of the query; nothing under rule none */
-    uint64_t shift; /* cache-index: the key of token t is at t - shift, modulo 2^64, so that keys can
-                     * also be moved towards the query (Landmark's stingy positions) */
+    uint64_t shift; /* cache-index: the key of token t is at t - shift, modulo 2^64, so that keys
+                     * can also be moved towards the query (Landmark's stingy positions) */
 };
 
 #endif

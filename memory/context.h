@@ -41,7 +41,7 @@ struct append_layer {
     struct tensor q;           /* (n, H, D), or dims = 0 */
     const uint32_t *token_ids; /* (n), or NULL */
     const uint8_t *marks;      /* (n) bits of index/columns.h, or NULL: none is marked */
-    struct tensor scores;      /* (n, H) attention mass that the tokens have received, or dims = 0 */
+    struct tensor scores;      /* (n, H) attention mass that they have received, or dims = 0 */
     struct tensor states;      /* (n, W) instead of k and v, where the method keeps states */
 };
 
@@ -127,10 +127,11 @@ struct fetch_out {
 int context_fetch(struct context *context, uint32_t layer, const uint64_t *ids, size_t count,
                   struct fetch_out *ret_rows, struct error *err);
 
-/* Attention mass that tokens position … position + n - 1 have received, (n, H) of any float dtype, is
- * added to what is known of them. Tokens that the method has folded in already are left out: it is
- * too late for them. Committed with the next rows. Errors MEMD_EUNSUPPORTED the method takes none ·
- * MEMD_EPOSITION not stored yet · MEMD_ENONFINITE · MEMD_EINVAL negative */
+/* Attention mass that tokens position … position + n - 1 have received, (n, H) of any float dtype,
+ * is added to what is known of them. Tokens that the method has folded in already are left out: it
+ * is too late for them. Committed with the next rows.
+ * Errors   MEMD_EUNSUPPORTED the method takes none · MEMD_EPOSITION not stored yet ·
+ *          MEMD_ENONFINITE · MEMD_EINVAL negative */
 int context_add_mass(struct context *context, uint32_t layer, uint64_t position,
                      const struct tensor *mass, struct error *err);
 

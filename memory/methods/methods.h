@@ -2,8 +2,8 @@
 /* methods.h — memory methods: how a query of a context is answered from what the layer holds.
  *
  * A method is one struct and one line in methods.c. It never touches storage: it is given the
- * exact rows of the layer as views, with what was made of them, and gives an answer with a record of
- * how it came about. What it wants to be made of them it says in its struct:
+ * exact rows of the layer as views, with what was made of them, and gives an answer with a record
+ * of how it came about. What it wants to be made of them it says in its struct:
  *
  *     columns    kept with every token as it is appended (index/columns.h)
  *     planes     codes of sealed segments, made in the background (index/planes.h)
@@ -98,8 +98,8 @@ struct method {
     bool sees_all;      /* is given all rows of the layer, also those beyond the limits */
     /* Columns of its tokens (index/columns.h), a set; NULL: none. */
     uint32_t (*columns)(const double *options);
-    /* It keeps a state of so many numbers of each token (even, a multiple of 16) instead of K and
-     * V. Views then have one head, of half as many dimensions: K is the first half of a state, V the
+    /* It keeps a state of so many numbers of each token (a multiple of 16) instead of K and V.
+     * Views then have one head, of half as many dimensions: K is the first half of a state, V the
      * second. NULL: it keeps rows. */
     size_t (*state_width)(const double *options);
     /* Do these options fit the model? NULL: all do. */
