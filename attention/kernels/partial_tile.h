@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* partial_tile.h — partial over tiles of rows, written once over the vocabulary of vec_<isa>.h.
  *
- * Per tile (about 16 KiB of K): scores, the tile's maximum, exp, weighted sum of V. The
+ * Per tile (about 24 KiB of K): scores, the tile's maximum, exp, weighted sum of V. The
  * accumulators are rescaled only when the maximum grows, which after a few tiles hardly ever
  * happens. Both passes read their rows in order, a few rows at once, and prefetch one steady
  * stream: keys, then values, then the next keys. That stream never waits for arithmetic, and it
@@ -11,8 +11,9 @@
  * Down the rows with accumulators in registers saves loads and stores, but reads memory in columns:
  * half the speed.
  *
- * Up to four queries read 16-bit rows directly. More queries than that go over a tile again and
- * again, so the tile is first widened to fp32 (64 KiB with both K and V, an L2 cache).
+ * Queries go over a tile four at a time, and widen its 16-bit rows anew each time. A copy of the
+ * tile in fp32 does not pay: it falls out of the first-level cache, and conversions run beside the
+ * multiply-adds (8 to 64 queries: a tenth to a third less time without, decisions/0043).
  */
 #ifndef MEMD_ATTENTION_KERNELS_PARTIAL_TILE_H
 #define MEMD_ATTENTION_KERNELS_PARTIAL_TILE_H
@@ -143,28 +144,18 @@ static void run_block(const struct partial_args *args, struct tile *tile, size_t
     weigh(&part, args->acc + first * args->head_dim);
 }
 
-/* A tile for more queries than one block: each of its rows is widened once for all of them. */
-static void run_wide(const struct partial_args *args, struct tile *tile, size_t begin)
+/* A tile for all queries, TILE_QUERIES at a time. The first block of them prefetches; to the others
+ * the tile is near already. */
+static void run_tile(const struct partial_args *args, struct tile *tile, size_t begin)
 {
-    _Alignas(64) float keys[TILE_FLOATS], values[TILE_FLOATS];
-    struct upcoming_rows soon = { .after_k = rows_from(&tile->k, tile->count),
-                                  .after_v = rows_from(&tile->v, tile->count),
-                                  .ahead = tile->count };
-    if (tile->k.dtype != DTYPE_FP32) tile_widen(&tile->k, tile->count, args->head_dim, keys);
-    if (tile->v.dtype != DTYPE_FP32) tile_widen(&tile->v, tile->count, args->head_dim, values);
+    struct upcoming_rows soon = { .after_k = tile->v, .after_v = rows_from(&tile->k, tile->count) };
+    soon.ahead = TILE_AHEAD_BYTES / (args->head_dim * dtype_bytes(args->k_dtype));
     for (size_t first = 0; first < args->queries; first += TILE_QUERIES) {
         size_t left = args->queries - first;
         tile->queries = left < TILE_QUERIES ? left : TILE_QUERIES;
         run_block(args, tile, begin, first, &soon);
+        soon.ahead = 0;
     }
-}
-
-/* A tile for one block of queries. */
-static void run_direct(const struct partial_args *args, struct tile *tile, size_t begin)
-{
-    struct upcoming_rows soon = { .after_k = tile->v, .after_v = rows_from(&tile->k, tile->count) };
-    soon.ahead = TILE_AHEAD_BYTES / (args->head_dim * dtype_bytes(args->k_dtype));
-    run_block(args, tile, begin, 0, &soon);
 }
 
 static void partial_tiles(const struct partial_args *args)
@@ -181,12 +172,10 @@ static void partial_tiles(const struct partial_args *args)
     }
     size_t step = tile_rows(args->head_dim);
     for (size_t begin = 0; begin < needed; begin += step) {
-        struct tile tile = { .head_dim = args->head_dim, .queries = args->queries,
-                             .scores = scores, .k = rows_from(&k, begin),
-                             .v = rows_from(&v, begin) };
+        struct tile tile = { .head_dim = args->head_dim, .scores = scores,
+                             .k = rows_from(&k, begin), .v = rows_from(&v, begin) };
         tile.count = needed - begin < step ? needed - begin : step;
-        if (args->queries > TILE_QUERIES) run_wide(args, &tile, begin);
-        else run_direct(args, &tile, begin);
+        run_tile(args, &tile, begin);
     }
 }
 

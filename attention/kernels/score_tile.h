@@ -29,7 +29,6 @@ static void score_tiles(const struct score_args *args)
     assert(args->head_dim % 8 == 0 && args->head_dim <= LIMIT_HEAD_DIM);
     assert(dtype_is_float(args->dtype));
     _Alignas(64) float scores[TILE_QUERIES * TILE_STRIDE];
-    _Alignas(64) float keys[TILE_FLOATS];
     struct rows k = { args->k, args->k_stride_bytes, args->dtype };
     size_t step = tile_rows(args->head_dim);
     for (size_t begin = 0; begin < args->tokens; begin += step) {
@@ -39,11 +38,11 @@ static void score_tiles(const struct score_args *args)
         tile.count = left < step ? left : step;
         tile.soon = rows_from(&tile.k, tile.count);
         tile.ahead = TILE_AHEAD_BYTES / (args->head_dim * dtype_bytes(args->dtype));
-        if (args->queries > TILE_QUERIES || tile.ahead > tile.count) tile.ahead = tile.count;
-        if (args->queries > TILE_QUERIES && args->dtype != DTYPE_FP32)
-            tile_widen(&tile.k, tile.count, args->head_dim, keys);
-        for (size_t first = 0; first < args->queries; first += TILE_QUERIES)
+        if (tile.ahead > tile.count) tile.ahead = tile.count;
+        for (size_t first = 0; first < args->queries; first += TILE_QUERIES) {
             score_block(args, &tile, begin, first);
+            tile.ahead = 0; /* near already */
+        }
     }
 }
 
