@@ -58,11 +58,14 @@ void pick_place(struct pick *pick, struct placement placement)
 {
     const struct rope *rope = pick->call->args->attend.rope;
     assert(pick->call->places && rope != NULL);
-    memcpy(pick->placed, pick->unplaced, pick->group * pick->head_dim * sizeof *pick->placed);
     pick->placement = placement;
     pick->rows.rope = placement.rule == POSITIONS_NONE ? NULL : pick->at_zero;
     if (placement.rule == POSITIONS_ORIGINAL || placement.rule == POSITIONS_CACHE_INDEX)
         pick->rows.rope = rope;
+    uint64_t turned = placement.rule == POSITIONS_NONE ? PLAN_UNPLACED : placement.query;
+    if (turned == pick->turned) return;
+    pick->turned = turned;
+    memcpy(pick->placed, pick->unplaced, pick->group * pick->head_dim * sizeof *pick->placed);
     if (placement.rule == POSITIONS_NONE) return;
     float cos[ROPE_PAIRS_MAX], sin[ROPE_PAIRS_MAX];
     rope_angles(rope, placement.query, cos, sin);
@@ -183,11 +186,17 @@ static struct run run_at(const struct pick *pick, uint64_t position, size_t most
     return run;
 }
 
-void pick_range(struct pick *pick, uint64_t begin, uint64_t end)
+static struct heads heads_of(const struct pick *pick, size_t head)
+{
+    assert(head == PICK_GROUP || head < pick->group);
+    return head == PICK_GROUP ? (struct heads){ 0, pick->group } : (struct heads){ head, 1 };
+}
+
+void pick_span(struct pick *pick, size_t head, uint64_t begin, uint64_t end)
 {
     assert(end <= pick->limit || begin >= end);
     _Alignas(64) float tile[TILE_BYTES / sizeof(float)];
-    struct heads heads = { 0, pick->group };
+    struct heads heads = heads_of(pick, head);
     while (begin < end && !asked_to_stop(pick)) {
         size_t most = end - begin < RUN_ROWS ? (size_t)(end - begin) : RUN_ROWS;
         struct run run = run_at(pick, begin, most, tile);
@@ -196,6 +205,11 @@ void pick_range(struct pick *pick, uint64_t begin, uint64_t end)
         count_exact(pick, run.count, run.v_dtype, pick->call->partial != NULL);
         begin += run.count;
     }
+}
+
+void pick_range(struct pick *pick, uint64_t begin, uint64_t end)
+{
+    pick_span(pick, PICK_GROUP, begin, end);
 }
 
 void pick_scores(struct pick *pick, uint64_t begin, size_t count, float *ret_scores)
@@ -249,8 +263,7 @@ static struct run gather(const struct pick *pick, const uint64_t *positions, siz
 void pick_list(struct pick *pick, size_t head, const uint64_t *positions, size_t count)
 {
     _Alignas(64) unsigned char k[TILE_BYTES], v[TILE_BYTES];
-    struct heads heads = { head, 1 };
-    if (head == PICK_GROUP) heads = (struct heads){ 0, pick->group };
+    struct heads heads = heads_of(pick, head);
     size_t step = TILE_BYTES / (pick->head_dim * sizeof(float));
     for (size_t begin = 0; begin < count && !asked_to_stop(pick); begin += step) {
         size_t some = count - begin < step ? count - begin : step;
@@ -286,8 +299,7 @@ void pick_rows(struct pick *pick, size_t head, const struct pick_given *given)
 {
     assert(pick->call->partial != NULL);
     _Alignas(64) float tile[TILE_BYTES / sizeof(float)];
-    struct heads heads = { head, 1 };
-    if (head == PICK_GROUP) heads = (struct heads){ 0, pick->group };
+    struct heads heads = heads_of(pick, head);
     size_t row = pick->head_dim, stride = row * sizeof(float);
     size_t step = TILE_BYTES / stride;
     for (size_t begin = 0; begin < given->count && !asked_to_stop(pick); begin += step) {
@@ -425,7 +437,11 @@ static void run_task(void *arg, size_t idx)
         .top = wave->top == NULL ? NULL : wave->top + row, .predicted = wave->predicted + row,
         .mass = wave->mass + row * INDEX_LEVELS,
         .scratch = wave->scratch + idx * wave->scratch_bytes };
-    if (wave->call->places) pick.q = pick.placed = wave->placed + at;
+    if (wave->call->places) {
+        pick.q = pick.placed = wave->placed + at;
+        memcpy(pick.placed, pick.unplaced, pick.group * pick.head_dim * sizeof *pick.placed);
+        pick.turned = PLAN_UNPLACED;
+    }
     pick.placement.query = args->positions == NULL ? PLAN_UNPLACED : args->positions[pick.query];
     begin_task(wave, &pick, row, out_row);
     if (!asked_to_stop(&pick)) outcome->code = wave->call->task(&pick, &outcome->error);

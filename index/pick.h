@@ -62,6 +62,7 @@ struct pick {
     const float *q;  /* (group, D) scaled, rotated (where the task placed it) */
     const float *unplaced; /* (group, D) scaled; with `places`: unrotated */
     float *placed;   /* (group, D) with `places` */
+    uint64_t turned; /* position that `placed` is rotated to, or PLAN_UNPLACED */
     struct placement placement; /* of what is read next */
     const struct rope *at_zero; /* rotates a key at position 0, NULL: which is the key itself */
     float *max, *sum; /* (group) attend: the running state of kernels/partial.h */
@@ -103,6 +104,8 @@ void pick_place(struct pick *pick, struct placement placement);
 
 /* All rows begin … end-1, for every head of the group. */
 void pick_range(struct pick *pick, uint64_t begin, uint64_t end);
+/* The same for one head (0 … group-1), or PICK_GROUP. */
+void pick_span(struct pick *pick, size_t head, uint64_t begin, uint64_t end);
 
 /* The rows at `positions` for one head (0 … group-1) or PICK_GROUP. */
 void pick_list(struct pick *pick, size_t head, const uint64_t *positions, size_t count);

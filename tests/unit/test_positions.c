@@ -67,14 +67,22 @@ static void test_rules(void **state)
 
 enum { LISTED = 3 };
 
-/* Rows 10 … 299 from 300 on a list of three, with the placement of the test. */
+/* Rows 10 … 299 (from 170 on for one head after the other), from 300 on a list of three, with the
+ * placement of the test, which is come back to from others. */
 static int task(struct pick *pick, struct error *err)
 {
     (void)err;
     static const uint64_t list[LISTED] = { 310, 333, 398 };
-    pick_place(pick, *(const struct placement *)pick->call->version);
-    pick_range(pick, 10, 300);
-    for (size_t m = 0; m < pick->group; m++) pick_list(pick, m, list, LISTED);
+    struct placement placement = *(const struct placement *)pick->call->version;
+    pick_place(pick, placement);
+    pick_range(pick, 10, 170);
+    pick_place(pick, (struct placement){ .rule = POSITIONS_NONE });
+    pick_place(pick, (struct placement){ .rule = POSITIONS_ZERO, .query = placement.query });
+    pick_place(pick, placement);
+    for (size_t m = 0; m < pick->group; m++) {
+        pick_span(pick, m, 170, 300);
+        pick_list(pick, m, list, LISTED);
+    }
     return 0;
 }
 
