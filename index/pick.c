@@ -100,16 +100,23 @@ static void note(struct pick *pick, struct heads heads, enum plan_kind kind, uin
         plan_add(pick->call->plan, &run);
 }
 
-static void attend_run(struct pick *pick, struct heads heads, const struct run *run)
+/* q (D) of each of the heads */
+static void attend_with(struct pick *pick, struct heads heads, const float *q,
+                        const struct run *run)
 {
     for (size_t m = 0; m < heads.count; m++) pick->visible[m] = (uint32_t)run->count;
     backend_get()->partial(&(struct partial_args){
-        .q = pick->q + heads.first * pick->head_dim, .visible = pick->visible,
+        .q = q, .visible = pick->visible,
         .queries = heads.count, .head_dim = pick->head_dim, .k = run->k, .v = run->v,
         .k_stride_bytes = run->k_stride_bytes, .v_stride_bytes = run->v_stride_bytes,
         .tokens = run->count, .k_dtype = run->k_dtype, .v_dtype = run->v_dtype,
         .max = pick->max + heads.first, .sum = pick->sum + heads.first,
         .acc = pick->acc + heads.first * pick->head_dim });
+}
+
+static void attend_run(struct pick *pick, struct heads heads, const struct run *run)
+{
+    attend_with(pick, heads, pick->q + heads.first * pick->head_dim, run);
 }
 
 /* scores (heads.count, run->count) */
@@ -319,6 +326,39 @@ void pick_rows(struct pick *pick, size_t head, const struct pick_given *given)
         note(pick, heads, PLAN_SLOTS, given->id + begin, some,
              pick->placement.rule == POSITIONS_NONE ? PLAN_UNPLACED : given->place + begin);
         count_exact(pick, some, DTYPE_FP32, true);
+    }
+}
+
+/* Against the query (1, 0, …) a key (score, 0, …) has the score that is known. */
+void pick_scored(struct pick *pick, size_t head, const uint64_t *positions, const float *scores,
+                 size_t count)
+{
+    _Alignas(64) float k[TILE_BYTES / sizeof(float)], q[LIMIT_HEAD_DIM] = { 1 };
+    _Alignas(64) unsigned char v[TILE_BYTES];
+    struct heads heads = { head, 1 };
+    size_t dim = pick->head_dim, step = TILE_BYTES / (dim * sizeof *k);
+    for (size_t i = 0; pick->call->hits != NULL && i < count; i++)
+        topk_offer(&pick->top[head], scores[i], positions[i]);
+    for (size_t begin = 0; begin < count && !asked_to_stop(pick); begin += step) {
+        struct run run = { .k = (const unsigned char *)k, .v = v, .k_dtype = DTYPE_FP32,
+                           .k_stride_bytes = dim * sizeof *k };
+        run.count = count - begin < step ? count - begin : step;
+        memset(k, 0, run.count * run.k_stride_bytes);
+        for (size_t i = 0; i < run.count; i++) {
+            const struct view *view = rows_view(&pick->rows, pick->kv_head, positions[begin + i]);
+            size_t row = (size_t)(positions[begin + i] - view->position);
+            run.v_dtype = view->dtype;
+            run.v_stride_bytes = dim * dtype_bytes(view->dtype);
+            memcpy(v + i * run.v_stride_bytes,
+                   (const unsigned char *)view->v + row * view->v_stride_bytes,
+                   run.v_stride_bytes);
+            k[i * dim] = scores[begin + i];
+            note(pick, heads, PLAN_TOKENS, positions[begin + i], 1,
+                 placed(pick, positions[begin + i]));
+        }
+        if (pick->call->partial == NULL) continue;
+        attend_with(pick, heads, q, &run);
+        pick_count(pick, INDEX_EXACT, run.count, run.count * run.v_stride_bytes);
     }
 }
 

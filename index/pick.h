@@ -122,6 +122,11 @@ struct pick_middle pick_steady(struct pick *pick, uint64_t sinks, uint64_t windo
 /* Rows in memory of the caller, for one head or PICK_GROUP; counted as exact rows. Attend only. */
 void pick_rows(struct pick *pick, size_t head, const struct pick_given *given);
 
+/* The rows at `positions`, whose scores for one head are known: their values are read, their keys
+ * were (pick_scores, which counted them). */
+void pick_scored(struct pick *pick, size_t head, const uint64_t *positions, const float *scores,
+                 size_t count);
+
 /* From now on rows are read into `state`, which is cleared; returns where they went before. */
 struct pick_state pick_apart(struct pick *pick, struct pick_state state);
 /* Back again. */

@@ -115,12 +115,17 @@ struct method {
     int (*search)(const struct method *method, const struct reading *reading, struct arena *arena,
                   const struct index_hits *ret_hits, struct index_quality *ret_quality,
                   struct error *err);
+    /* Join an answer with the caller's own over its window, into the answer; NULL: by log-sum-exp,
+     * as one softmax over both. */
+    int (*join)(const struct method *method, const struct reading *reading,
+                const struct partial *local, const struct partial *answer, struct error *err);
 };
 
 extern const struct method method_full, method_progressive;
 /* indexed.c; those of FAISS only in builds with it */
 extern const struct method method_retrieval_attention, method_faiss_flat, method_faiss_ivf,
     method_faiss_hnsw, method_retroinfer, method_streaming, method_oracle_topk;
+extern const struct method method_memorizing;
 
 /* The method of contexts that are made without naming one. */
 const struct method *method_default(void);
