@@ -7,6 +7,10 @@
  * no more than one per thread is in use, and each may have its thread's share of the request's
  * memory however many items there are. A single item uses the request's arena.
  *
+ * An item may bring the client's own answer over its window, and may ask for its reading plan. Both
+ * are rare and never answered by the loop; plans stay until the reply is packed, so few items of a
+ * request may ask for one.
+ *
  * Whether the loop answers itself is decided by the bytes that would be read (docs/decisions/0020):
  * below INLINE_BYTES a thread hop costs more than the answer.
  */
@@ -22,6 +26,7 @@
 #include "daemon/request.h"
 #include "daemon/server.h"
 #include "daemon/wire.h"
+#include "index/plan.h"
 #include "memory/context.h"
 
 enum {
@@ -36,6 +41,8 @@ struct item {
     struct query query;
     struct partial part;     /* in the reply's payload */
     uint64_t o_offset, lse_offset;
+    struct partial local;    /* of the request's payload */
+    struct plan plan;
     struct quality quality;
     struct arena own;        /* of a batch */
     struct arena *arena;     /* own, or the request's */
@@ -57,7 +64,30 @@ static struct query_message message_of(const Memd__AttendItem *in)
     return (struct query_message){ .layer = in->layer, .q = in->q, .positions = in->positions,
                                    .limits = in->limits, .position_count = in->n_positions,
                                    .limit_count = in->n_limits,
-                                   .wish = QUERY_WISH(in, MEMD__ATTEND_ITEM) };
+                                   .wish = QUERY_WISH(in, MEMD__ATTEND_ITEM),
+                                   .states = in->states };
+}
+
+/* The client's own partial, if there is one. */
+static int decode_local(const struct request *req, const Memd__AttendItem *in, struct item *item)
+{
+    if (in->local_o == NULL && in->local_lse == NULL) return 0;
+    const struct tensor *q = &item->query.q;
+    size_t bytes = (size_t)req->frame.payload_bytes;
+    struct message_shape shape = { .what = "local_o", .dtype = DTYPE_FP32, .dims = 3,
+                                   .shape = { q->shape[0], q->shape[1], q->shape[2] } };
+    struct tensor o, lse;
+    int rc = message_tensor(in->local_o, req->payload, bytes, &shape, &o, &item->err);
+    shape.what = "local_lse";
+    shape.dims = 2;
+    if (rc == 0)
+        rc = message_tensor(in->local_lse, req->payload, bytes, &shape, &lse, &item->err);
+    if (rc < 0) return rc;
+    item->local = (struct partial){ .o = (float *)(uintptr_t)o.data,
+                                    .lse = (float *)(uintptr_t)lse.data,
+                                    .rows = q->shape[0] * q->shape[1], .head_dim = q->shape[2] };
+    item->query.local = &item->local;
+    return 0;
 }
 
 static void prepare_item(struct batch *batch, size_t idx)
@@ -70,6 +100,11 @@ static void prepare_item(struct batch *batch, size_t idx)
                                &item->err);
     if (item->status == 0)
         item->status = query_decode(req, &message, item->context, &item->query, &item->err);
+    if (item->status == 0) item->status = decode_local(req, in, item);
+    if (item->status == 0 && in->explain) {
+        item->status = plan_init(&item->plan, &req->arena, &item->err);
+        item->query.plan = &item->plan;
+    }
     if (item->status < 0) return;
     item->query.no_wait = req->on_loop;
     const struct tensor *q = &item->query.q;
@@ -144,6 +179,10 @@ static Memd__AttendAnswer *encode_item(struct batch *batch, struct item *item)
     answer->lse = message_make_tensor(arena, DTYPE_FP32, 2, shape, item->lse_offset);
     answer->quality = wire_encode_quality(&item->quality, item->part.rows, arena);
     bool whole = answer->o != NULL && answer->lse != NULL && answer->quality != NULL;
+    if (whole && item->query.plan != NULL) {
+        answer->plan = wire_encode_plan(&item->plan, arena);
+        whole = answer->plan != NULL;
+    }
     return whole ? answer : NULL;
 }
 
@@ -162,16 +201,27 @@ static int answer(struct batch *batch, struct error *err)
                          err);
 }
 
+static int check_counts(const Memd__AttendRequest *in, struct error *err)
+{
+    if (in->n_items == 0 || in->n_items > LIMIT_ATTEND_ITEMS)
+        return error_set(err, MEMD_ELIMIT, "%zu items, must be 1 … %u", in->n_items,
+                         LIMIT_ATTEND_ITEMS);
+    size_t explained = 0;
+    for (size_t i = 0; i < in->n_items; i++) explained += in->items[i]->explain ? 1 : 0;
+    if (explained <= LIMIT_EXPLAIN_ITEMS) return 0;
+    return error_set(err, MEMD_ELIMIT, "%zu items ask for their reading plan, at most %u may",
+                     explained, LIMIT_EXPLAIN_ITEMS);
+}
+
 static int run(struct request *req, struct error *err)
 {
     const Memd__AttendRequest *in = (const Memd__AttendRequest *)req->in;
     struct batch batch = { .req = req, .in = in, .count = in->n_items };
-    if (batch.count == 0 || batch.count > LIMIT_ATTEND_ITEMS)
-        return error_set(err, MEMD_ELIMIT, "%zu items, must be 1 … %u", batch.count,
-                         LIMIT_ATTEND_ITEMS);
+    int rc = check_counts(in, err);
+    if (rc < 0) return rc;
     batch.items = arena_calloc(&req->arena, batch.count, sizeof *batch.items);
     if (batch.items == NULL) return wire_no_memory(err);
-    int rc = give_arenas(&batch, err);
+    rc = give_arenas(&batch, err);
     if (rc < 0) return rc;
     for (size_t i = 0; i < batch.count; i++) prepare_item(&batch, i);
     if (batch.payload_bytes > LIMIT_FRAME_PAYLOAD_BYTES)
@@ -197,6 +247,7 @@ static int run(struct request *req, struct error *err)
 static uint64_t cost(struct request *req, const Memd__AttendItem *in)
 {
     struct context *context = NULL;
+    if (in->explain || in->local_o != NULL) return UINT64_MAX;
     if (!catalog_pin_resident(req->server->catalog, in->context_id, &req->arena, &context))
         return UINT64_MAX;
     if (in->layer >= context_model(context)->layers) return 0; /* an error, and that is cheap */

@@ -62,7 +62,8 @@ static int run(struct request *req, struct error *err)
     struct query_message message = { .layer = in->layer, .q = in->q, .positions = in->positions,
                                      .limits = in->limits, .position_count = in->n_positions,
                                      .limit_count = in->n_limits,
-                                     .wish = QUERY_WISH(in, MEMD__SEARCH_REQUEST) };
+                                     .wish = QUERY_WISH(in, MEMD__SEARCH_REQUEST),
+                                     .states = in->states };
     struct query query;
     rc = query_decode(req, &message, context, &query, err);
     if (rc < 0) return rc;

@@ -35,6 +35,20 @@ int query_decode_wish(const struct query_wish *wish, double *ret_target_error,
     return 0;
 }
 
+/* Which of them are needed is the method's to say. */
+static int decode_states(const struct request *req, const struct query_message *message,
+                         const struct context *context, struct query *query, struct error *err)
+{
+    if (message->states == NULL) return 0;
+    size_t width = context_state_width(context);
+    if (width == 0)
+        return error_set(err, MEMD_EUNSUPPORTED, "states, but this context keeps keys and values");
+    struct message_shape shape = { .what = "states", .dims = 2,
+                                   .shape = { query->q.shape[0], width } };
+    return message_tensor(message->states, req->payload, (size_t)req->frame.payload_bytes, &shape,
+                          &query->states, err);
+}
+
 int query_decode(struct request *req, const struct query_message *message, struct context *context,
                  struct query *ret_query, struct error *err)
 {
@@ -52,6 +66,7 @@ int query_decode(struct request *req, const struct query_message *message, struc
     if (n == 0 || n > LIMIT_ATTEND_QUERIES)
         return error_set(err, MEMD_ELIMIT, "%zu queries, must be 1 … %u", n, LIMIT_ATTEND_QUERIES);
     rc = check_positions(message, n, err);
+    if (rc == 0) rc = decode_states(req, message, context, &query, err);
     if (rc == 0)
         rc = query_decode_wish(&message->wish, &query.target_error, &query.max_bytes, err);
     if (rc < 0) return rc;

@@ -44,6 +44,7 @@ struct query_message {
     const uint64_t *positions, *limits;
     size_t position_count, limit_count;
     struct query_wish wish;
+    const Memd__Tensor *states; /* or NULL */
 };
 
 /* Check against the context's model; `stop` of the query asks the request. */

@@ -7,6 +7,7 @@
 
 #include "base/arena.h"
 #include "base/error.h"
+#include "index/plan.h"
 #include "memory/context.h"
 #include "proto/limits.h"
 
@@ -220,4 +221,68 @@ Memd__Quality *wire_encode_quality(const struct quality *quality, size_t rows, s
     message->n_limited = rows;
     for (size_t i = 0; i < rows; i++) message->limited[i] = quality->limited[i];
     return message;
+}
+
+static_assert((int)MEMD__PLAN_KIND__PLAN_TOKENS == PLAN_TOKENS, "one numbering of ids");
+static_assert((int)MEMD__PLAN_KIND__PLAN_SLOTS == PLAN_SLOTS, "one numbering of ids");
+static_assert((int)MEMD__PLAN_MERGE__PLAN_JOINT == PLAN_JOINT, "one numbering of merges");
+static_assert((int)MEMD__PLAN_MERGE__PLAN_GATED == PLAN_GATED, "one numbering of merges");
+static_assert((int)MEMD__PLAN_MERGE__PLAN_SEPARATE == PLAN_SEPARATE, "one numbering of merges");
+
+/* Room for a column of every entry: its length, and `to` in the message. */
+#define NEW_COLUMN(arena, message, column, count)                                  \
+    ((message)->n_##column = (count),                                              \
+     (message)->column = arena_calloc((arena), (count), sizeof *(message)->column), \
+     (message)->column != NULL)
+
+static Memd__PlanRuns *encode_runs(const struct plan *plan, struct arena *arena)
+{
+    size_t count = plan->run_count;
+    Memd__PlanRuns *runs = NEW_MESSAGE(arena, PlanRuns, PLAN_RUNS);
+    if (runs == NULL || !NEW_COLUMN(arena, runs, query, count) ||
+        !NEW_COLUMN(arena, runs, head, count) || !NEW_COLUMN(arena, runs, heads, count) ||
+        !NEW_COLUMN(arena, runs, group, count) || !NEW_COLUMN(arena, runs, kind, count) ||
+        !NEW_COLUMN(arena, runs, first, count) || !NEW_COLUMN(arena, runs, count, count) ||
+        !NEW_COLUMN(arena, runs, placed, count) || !NEW_COLUMN(arena, runs, query_placed, count))
+        return NULL;
+    for (size_t i = 0; i < count; i++) {
+        const struct plan_run *run = &plan->runs[i];
+        runs->query[i] = run->query;
+        runs->head[i] = run->head;
+        runs->heads[i] = run->heads;
+        runs->group[i] = run->group;
+        runs->kind[i] = (Memd__PlanKind)run->kind;
+        runs->first[i] = run->first;
+        runs->count[i] = run->count;
+        runs->placed[i] = run->placed;
+        runs->query_placed[i] = run->query_placed;
+    }
+    return runs;
+}
+
+static Memd__PlanGroups *encode_groups(const struct plan *plan, struct arena *arena)
+{
+    size_t count = plan->group_count;
+    Memd__PlanGroups *groups = NEW_MESSAGE(arena, PlanGroups, PLAN_GROUPS);
+    if (groups == NULL || !NEW_COLUMN(arena, groups, query, count) ||
+        !NEW_COLUMN(arena, groups, head, count) || !NEW_COLUMN(arena, groups, merge, count) ||
+        !NEW_COLUMN(arena, groups, weight, count))
+        return NULL;
+    for (size_t i = 0; i < count; i++) {
+        groups->query[i] = plan->groups[i].query;
+        groups->head[i] = plan->groups[i].head;
+        groups->merge[i] = (Memd__PlanMerge)plan->groups[i].merge;
+        groups->weight[i] = plan->groups[i].weight;
+    }
+    return groups;
+}
+
+Memd__Plan *wire_encode_plan(const struct plan *plan, struct arena *arena)
+{
+    Memd__Plan *message = NEW_MESSAGE(arena, Plan, PLAN);
+    if (message == NULL) return NULL;
+    message->runs = encode_runs(plan, arena);
+    message->groups = encode_groups(plan, arena);
+    message->cut = plan->cut;
+    return message->runs == NULL || message->groups == NULL ? NULL : message;
 }

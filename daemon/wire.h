@@ -18,6 +18,7 @@
 
 struct arena;
 struct error;
+struct plan;
 struct quality;
 
 int wire_decode_model(const Memd__Model *message, struct model *ret_model, struct error *err);
@@ -35,6 +36,9 @@ Memd__ContextInfo *wire_encode_info(const struct context_info *info, struct aren
 
 /* `rows` = n * H: the length of the quality's arrays, which are borrowed like its strings. */
 Memd__Quality *wire_encode_quality(const struct quality *quality, size_t rows, struct arena *arena);
+
+/* Its columns are copied. */
+Memd__Plan *wire_encode_plan(const struct plan *plan, struct arena *arena);
 
 /* "no memory for the answer" */
 int wire_no_memory(struct error *err);

@@ -16,6 +16,7 @@
 #include "base/arena.h"
 #include "base/error.h"
 #include "base/pool.h"
+#include "index/plan.h"
 #include "index/topk.h"
 
 enum {
@@ -111,6 +112,19 @@ struct exact_cost exact_cost(const struct attend_args *args, unsigned parts)
         cost.bytes += below * vectors * args->q.shape[2] * dtype_bytes(view->dtype);
     }
     return cost;
+}
+
+void exact_plan(const struct attend_args *args, struct plan *plan)
+{
+    uint64_t tokens = 0;
+    for (size_t i = 0; i < args->view_count; i++) tokens += args->views[i].tokens;
+    for (size_t i = 0; i < args->q.shape[0]; i++) {
+        uint64_t position = args->positions == NULL ? 0 : args->positions[i];
+        plan_add(plan, &(struct plan_run){
+                           .query = (uint32_t)i, .heads = (uint32_t)args->q.shape[1],
+                           .count = args->limits[i] < tokens ? args->limits[i] : tokens,
+                           .query_placed = position });
+    }
 }
 
 int exact_search(const struct attend_args *args, struct arena *arena,

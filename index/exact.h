@@ -21,6 +21,11 @@ struct exact_cost {
 };
 struct exact_cost exact_cost(const struct attend_args *args, unsigned parts);
 
+/* That every query reads all that it sees, where it stands. A method that answers from everything
+ * in some form says so too: what form, its quality says. */
+struct plan;
+void exact_plan(const struct attend_args *args, struct plan *plan);
+
 int exact_search(const struct attend_args *args, struct arena *arena,
                  const struct index_hits *ret_hits, struct error *err);
 

@@ -460,7 +460,7 @@ static int knn_attend(const struct layer_index *version, const struct index_args
                       const struct index_answer *ret_answer, struct error *err)
 {
     struct pick_call call = { .args = args, .options = options, .partial = &ret_answer->partial,
-                              .quality = ret_answer->quality };
+                              .quality = ret_answer->quality, .plan = args->plan };
     return run(&call, version, arena, err);
 }
 

@@ -25,6 +25,7 @@
 #include "index/graph.h"
 #include "index/graph_find.h"
 #include "index/graph_version.h"
+#include "index/plan.h"
 #include "index/topk.h"
 
 enum {
@@ -51,8 +52,13 @@ struct part {
     const struct partial *partial; /* of the call: the outer partial, then the answer */
     const struct index_hits *hits; /* of the call: a search */
     struct index_quality *quality; /* of the call; may be NULL */
+    struct plan *plan;       /* of the call; may be NULL */
     atomic_size_t next;
     atomic_int stopped;
+};
+
+struct range {
+    uint64_t begin, end;
 };
 
 static uint64_t reach_of(const struct part *part, uint64_t limit)
@@ -165,6 +171,39 @@ static void judge(const struct part *part, size_t row, double exact, struct grap
     quality->predicted_error[row] = tail.error;
 }
 
+/* A set of tokens that were read where they stand, for some heads of query i. */
+static void note(const struct part *part, size_t i, uint32_t head, uint32_t heads,
+                 const struct range *range)
+{
+    if (part->plan == NULL) return;
+    uint64_t place = part->args.positions == NULL ? 0 : part->args.positions[i];
+    plan_add(part->plan, &(struct plan_run){ .query = (uint32_t)(part->first + i), .head = head,
+                                             .heads = heads, .first = range->begin,
+                                             .count = range->end - range->begin,
+                                             .placed = range->begin, .query_placed = place });
+}
+
+static void note_outer(const struct part *part)
+{
+    uint32_t heads = (uint32_t)part->args.q.shape[1];
+    for (size_t i = 0; i < part->args.q.shape[0]; i++) {
+        uint64_t limit = part->args.limits[i];
+        uint64_t low = part->low < limit ? part->low : limit;
+        uint64_t high = part->high < limit ? part->high : limit;
+        note(part, i, 0, heads, &(struct range){ 0, low });
+        note(part, i, 0, heads, &(struct range){ high > low ? high : low, limit });
+    }
+}
+
+static void note_hits(const struct part *part, const struct graph_finder *finder, size_t i,
+                      size_t h)
+{
+    for (size_t at = 0; at < finder->hit_count; at++) {
+        uint64_t id = part->version->first + finder->hits[at].id;
+        note(part, i, (uint32_t)h, 1, &(struct range){ id, id + 1 });
+    }
+}
+
 /* The hits of query head h of query i join the outer partial. */
 static void answer_head(const struct part *part, struct graph_finder *finder, size_t i, size_t h)
 {
@@ -174,6 +213,7 @@ static void answer_head(const struct part *part, struct graph_finder *finder, si
     struct graph_find_args args = find_args(part, i, h);
     graph_find(finder, &args);
     graph_find_attend(finder, &args, &into);
+    note_hits(part, finder, i, h);
     if (finder->hit_count == args.high - args.low) return; /* all of it was read */
     double exact = (double)into.lse[0];
     struct graph_tail tail = { .error = NAN, .lse = -INFINITY };
@@ -244,7 +284,7 @@ static bool prepare(struct part *part, struct arena *arena)
     const struct graph_version *version = part->version;
     float *q = arena_alloc_aligned(arena, queries * heads * head_dim * sizeof *q, 64);
     part->rows = arena_alloc(arena, args->kv_heads * sizeof *part->rows);
-    part->finder_count = pool_threads(args->pool) + 1;
+    part->finder_count = part->plan != NULL ? 1 : pool_threads(args->pool) + 1;
     if (part->finder_count > queries * heads) part->finder_count = queries * heads;
     part->finders = arena_calloc(arena, part->finder_count, sizeof *part->finders);
     if (q == NULL || part->rows == NULL || part->finders == NULL) return false;
@@ -310,6 +350,7 @@ static int run_outer(const struct part *part, struct arena *arena, struct error 
                                .lse = part->partial->lse + begin, .rows = rows,
                                .head_dim = part->args.q.shape[2] };
     count_outer(&part->outer, 2, part->quality);
+    note_outer(part);
     judge_exact(part);
     return attend(&part->outer, arena, &partial, err);
 }
@@ -344,7 +385,8 @@ int graph_attend(const struct layer_index *version, const struct index_args *arg
     struct part whole = { .version = (const struct graph_version *)version, .options = options,
                           .args = args->attend, .k = k, .width = width > k ? width : k,
                           .band = alpha > 0.0 ? (float)-log(alpha) : 0.0F,
-                          .partial = &ret_answer->partial, .quality = ret_answer->quality };
+                          .partial = &ret_answer->partial, .quality = ret_answer->quality,
+                          .plan = args->plan };
     return run_parts(&whole, arena, err);
 }
 

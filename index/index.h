@@ -47,6 +47,7 @@ struct index_args {
     float target_error; /* wanted relative L2 error of o per query head; 0 = exact */
     uint64_t max_bytes; /* read for the whole call at most, as far as the index can choose;
                          * 0 = no bound */
+    struct plan *plan;  /* not NULL: an attend writes down what it reads (plan.h) */
 };
 
 /* What an answer was made from; arrays of the caller, per query and query head. */

@@ -132,7 +132,8 @@ static int oracle_attend(const struct layer_index *version, const struct index_a
                                          .scratch_bytes = choice_bytes(group,
                                                                        (size_t)options[ORACLE_K]),
                                          .partial = &ret_answer->partial,
-                                         .quality = ret_answer->quality },
+                                         .quality = ret_answer->quality,
+                                         .plan = args->plan },
                     arena, err);
 }
 

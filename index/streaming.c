@@ -60,7 +60,8 @@ static int streaming_attend(const struct layer_index *version, const struct inde
     bool places = rule_of(options, args->attend.rope != NULL) != POSITIONS_ORIGINAL;
     return pick_run(&(struct pick_call){ .args = args, .task = task, .options = options,
                                          .places = places, .partial = &ret_answer->partial,
-                                         .quality = ret_answer->quality },
+                                         .quality = ret_answer->quality,
+                                         .plan = args->plan },
                     arena, err);
 }
 

@@ -271,7 +271,8 @@ static int zones_attend(const struct layer_index *version, const struct index_ar
                                          .version = version,
                                          .scratch_bytes = scratch_bytes(version, &args->attend),
                                          .partial = &ret_answer->partial,
-                                         .quality = ret_answer->quality },
+                                         .quality = ret_answer->quality,
+                                         .plan = args->plan },
                     arena, err);
 }
 

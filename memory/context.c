@@ -243,6 +243,12 @@ uint64_t context_id(const struct context *context)
     return context->id;
 }
 
+size_t context_state_width(const struct context *context)
+{
+    const struct method *method = context->method;
+    return method->state_width == NULL ? 0 : method->state_width(context->options);
+}
+
 uint64_t context_tokens(struct context *context)
 {
     return context_common(context, layer_tokens);

@@ -31,6 +31,8 @@ struct error;
 
 const struct model *context_model(const struct context *context);
 uint64_t context_id(const struct context *context);
+/* W of a context whose method keeps a state of so many numbers of each token; 0: it keeps rows. */
+size_t context_state_width(const struct context *context);
 uint64_t context_tokens(struct context *context); /* common to all layers in use */
 uint64_t context_layer_tokens(struct context *context, uint32_t layer);
 
@@ -84,6 +86,9 @@ struct query {
                          * the context's parameters say */
     struct tensor states; /* (n, W) of the queries, for methods that keep states; or dims = 0 */
     struct plan *plan;    /* not NULL: what is read is written down (index/plan.h) */
+    /* The caller's own answer over its window, (n, H, D) and (n, H), or NULL: context_attend
+     * answers for both together, quality for what is stored. MEMD_ENONFINITE: it is no partial. */
+    const struct partial *local;
 };
 
 /* What an answer was made from. Arrays are in the arena of the call. */
@@ -121,6 +126,7 @@ int context_search(struct context *context, const struct query *query, struct ar
  * of them. Errors MEMD_ENOROW */
 struct fetch_out {
     void *k, *v;
+    void *states; /* (count, W) instead of k and v, where the context keeps states */
     uint32_t *token_ids;
     bool has_ids;
 };

@@ -8,6 +8,7 @@
 
 #include "base/arena.h"
 #include "base/error.h"
+#include "base/half.h"
 #include "memory/catalog_state.h"
 
 static int check_query(const struct context *context, const struct query *query, struct error *err)
@@ -71,6 +72,8 @@ static void fill_reading(const struct context *context, const struct query *quer
         .target_error = isnan(target) || target < 0 ? -1 : target,
         .max_bytes = query->max_bytes,
         .options = context->options,
+        .states = query->states,
+        .plan = query->plan,
     };
 }
 
@@ -189,16 +192,40 @@ static void observe(struct context *context, const struct query *query)
                                                     .positions = query->positions });
 }
 
+/* A number that is none would come back as an answer. An empty window is (0, -inf). */
+static int check_local(const struct partial *local, struct error *err)
+{
+    size_t bad = 0, count = local->rows * local->head_dim;
+    if (half_find_nonfinite(local->o, DTYPE_FP32, count, &bad) != count)
+        return error_set(err, MEMD_ENONFINITE, "%zu numbers of local_o are NaN or infinite", bad);
+    for (size_t i = 0; i < local->rows; i++)
+        if (isnan(local->lse[i]) || local->lse[i] == INFINITY)
+            return error_set(err, MEMD_ENONFINITE, "local_lse %zu is NaN or infinite", i);
+    return 0;
+}
+
+static int join(const struct context *context, const struct reading *reading,
+                const struct query *query, const struct partial *answer, struct error *err)
+{
+    const struct method *method = context->method;
+    if (query->local == NULL) return 0;
+    if (method->join != NULL) return method->join(method, reading, query->local, answer, err);
+    partial_merge(answer, query->local);
+    return 0;
+}
+
 int context_attend(struct context *context, const struct query *query, struct arena *arena,
                    const struct partial *ret_partial, struct quality *ret_quality,
                    struct error *err)
 {
     struct asking asking;
-    int rc = context_ask(context, query, arena, &asking, err);
+    int rc = query->local == NULL ? 0 : check_local(query->local, err);
+    if (rc == 0) rc = context_ask(context, query, arena, &asking, err);
     if (rc < 0) return rc;
     struct index_answer answer = { .partial = *ret_partial, .quality = &asking.quality };
     rc = context->method->attend(context->method, &asking.reading, arena, &answer, err);
     rc = context_answered(&asking, rc, err);
+    if (rc == 0) rc = join(context, &asking.reading, query, ret_partial, err);
     if (rc == 0) rc = fill_quality(context, &asking, arena, ret_quality, err);
     context_asked(context, &asking);
     if (rc == 0) observe(context, query);

@@ -26,6 +26,7 @@
 
 #define LIMIT_ATTEND_ITEMS 1024u      /* in one request */
 #define LIMIT_ATTEND_QUERIES 4096u    /* of one item */
+#define LIMIT_EXPLAIN_ITEMS 16u       /* of those, that ask for their reading plan */
 #define LIMIT_APPEND_LAYERS 1024u     /* in one request */
 #define LIMIT_TOP_K 65536u
 #define LIMIT_FETCH_IDS 65536u

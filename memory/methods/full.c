@@ -34,6 +34,7 @@ int method_attend_exactly(const struct reading *reading, struct arena *arena,
     else
         rc = attend(&reading->attend, arena, &ret_answer->partial, err);
     if (rc == 0) count_rows(reading, 2, ret_answer->quality);
+    if (rc == 0 && reading->plan != NULL) exact_plan(&reading->attend, reading->plan);
     return rc;
 }
 

@@ -22,7 +22,8 @@ static bool can_answer(const struct method *method, const struct reading *readin
 
 static struct index_args arguments(const struct reading *reading)
 {
-    return (struct index_args){ .attend = reading->attend, .max_bytes = reading->max_bytes };
+    return (struct index_args){ .attend = reading->attend, .max_bytes = reading->max_bytes,
+                                .plan = reading->plan };
 }
 
 static int attend_indexed(const struct method *method, const struct reading *reading,

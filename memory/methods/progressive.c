@@ -7,6 +7,7 @@
 #include "index/progressive.h"
 
 #include "base/error.h"
+#include "index/exact.h"
 #include "memory/methods/methods.h"
 
 enum { TARGET_ERROR, MAX_BYTES, EXACT_BELOW };
@@ -51,6 +52,7 @@ static int attend_progressively(const struct method *method, const struct readin
     struct progressive_args args = arguments(reading);
     if (args.base.target_error == 0 || !has_planes(reading))
         return method_attend_exactly(reading, arena, ret_answer, err);
+    if (reading->plan != NULL) exact_plan(&reading->attend, reading->plan);
     return progressive_attend(&args, arena, ret_answer, err);
 }
 

@@ -22,13 +22,13 @@ def rows(seed, layer, first, count, width, what):
 class Past:
     """One context of a client, and what it should hold."""
 
-    def __init__(self, client, name, seed=1, parameters=(), **shape):
+    def __init__(self, client, name, seed=1, parameters=(), method="", **shape):
         self.client, self.name, self.seed = client, name, seed
         self.model = model(**shape)
         self.layers, self.heads = self.model["layers"], self.model["kv_heads"]
         self.dim = self.model["head_dim"]
         self.id = client.ask("open", {"name": name, "model": self.model, "create": True,
-                                  "parameters": list(parameters)})["context_id"]
+                                  "method": method, "parameters": list(parameters)})["context_id"]
 
     def layer(self, payload, layer, position, count):
         width, shape = self.heads * self.dim, (count, self.heads, self.dim)

@@ -5,6 +5,7 @@ lives on, and the stored rows stay what they were."""
 import copy
 import os
 import random
+import struct
 
 from past import Past
 from wire import (CODE_NAMES, ENUMS, HEADER, MESSAGES, METHODS, Client, Daemon, Failed, Payload,
@@ -20,7 +21,11 @@ HUGE = {"uint32": [0, 1, 0xFFFFFFFF], "uint64": [0, 1, 1 << 32, (1 << 63), (1 <<
 def good_requests(past):
     """Method → (fields, payload) that succeeds (or would, but for its side effects)."""
     append, append_payload = past.append_fields(0, 3)
-    attend, attend_payload = past.attend_fields(queries=2)
+    attend, query_payload = past.attend_fields(queries=2)
+    tensors = Payload()
+    tensors.data += query_payload
+    local_o, local_lse = tensors.add("FP32", (2, 4, 64), bytes(2048)), tensors.add("FP32", (2, 4), bytes(32))
+    attend_payload = bytes(tensors.data)
     attend["items"][0]["limits"] = [5, 6]
     item = attend["items"][0]
     rope = {"theta": 1e4, "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -28,6 +33,8 @@ def good_requests(past):
             "rotary_dims": 64, "scaling": 3, "pairing": 1}
     shape = model(rope=rope, rotated=True, attention_scale=0.125, fingerprint="f")
     item.update(target_error=0.05, max_bytes=1 << 20)
+    append["layers"][0]["marks"] = b"\0\1\2"
+    item.update(explain=True, local_o=local_o, local_lse=local_lse)
     search = {key: item[key] for key in ("context_id", "layer", "q", "positions", "limits", "target_error",
                                          "max_bytes")}
     return {
@@ -148,6 +155,54 @@ def shapes(past):
     client.fails("EINVAL", "compact", {"path": "relative"})
 
 
+def inputs(past):
+    """What comes with tokens and queries besides: each in the one shape that it may have."""
+    client = past.client
+    fields, payload = past.append_fields(3, 2)
+    layer, tensors = fields["layers"][0], Payload()
+    tensors.data += payload
+    scores = tensors.add("FP32", (2, 4), bytes(32))
+
+    def append(code, text, **change):
+        said = client.fails(code, "append", {**fields, "layers": [{**layer, **change}]}, tensors.data)
+        assert text in said, said
+
+    append("ESHAPE", "marks", marks=b"\1")
+    append("ESHAPE", "marks", marks=b"\1\2\3")
+    append("EINVAL", "mark 4 of token 1", marks=b"\3\4")
+    append("ESHAPE", "scores", scores={**scores, "shape": [2, 2]})
+    append("ESHAPE", "scores", scores={**scores, "shape": [1, 4]})
+    append("ESHAPE", "scores", scores={**scores, "dtype": 5})
+    append("EUNSUPPORTED", "states", states={**scores, "shape": [2, 4]})
+
+    fields, payload = past.attend_fields(queries=2)
+    item, tensors = fields["items"][0], Payload()
+    tensors.data += payload
+    o = tensors.add("FP32", (2, 4, 64), bytes(2048))
+    lse = tensors.add("FP32", (2, 4), bytes(32))
+    nan = tensors.add("FP32", (2, 4, 64), struct.pack("<512f", *[1.0] * 511, float("nan")))
+    bad = [tensors.add("FP32", (2, 4), struct.pack("<8f", *[0.0] * 7, x)) for x in (float("nan"), float("inf"))]
+
+    def attend(code, text, **change):
+        answer = client.ask("attend", {"items": [{**item, **change}]}, tensors.data)["answers"][0]
+        assert CODE_NAMES.get(answer["status"]) == code and text in answer["error"], answer
+
+    attend("ESHAPE", "local_lse", local_o=o)
+    attend("ESHAPE", "local_o", local_lse=lse)
+    attend("ESHAPE", "local_o", local_o={**o, "shape": [1, 4, 64]}, local_lse=lse)
+    attend("ESHAPE", "local_lse", local_o=o, local_lse={**lse, "shape": [2, 2]})
+    attend("ESHAPE", "local_o", local_o={**o, "dtype": 2}, local_lse=lse)
+    attend("ENONFINITE", "local_o", local_o=nan, local_lse=lse)
+    for wrong in bad:
+        attend("ENONFINITE", "local_lse 7", local_o=o, local_lse=wrong)
+    attend("EUNSUPPORTED", "states", states={**lse})
+    client.fails("EUNSUPPORTED", "search", {**item, "k": 1, "states": lse}, tensors.data)
+    text = client.fails("ELIMIT", "attend", {"items": [{**item, "explain": True}] * 17}, tensors.data)
+    assert "reading plan" in text, text
+    answers = client.ask("attend", {"items": [{**item, "explain": True}] * 16 + [item] * 3}, tensors.data)
+    assert [answer["plan"] is not None for answer in answers["answers"]] == [True] * 16 + [False] * 3
+
+
 def wishes(past):
     """How good an answer has to be: what is out of range is refused, by the item alone in an Attend."""
     client = past.client
@@ -253,6 +308,7 @@ def main():
         every_field(daemon, past)
         past.check(3)
         shapes(past)
+        inputs(past)
         wishes(past)
         frames(daemon)
         noise(daemon, int(os.environ.get("MEMD_TEST_SEED", "1")))

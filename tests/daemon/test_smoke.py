@@ -2,9 +2,10 @@
 """Every request once, the way a good client sends it."""
 import math
 import os
+import struct
 
 from past import Past, floats, verify
-from wire import Daemon
+from wire import Daemon, Payload
 
 
 def contexts(client):
@@ -42,6 +43,57 @@ def answers(client, past):
     found = client.call("search", {"context_id": past.id, "layer": 0, "q": item["q"],
                                    "positions": [1501], "k": 5}, body).message
     assert found["ids"]["shape"] == [1, 4, 5], found
+
+
+def merged(parts):
+    """One answer from lists (o, lse) of one query head each."""
+    top = max(lse for _, lse in parts)
+    weights = [math.exp(lse - top) for _, lse in parts]
+    total = sum(weights)
+    o = [sum(w * part[0][i] for w, part in zip(weights, parts)) / total for i in range(len(parts[0][0]))]
+    return o, top + math.log(total)
+
+
+def explained(client):
+    """What was read, told as it happened; and an answer that holds the client's own."""
+    past = Past(client, "told", method="streaming", parameters=[{"name": "sinks", "value": "2"},
+                                                                {"name": "window", "value": "5"}])
+    past.append(0, 20)
+    fields, body = past.attend_fields(queries=2)
+    item = fields["items"][0]
+    item.update(limits=[20, 4], explain=True)
+    answer = client.ask("attend", {"items": [item, {**item, "explain": False}]}, body)["answers"]
+    assert answer[1]["plan"] is None, answer
+    plan = answer[0]["plan"]
+    runs, groups = plan["runs"], plan["groups"]
+    read = sorted(zip(runs["query"], runs["head"], runs["heads"], runs["first"], runs["count"]))
+    assert read == [(0, 0, 2, 0, 2), (0, 0, 2, 15, 5), (0, 2, 2, 0, 2), (0, 2, 2, 15, 5),
+                    (1, 0, 2, 0, 4), (1, 2, 2, 0, 4)], read
+    assert runs["placed"] == runs["first"] and set(runs["query_placed"]) == {1 << 20}, runs
+    assert set(runs["group"]) == set(runs["kind"]) == {0} and not plan["cut"], plan
+    assert groups == {"query": [0], "head": [0], "merge": [0], "weight": [1.0]}, groups
+
+    fields, body = past.attend_fields()
+    item = fields["items"][0]
+    whole = client.call("attend", fields, body)
+    stored = whole.message["answers"][0]
+    o, lse = floats(whole.payload, stored["o"]), floats(whole.payload, stored["lse"])
+    payload = Payload()
+    payload.data += body
+    item["local_o"] = payload.add("FP32", (1, 4, 64), struct.pack("<256f", *range(256)))
+    item["local_lse"] = payload.add("FP32", (1, 4), struct.pack("<4f", lse[0], lse[1] + 1, 0, -math.inf))
+    both = client.call("attend", fields, payload.data)
+    answer = both.message["answers"][0]
+    local = [lse[0], lse[1] + 1, 0.0, -math.inf]
+    got_o, got_lse = floats(both.payload, answer["o"]), floats(both.payload, answer["lse"])
+    for head in range(4):
+        at = slice(64 * head, 64 * head + 64)
+        want_o, want_lse = merged([(o[at], lse[head]), (list(map(float, range(256)[at])), local[head])])
+        assert abs(got_lse[head] - want_lse) < 1e-5, (head, got_lse, want_lse)
+        assert all(abs(a - b) < 1e-3 for a, b in zip(got_o[at], want_o)), (head, got_o[at], want_o)
+    for key in ("method", "rows", "bytes_read", "tokens"):  # of what is stored
+        assert answer["quality"][key] == stored["quality"][key], answer
+    client.ask("drop", {"context_id": past.id})
 
 
 def derived(client, past):
@@ -117,7 +169,7 @@ def operation(client, daemon):
     assert status["pid"] == daemon.process.pid and status["contexts"] == 1, status
     stats = client.ask("stats")
     counters = {c["name"]: c["value"] for c in stats["counters"]}
-    assert counters["requests_append_total"] == 17 and counters["errors_enocontext_total"] == 2, counters
+    assert counters["requests_append_total"] == 18 and counters["errors_enocontext_total"] == 2, counters
     assert counters["built_segments_total"] >= 4 and counters["build_failures_total"] == 0, counters
     layers = {h["name"]: h for h in stats["histograms"] if "_layer_" in h["name"]}
     assert sum(layers["attend_predicted_error_layer_1"]["counts"]) == 12, layers
@@ -136,6 +188,7 @@ def main():
         client = daemon.client()
         past = contexts(client)
         answers(client, past)
+        explained(client)
         derived(client, past)
         changes(client, past)
         copy = operation(client, daemon)

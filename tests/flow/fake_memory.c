@@ -255,6 +255,12 @@ const struct model *context_model(const struct context *context)
     return &context->model;
 }
 
+size_t context_state_width(const struct context *context)
+{
+    (void)context;
+    return 0;
+}
+
 uint64_t context_id(const struct context *context)
 {
     (void)context;

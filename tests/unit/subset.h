@@ -12,6 +12,7 @@
 #include "base/arena.h"
 #include "base/error.h"
 #include "index/layer_index.h"
+#include "index/plan.h"
 #include "tests/unit/past.h"
 
 /* An answer with all its arrays. */
@@ -94,6 +95,23 @@ static inline bool subset_equals(const struct past *past, const struct reply *re
         fprintf(stderr, "query %zu head %zu: lse %.9g, expected %.9g; o differs by %.3g\n", i, h,
                 got, lse, worst);
     return same;
+}
+
+/* Which tokens head h of query i read, by the plan; none may be told twice. */
+static inline void subset_of_plan(const struct plan *plan, size_t i, size_t h, size_t tokens,
+                                  bool *ret_read)
+{
+    assert_false(plan->cut);
+    memset(ret_read, 0, tokens * sizeof *ret_read);
+    for (size_t r = 0; r < plan->run_count; r++) {
+        const struct plan_run *run = &plan->runs[r];
+        if (run->query != i || h < run->head || h >= run->head + run->heads) continue;
+        assert_true(run->first + run->count <= tokens);
+        for (size_t t = run->first; t < run->first + run->count; t++) {
+            assert_false(ret_read[t]);
+            ret_read[t] = true;
+        }
+    }
 }
 
 #endif

@@ -92,17 +92,25 @@ static void test_attend_top_k(void **state)
     shape.queries = 1;
     setup(&fx, &shape);
     struct layer_index *version = built(&fx, NULL);
+    struct arena arena;
+    arena_init(&arena, 16 << 20);
     set(&fx, GRAPH_K, 30);
     for (size_t turn = 0; turn < 4; turn++) {
         fx.past.limits[0] = limits[turn];
         set(&fx, GRAPH_EF, (double)(limits[turn] - SINKS - WINDOW - 1));
         struct index_args args = ask_args(&fx.past);
         struct reply reply;
+        struct plan plan;
         reply_init(&reply, &fx.past);
+        arena_reset(&arena);
+        assert_int_equal(plan_init(&plan, &arena, NULL), 0);
+        args.plan = &plan;
         assert_int_equal(reply_ask(&graph_type, version, &args, fx.options, &reply), 0);
         for (size_t h = 0; h < 4; h++) {
-            bool chosen[1200];
+            bool chosen[1200], told[1200];
             choose(&fx.past, 0, h, 30, chosen);
+            subset_of_plan(&plan, 0, h, 1200, told);
+            assert_memory_equal(told, chosen, sizeof told);
             assert_true(subset_equals(&fx.past, &reply, 0, h, chosen));
             assert_true(isnan(reply.quality.predicted_error[h]));
             assert_false(reply.quality.limited[h]);
@@ -110,6 +118,7 @@ static void test_attend_top_k(void **state)
         }
         reply_fini(&reply);
     }
+    arena_fini(&arena);
     layer_index_put(version);
     teardown(&fx);
 }
