@@ -42,6 +42,7 @@ struct layer_index;
 struct layer_index_type;
 struct model;
 struct parameter;
+struct pick_call;
 struct planes;
 
 /* What a method is given: some queries, and one state of the layer that does not change while they
@@ -126,6 +127,7 @@ extern const struct method method_full, method_progressive;
 extern const struct method method_retrieval_attention, method_faiss_flat, method_faiss_ivf,
     method_faiss_hnsw, method_retroinfer, method_streaming, method_oracle_topk;
 extern const struct method method_memorizing;
+extern const struct method method_extended_mind;
 
 /* The method of contexts that are made without naming one. */
 const struct method *method_default(void);
@@ -156,5 +158,14 @@ int method_attend_exactly(const struct reading *reading, struct arena *arena,
 int method_search_exactly(const struct reading *reading, struct arena *arena,
                           const struct index_hits *ret_hits, struct index_quality *ret_quality,
                           struct error *err);
+
+/* By tasks that read what they choose (index/pick.h): `how` has task, scratch_bytes, places and
+ * version; what belongs to the query comes from `reading`. */
+int method_attend_picked(const struct reading *reading, const struct pick_call *how,
+                         struct arena *arena, const struct index_answer *ret_answer,
+                         struct error *err);
+int method_search_picked(const struct reading *reading, const struct pick_call *how,
+                         struct arena *arena, const struct index_hits *ret_hits,
+                         struct index_quality *ret_quality, struct error *err);
 
 #endif
