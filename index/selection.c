@@ -12,24 +12,24 @@
 
 enum { HEAD_BYTES = 16 };
 
-int selection_new(uint64_t tokens, uint32_t kv_heads, const uint64_t *counts,
+int selection_new(uint64_t tokens, uint32_t heads, const uint64_t *counts,
                   struct selection **ret_selection, struct error *err)
 {
-    assert(kv_heads > 0 && kv_heads <= LIMIT_HEADS && tokens <= LIMIT_TOKENS);
+    assert(heads > 0 && heads <= LIMIT_HEADS && tokens <= LIMIT_TOKENS);
     uint64_t total = 0;
-    for (uint32_t g = 0; g < kv_heads; g++) {
+    for (uint32_t g = 0; g < heads; g++) {
         assert(counts[g] <= tokens);
         total += counts[g];
     }
-    size_t words = (size_t)total + kv_heads + 1;
+    size_t words = (size_t)total + heads + 1;
     struct selection *selection = malloc(sizeof *selection + words * sizeof(uint64_t));
     if (selection == NULL)
         return error_set(err, MEMD_ENOMEM, "no memory for %" PRIu64 " kept tokens", total);
-    *selection = (struct selection){ .tokens = tokens, .kv_heads = kv_heads };
+    *selection = (struct selection){ .tokens = tokens, .heads = heads };
     selection->first = (uint64_t *)(void *)(selection + 1);
-    selection->ids = selection->first + kv_heads + 1;
+    selection->ids = selection->first + heads + 1;
     selection->first[0] = 0;
-    for (uint32_t g = 0; g < kv_heads; g++)
+    for (uint32_t g = 0; g < heads; g++)
         selection->first[g + 1] = selection->first[g] + counts[g];
     *ret_selection = selection;
     return 0;
@@ -42,7 +42,7 @@ void selection_free(struct selection *selection)
 
 size_t selection_encoded_bytes(const struct selection *selection)
 {
-    uint32_t heads = selection->kv_heads;
+    uint32_t heads = selection->heads;
     return HEAD_BYTES + heads * sizeof(uint64_t) +
            (size_t)selection->first[heads] * sizeof(uint32_t);
 }
@@ -50,7 +50,7 @@ size_t selection_encoded_bytes(const struct selection *selection)
 void selection_encode(const struct selection *selection, unsigned char *ret_data)
 {
     struct bytes_writer out = bytes_writer(ret_data, selection_encoded_bytes(selection));
-    uint32_t heads = selection->kv_heads;
+    uint32_t heads = selection->heads;
     bytes_put_le64(&out, selection->tokens);
     bytes_put_le32(&out, heads);
     bytes_put_le32(&out, 0);
@@ -76,7 +76,7 @@ static int read_counts(struct bytes_reader *in, uint64_t tokens, uint32_t heads,
 
 static int read_ids(struct bytes_reader *in, struct selection *selection, struct error *err)
 {
-    for (uint32_t g = 0; g < selection->kv_heads; g++) {
+    for (uint32_t g = 0; g < selection->heads; g++) {
         for (uint64_t i = selection->first[g]; i < selection->first[g + 1]; i++) {
             selection->ids[i] = bytes_get_le32(in);
             bool ascends = i == selection->first[g] || selection->ids[i] > selection->ids[i - 1];

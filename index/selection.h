@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* selection.h — what a one-shot compression kept of a prompt: per KV head some of its tokens.
+/* selection.h — what a one-shot compression kept of a prompt: per head some of its tokens.
  *
  * Made once for a layer (SnapKV, PyramidKV, L2 norm), from then on queries read the kept tokens of
  * the prompt and every token behind it. It is stored as it is and cannot be made again, since the
  * queries that decided it are gone.
  *
- * Shapes   ids: for each of G KV heads a run of ascending positions below `tokens`
- * Bytes    selection_encode: u64 tokens, u32 G, u32 zero, (G) u64 counts, then the ids as u32,
- *          little-endian
+ * Shapes   ids: for each head a run of ascending positions below `tokens`. Heads are the G KV
+ *          heads, or the H query heads where each of a group keeps tokens of its own
+ * Bytes    selection_encode: u64 tokens, u32 heads, u32 zero, (heads) u64 counts, then the ids as
+ *          u32, little-endian
  * Memory   one allocation on the heap
  * Threads  immutable
  * Errors   MEMD_ENOMEM · MEMD_ECORRUPT bytes that are no selection
@@ -23,13 +24,13 @@ struct error;
 
 struct selection {
     uint64_t tokens;   /* of the prompt */
-    uint32_t kv_heads; /* G */
-    uint64_t *first;   /* (G + 1) where the ids of each head begin, and the end of the last */
-    uint64_t *ids;     /* (first[G]) */
+    uint32_t heads;    /* G, or H */
+    uint64_t *first;   /* (heads + 1) where the ids of each begin, and the end of the last */
+    uint64_t *ids;     /* (first[heads]) */
 };
 
-/* Room for `counts` (G) ids; `first` is filled in, ids are the caller's to fill. */
-int selection_new(uint64_t tokens, uint32_t kv_heads, const uint64_t *counts,
+/* Room for `counts` (heads) ids; `first` is filled in, ids are the caller's to fill. */
+int selection_new(uint64_t tokens, uint32_t heads, const uint64_t *counts,
                   struct selection **ret_selection, struct error *err);
 void selection_free(struct selection *selection); /* NULL is fine */
 

@@ -107,7 +107,8 @@ struct method {
     int (*check)(const struct method *method, const struct model *model, const double *options,
                  struct error *err);
     /* What is kept of a prompt; NULL: MEMD_EUNSUPPORTED. Truncating into a compressed prompt is
-     * refused with that code too. */
+     * refused with that code too. A selection that stays NULL with 0 says that all of this layer is
+     * kept: then there is nothing to store, and the layer is as if nobody had asked. */
     int (*compress)(const struct method *method, const struct compressing *compressing,
                     struct arena *arena, struct selection **ret_selection, struct error *err);
     /* quality->method is filled in by the caller. */
