@@ -14,7 +14,8 @@
  * Rules for kernel files
  *     - the common subset of C17 and C++17: casts are written out, no compound literals;
  *     - a kernel is SIMT_KERNEL(name, struct its_launch) with one argument `args`, a struct by
- *       value, the same that its launcher gets; SIMT_LAUNCH starts it;
+ *       value, the same that its launcher gets; SIMT_LAUNCH(name, …) in the SIMT_LAUNCHER of the
+ *       file starts it;
  *     - SIMT_SHARED(type, name) is the one dynamic array of shared memory of the block, whose bytes
  *       the launch says; carve it up by hand. The emulator fills it with NaN before every block;
  *     - 16-bit floats are uint16_t and are widened by simt_load.
@@ -28,6 +29,7 @@
 #define MEMD_ATTENTION_CUDA_SIMT_H
 
 #include <math.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -43,12 +45,14 @@ enum { SIMT_WARP = 32 };
 #include <cuda_fp16.h>
 
 #define SIMT_DEVICE static __device__ inline
-#define SIMT_KERNEL(name, type) static __global__ void name(const type args)
+#define SIMT_LAUNCHER extern "C"
+#define SIMT_UNROLL _Pragma("unroll")
+#define SIMT_KERNEL(name, type) static __global__ void name##_kernel(const type args)
 #define SIMT_SHARED(type, name)                      \
     extern __shared__ unsigned char simt_shared_[];  \
     type *name = (type *)(void *)simt_shared_
 #define SIMT_LAUNCH(kernel, grid, block, shared_bytes, stream, args)                           \
-    (kernel<<<(grid), (block), (shared_bytes), (cudaStream_t)(stream)>>>(args),                \
+    (kernel##_kernel<<<(grid), (block), (shared_bytes), (cudaStream_t)(stream)>>>(args),       \
      cudaPeekAtLastError() == cudaSuccess ? 0 : (int)MEMD_EDEVICE)
 
 SIMT_DEVICE float simt_from_fp16(uint16_t bits)
@@ -59,13 +63,15 @@ SIMT_DEVICE float simt_from_fp16(uint16_t bits)
 #else
 
 #define SIMT_DEVICE static inline
-#define SIMT_KERNEL(name, type)                        \
-    static void name(const type args);                 \
-    static void name##_thread(const void *args)        \
-    {                                                  \
-        name(*(const type *)args);                     \
-    }                                                  \
-    static void name(const type args)
+#define SIMT_LAUNCHER
+#define SIMT_UNROLL
+#define SIMT_KERNEL(name, type)                   \
+    static void name##_kernel(const type args);   \
+    static void name##_thread(const void *args)   \
+    {                                             \
+        name##_kernel(*(const type *)args);       \
+    }                                             \
+    static void name##_kernel(const type args)
 #define SIMT_SHARED(type, name) type *name = (type *)simt_here.shared
 #define SIMT_LAUNCH(kernel, grid, block, shared_bytes, stream, args) \
     ((void)(stream), simt_launch(kernel##_thread, &(args), (grid), (block), (shared_bytes)))

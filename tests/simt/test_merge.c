@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* test_merge.c — merge.cu, emulated, against merge.c and attention over everything at once.
+ *
+ * The truth that does not know of merging: tokens are dealt out to parts, each part's (o, lse) is
+ * computed in float64, and the merge has to be float64 attention over all tokens.
+ */
+#include "tests/simt/cases.h"
+
+enum { TOKENS = 96, PARTS = 8, ROWS = 24 };
+
+struct fixture {
+    struct merge_launch launch;
+    uint32_t begin[ROWS + 1], parts[ROWS * PARTS];
+    float *o, *lse;         /* (ROWS * PARTS, D), (ROWS * PARTS) */
+    float *ret_o, *ret_lse; /* (ROWS, D), (ROWS) */
+    float *truth, *truth_lse;
+};
+
+static void make(struct fixture *fixture, uint32_t dims)
+{
+    *fixture = (struct fixture){ .o = case_results((size_t)ROWS * PARTS * dims),
+                                 .lse = case_results(ROWS * PARTS),
+                                 .ret_o = case_results((size_t)ROWS * dims),
+                                 .ret_lse = case_results(ROWS),
+                                 .truth = case_results((size_t)ROWS * dims),
+                                 .truth_lse = case_results(ROWS) };
+    fixture->launch = (struct merge_launch){
+        .begin = fixture->begin, .parts = fixture->parts, .count = ROWS, .head_dim = dims,
+        .o = fixture->o, .lse = fixture->lse, .ret_o = fixture->ret_o,
+        .ret_lse = fixture->ret_lse };
+}
+
+static void end(struct fixture *fixture)
+{
+    float *all[] = { fixture->o, fixture->lse, fixture->ret_o, fixture->ret_lse, fixture->truth,
+                     fixture->truth_lse };
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) free(all[i]);
+}
+
+/* Row `row` of the answer: `tokens` tokens over some of its parts, the others empty. */
+static void make_row(struct fixture *fixture, uint32_t row, uint32_t tokens, double spread,
+                     uint64_t *random)
+{
+    uint32_t dims = fixture->launch.head_dim, part_of[TOKENS];
+    double scores[TOKENS], own[TOKENS];
+    float *values = checks_alloc((size_t)TOKENS * dims * sizeof *values);
+    for (uint32_t t = 0; t < tokens; t++) {
+        scores[t] = spread * (double)checks_normal(random);
+        part_of[t] = (uint32_t)random_below(random, PARTS - 1); /* the last one stays empty */
+        for (uint32_t d = 0; d < dims; d++) values[t * dims + d] = checks_normal(random);
+    }
+    fixture->begin[row + 1] = fixture->begin[row] + PARTS;
+    for (uint32_t part = 0; part < PARTS; part++) {
+        uint32_t at = part * ROWS + (ROWS - 1 - row); /* of the pool, in an order of its own */
+        fixture->parts[fixture->begin[row] + part] = at;
+        for (uint32_t t = 0; t < tokens; t++) own[t] = part_of[t] == part ? scores[t] : -INFINITY;
+        truth_attend(&(struct truth_row){ own, values, tokens, dims },
+                     fixture->o + (size_t)at * dims, &fixture->lse[at]);
+    }
+    truth_attend(&(struct truth_row){ scores, values, tokens, dims },
+                 fixture->truth + (size_t)row * dims, &fixture->truth_lse[row]);
+    free(values);
+}
+
+static void check_dims(struct checks *checks, uint32_t dims, double spread, uint64_t *random)
+{
+    struct fixture fixture;
+    char what[64];
+    make(&fixture, dims);
+    for (uint32_t row = 0; row < ROWS; row++)
+        make_row(&fixture, row, row % 5 == 0 ? 0 : TOKENS - row, spread, random);
+    fixture.begin[ROWS] = fixture.begin[ROWS - 1]; /* the last row: of no parts at all */
+    memset(fixture.truth + (size_t)(ROWS - 1) * dims, 0, dims * sizeof(float));
+    fixture.truth_lse[ROWS - 1] = -INFINITY;
+    snprintf(what, sizeof what, "merge D=%u spread=%g", dims, spread);
+    case_launched(checks, what, merge_launch(&fixture.launch, NULL));
+    struct near near = { 4e-6F, 4e-6F };
+    checks_close(checks, what, fixture.ret_o, fixture.truth, (size_t)ROWS * dims, near);
+    checks_close(checks, what, fixture.ret_lse, fixture.truth_lse, ROWS, near);
+    struct merge_launch refer = fixture.launch;
+    refer.ret_o = fixture.truth;
+    refer.ret_lse = fixture.truth_lse;
+    merge_ref(&refer);
+    near = tolerances[0].kernel;
+    checks_close(checks, what, fixture.ret_o, fixture.truth, (size_t)ROWS * dims, near);
+    checks_close(checks, what, fixture.ret_lse, fixture.truth_lse, ROWS, near);
+    end(&fixture);
+}
+
+int main(void)
+{
+    struct checks checks = { 0 };
+    uint64_t random = random_seed();
+    for (unsigned i = 0; i < CASE_DIMS; i++) {
+        simt_set_order((enum simt_order)(i % SIMT_ORDERS), random);
+        check_dims(&checks, case_dims[i], 1.0, &random);
+        check_dims(&checks, case_dims[i], 1e4, &random);
+    }
+    return checks_end(&checks);
+}
