@@ -27,7 +27,7 @@
 enum {
     VERSION = 1,
     HEADER_BYTES = 2 * 4 + 7 * 8,
-    WAVE = 64, /* blocks that are made between two looks at `stop` */
+    WAVE = 64, /* blocks that room is made for at once */
 };
 
 uint64_t blocks_complete(const struct blocks_shape *shape, uint64_t tokens)
@@ -110,11 +110,17 @@ static void make(void *arg, size_t i)
 {
     struct wave *wave = arg;
     const struct blocks *blocks = wave->blocks;
+    const struct fold_source *source = wave->source;
+    struct error *err = &wave->outcomes[i].error;
+    int rc = source->stop == NULL ? 0 : source->stop(source->stop_arg);
+    if (rc < 0) {
+        wave->outcomes[i].code = error_set(err, rc, "%s while making blocks", error_text(rc));
+        return;
+    }
     size_t block = blocks->count + i;
     float *vectors = blocks->vectors + block * block_floats(&blocks->shape);
-    wave->outcomes[i].code = wave->represent(wave->source, &blocks->shape,
-                                             blocks_begin(&blocks->shape, block), vectors,
-                                             &wave->outcomes[i].error);
+    wave->outcomes[i].code = wave->represent(source, &blocks->shape,
+                                             blocks_begin(&blocks->shape, block), vectors, err);
 }
 
 static int make_wave(struct blocks *blocks, struct wave *wave, size_t count, struct error *err)
@@ -142,10 +148,8 @@ int blocks_advance(struct blocks *blocks, const struct fold_source *source, uint
     if (wave == NULL) return error_set(err, MEMD_ENOMEM, "no memory for making blocks");
     *wave = (struct wave){ .blocks = blocks, .source = source, .represent = represent };
     while (blocks->count < wanted) {
-        int rc = source->stop == NULL ? 0 : source->stop(source->stop_arg);
-        if (rc != 0) return error_set(err, rc, "%s while making blocks", error_text(rc));
         size_t left = (size_t)(wanted - blocks->count);
-        rc = make_wave(blocks, wave, left < WAVE ? left : WAVE, err);
+        int rc = make_wave(blocks, wave, left < WAVE ? left : WAVE, err);
         if (rc < 0) return rc;
     }
     return 0;

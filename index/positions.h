@@ -9,6 +9,7 @@
  *     rule         key of token t           query                      used by
  *     original     t                        its own position           SnapKV, RetrievalAttention
  *     cache-index  kept tokens before t     kept tokens before it      StreamingLLM §3.2
+ *     contiguous   the same over chosen chunks                        LongHeads
  *     zero         0                        tokens since the memory    Extended Mind, LongLLaMA
  *     constant     0                        a fixed distance           InfLLM
  *     none         not rotated              not rotated                Memorizing Transformers
@@ -17,8 +18,8 @@
  * positions between limit and query: what stands there is not in the memory, it is the window that
  * the client attends to itself, with the distances that it uses anyway. So a query at its limit
  * sits at n, right behind n kept keys, and one that is stored as the last kept token at n - 1.
- * "Since the memory" is the same count with nothing kept. Chosen chunks at contiguous positions
- * (LongHeads) are cache-index over the chunks.
+ * "Since the memory" is the same count with nothing kept. Contiguous is no rule of its own: each
+ * run of chunks is read under cache-index, with the shift that moves it behind the one before.
  *
  * A key can be moved only where memd rotates it: the model has a rope and is not `rotated`.
  * Everywhere else only original is there, and other rules are refused when a context is opened.

@@ -129,6 +129,7 @@ extern const struct method method_retrieval_attention, method_faiss_flat, method
     method_faiss_hnsw, method_retroinfer, method_streaming, method_oracle_topk;
 extern const struct method method_memorizing;
 extern const struct method method_extended_mind;
+extern const struct method method_longheads;
 
 /* The method of contexts that are made without naming one. */
 const struct method *method_default(void);
