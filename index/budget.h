@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* budget.h — how many tokens of a prompt each layer keeps.
+ *
+ * With C = capacity - window tokens besides the newest `window`:
+ *
+ *     const     SnapKV: C in every layer
+ *     pyramid   PyramidKV: many in low layers, few in high ones. From 2C - C/β in layer 0 down in
+ *               equal steps, towards C/β in the last
+ *
+ * A prompt shorter than the capacity is kept whole; the pyramid is uniform below a prompt of 2C. A
+ * layer cannot keep more than there is: then the highest budget is all of it, and the lowest what
+ * that leaves of 2C.
+ *
+ * Divisions are those of integers, as published, and so the step is too small: layers together keep
+ * more than L·C (4.6 % more with C 120 and 32 layers). It is kept for faithfulness; what is kept in
+ * truth is what `context_compress` and the layer's facts say.
+ *
+ * Source   PyramidKV (Cai et al., arXiv 2406.02069) §4.2 and its code (Zefan-Cai/KVCache-Factory);
+ *          SnapKV (arXiv 2404.14469). Ours: a model of one layer has no step
+ * Threads  pure
+ * Tests    tests/unit/test_budget.c
+ */
+#ifndef MEMD_INDEX_BUDGET_H
+#define MEMD_INDEX_BUDGET_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define BUDGET_ALL UINT64_MAX /* keep the whole prompt */
+
+struct budget {
+    uint64_t capacity, window; /* tokens of a layer; of them, the newest; window < capacity */
+    uint64_t beta;             /* ≥ 1, of the pyramid */
+    uint32_t layers;
+};
+
+/* Tokens kept besides the newest `window`, of a prompt of so many; or BUDGET_ALL. */
+uint64_t budget_const(const struct budget *budget, uint64_t tokens);
+uint64_t budget_pyramid(const struct budget *budget, uint32_t layer, uint64_t tokens);
+
+#endif
