@@ -42,7 +42,7 @@ static int answer(struct request *req, struct context *context, bool created, st
     reply.n_parameters = message->n_parameters;
     reply.tokens = info.tokens;
     reply.synced_tokens = info.synced_tokens;
-    reply.state_width = context_state_width(context);
+    reply.state_width = message->state_width;
     return request_reply(req, &reply.base, NULL, 0, err);
 }
 

@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "index/plan.h"
 #include "memory/context.h"
+#include "memory/methods/methods.h"
 #include "proto/limits.h"
 
 int wire_no_memory(struct error *err)
@@ -151,6 +152,16 @@ int wire_decode_walk(uint64_t context_id, const ProtobufCBinaryData *cursor,
     return 0;
 }
 
+/* 0 where this build lacks the method. */
+static size_t state_width(const struct context_info *info)
+{
+    double values[OPTIONS_MAX];
+    const struct method *method = method_find(info->method);
+    if (method == NULL || method->state_width == NULL) return 0;
+    int rc = method_parse(method, info->parameters, info->parameter_count, values, NULL);
+    return rc < 0 ? 0 : method->state_width(values);
+}
+
 Memd__ContextInfo *wire_encode_info(const struct context_info *info, struct arena *arena)
 {
     Memd__ContextInfo *message = NEW_MESSAGE(arena, ContextInfo, CONTEXT_INFO);
@@ -177,6 +188,7 @@ Memd__ContextInfo *wire_encode_info(const struct context_info *info, struct aren
     message->built_segments = info->built_segments;
     message->indexed_tokens = info->indexed_tokens;
     message->derived_bytes = info->derived_bytes;
+    message->state_width = state_width(info);
     return message->model == NULL || message->parameters == NULL ? NULL : message;
 }
 

@@ -15,6 +15,7 @@
  * SHAPES    Letters: n tokens or queries of one call, L layers, H query heads, G KV heads (H % G ==
  *           0; query head h reads KV head h / (H / G)), D head dimension. A comment such as (n, G,
  *           D) is the shape of the array: dense, row-major, last axis contiguous, little-endian.
+ *           W: numbers of a state, for memory methods that keep states instead of K and V.
  *
  * ERRORS    Functions that can fail return 0 or a negative MEMD_E… code and, when `err` is not
  *           NULL, fill it with a sentence for a human. Out-parameters `ret_x` are written only on
@@ -231,6 +232,7 @@ struct memd_context {
     uint64_t tokens;        /* when it was opened: common to all layers in use */
     uint64_t synced_tokens; /* of those, on the disk */
     bool created;           /* by this call */
+    uint32_t state_width;   /* W where the method keeps states, 0 = it keeps K and V */
 };
 
 /* Open a context by name. ret_context is required.
@@ -281,6 +283,7 @@ struct memd_info {
     uint64_t built_segments;   /* of sealed_segments, those whose planes are made */
     uint64_t indexed_tokens;   /* tokens in the index of every layer in use, where there is one */
     uint64_t derived_bytes;    /* of stored_bytes, what is made from the rows and can be again */
+    uint32_t state_width;      /* as in memd_context */
 };
 
 /* Errors   MEMD_ENOCONTEXT */
@@ -305,7 +308,13 @@ MEMD_API int memd_list(struct memd_client *client, const struct memd_list_args *
 
 /* ---- data ---- */
 
-/* n tokens of one layer. */
+/* What a token is to a method: bits of a mark. */
+enum memd_mark {
+    MEMD_MARK_LANDMARK = 1, /* ends a block and stands for it */
+    MEMD_MARK_SPECIAL = 2   /* BOS, EOS, padding: not to be retrieved */
+};
+
+/* n tokens of one layer. memd_methods says what a method wants of it. */
 struct memd_append {
     uint32_t layer;
     uint64_t position;         /* of the first token */
@@ -314,6 +323,11 @@ struct memd_append {
     const void *q;             /* (n, H, D): the queries of those tokens, or NULL */
     enum memd_dtype q_dtype;
     const uint32_t *token_ids; /* (n), or NULL */
+    const uint8_t *marks;      /* (n) bits of enum memd_mark, or NULL: none is marked */
+    const void *scores;        /* (n, H) attention mass that they have received, or NULL */
+    enum memd_dtype scores_dtype;
+    const void *states; /* (n, W), the model's dtype, instead of k and v where the method keeps
+                         * states */
 };
 
 enum memd_ack {
@@ -354,6 +368,11 @@ struct memd_query {
                           * context's, MEMD_EXACT = exact */
     uint64_t max_bytes;  /* to be read for this query at most, as far as the method can choose; 0 =
                           * the context's, MEMD_NO_BOUND = none */
+    const void *states;  /* (n, W) of the queries, where the method keeps states, or NULL */
+    enum memd_dtype states_dtype;
+    bool explain;           /* attend: memd_answer.plan says what was read; at most 16 of a batch */
+    const float *local_o;   /* attend: (n, H, D) and (n, H), the caller's own attention over its */
+    const float *local_lse; /* window: the answer is then of both together; or both NULL */
 };
 
 /* The levels that an answer can be made from, coarse to exact. */
@@ -383,6 +402,45 @@ struct memd_quality {
     uint64_t level_bytes[MEMD_LEVELS]; /* of bytes_read */
 };
 
+#define MEMD_UNPLACED UINT64_MAX /* not rotated at all */
+
+/* What the ids of a run count, and how a group of runs entered the answer. */
+enum memd_plan_kind {
+    MEMD_PLAN_TOKENS = 0, /* positions in the layer */
+    MEMD_PLAN_SLOTS = 1   /* entries of the method's state */
+};
+enum memd_plan_merge {
+    MEMD_PLAN_JOINT = 0,   /* one softmax with everything else */
+    MEMD_PLAN_GATED = 1,   /* the softmax of the group alone, times its weight */
+    MEMD_PLAN_SEPARATE = 2 /* the answer is of these rows alone */
+};
+
+/* Rows that follow each other and were read together. */
+struct memd_plan_run {
+    uint32_t query;        /* of the item */
+    uint32_t head, heads;  /* query heads head … head + heads - 1 */
+    uint32_t group;        /* place in memd_plan.groups */
+    enum memd_plan_kind kind;
+    uint64_t first, count; /* ids */
+    uint64_t placed;       /* where key `first` was rotated, the others behind; or MEMD_UNPLACED */
+    uint64_t query_placed; /* where the query was rotated */
+};
+
+struct memd_plan_group {
+    uint32_t query, head; /* gated: of one query head */
+    enum memd_plan_merge merge;
+    float weight; /* share of the answer; 1 where it is not gated */
+};
+
+/* What was read for an answer, and how it entered it. */
+struct memd_plan {
+    const struct memd_plan_run *runs;
+    size_t run_count;
+    const struct memd_plan_group *groups; /* group 0 is joint */
+    size_t group_count;
+    bool cut; /* more was read than is told here */
+};
+
 /* Attention over the remembered tokens. Two answers over disjoint tokens, such as this one and the
  * caller's own window, merge: L = log(sum exp(lse_i)), o = sum exp(lse_i - L) o_i. */
 struct memd_answer {
@@ -391,6 +449,7 @@ struct memd_answer {
     const float *o;   /* (n, H, D): the caller's array when there is one, else the client's */
     const float *lse; /* (n, H): natural log; -inf (and o = 0) where nothing was visible */
     struct memd_quality quality;
+    const struct memd_plan *plan; /* where query.explain, else NULL */
 };
 
 /* Ask one query. ret_answer may be NULL when o and lse are the caller's. An error of the item is
@@ -419,14 +478,16 @@ struct memd_fetch {
     const uint64_t *ids; /* (m): token positions, any order, repeats allowed */
     size_t count;        /* m, 1 … 65,536 */
     void *k, *v;         /* (m, G, D) to be filled, or NULL: see memd_rows */
+    void *states;        /* (m, W) to be filled where the context keeps states, or NULL */
 };
 
 struct memd_rows {
     const void *k, *v;         /* (m, G, D), as appended, bit for bit */
     const uint32_t *token_ids; /* (m), or NULL when the layer does not have them for all */
+    const void *states;        /* (m, W) where the context keeps states: k and v are NULL then */
 };
 
-/* Rows by position. ret_rows may be NULL when k and v are the caller's.
+/* Rows by position. ret_rows may be NULL when k and v (or states) are the caller's.
  * Errors   MEMD_ENOCONTEXT · MEMD_ENOROW · MEMD_EINVAL · MEMD_ECORRUPT */
 MEMD_API int memd_fetch(const struct memd_fetch *fetch, const struct memd_rows **ret_rows,
                         struct memd_error *err);

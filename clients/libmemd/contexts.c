@@ -79,6 +79,7 @@ static int read_open(const struct memd_ticket *ticket, struct memd_context *ret_
         .tokens = reply->tokens,
         .synced_tokens = reply->synced_tokens,
         .created = reply->created,
+        .state_width = (uint32_t)reply->state_width,
     };
     return 0;
 }

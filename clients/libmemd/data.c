@@ -15,6 +15,10 @@
 #include "proto/limits.h"
 #include "proto/method.h"
 
+/* Tensors of a layer of an append (k, v, states, q, scores) and of a query (q, states, local_o,
+ * local_lse) at most. */
+enum { APPEND_TENSORS = 5, QUERY_TENSORS = 4 };
+
 static uint32_t dtype_of(enum memd_dtype chosen, const struct memd_context *context)
 {
     return (uint32_t)(chosen == MEMD_DTYPE_NONE ? context->dtype : chosen);
@@ -45,36 +49,56 @@ static int place_append(struct memd_ticket *ticket, ProtobufCMessage *message)
     return 0;
 }
 
-static int build_layer(struct memd_ticket *ticket, const struct memd_context *context,
-                       const struct memd_append *layer, Memd__AppendLayer *wire)
+/* k and v, or states. */
+static int build_rows(struct memd_ticket *ticket, const struct memd_context *context,
+                      const struct memd_append *layer, Memd__AppendLayer *wire)
 {
-    memd__append_layer__init(wire);
-    if (layer->k == NULL || layer->v == NULL) return missing(ticket, "k or v");
-    if (layer->tokens == 0) return check_count(ticket, "tokens", 0, SIZE_MAX);
-    wire->layer = layer->layer;
-    wire->position = layer->position;
+    if (layer->states == NULL && (layer->k == NULL || layer->v == NULL))
+        return missing(ticket, "k or v");
     struct ticket_array array = { .what = "k",
                                   .data = layer->k,
                                   .dtype = (uint32_t)context->dtype,
                                   .dims = 3,
                                   .shape = { layer->tokens, context->kv_heads,
                                              context->head_dim } };
-    int rc = ticket_tensor(ticket, &array, &wire->k);
-    if (rc < 0) return rc;
+    int rc = layer->k == NULL ? 0 : ticket_tensor(ticket, &array, &wire->k);
     array.what = "v";
     array.data = layer->v;
-    rc = ticket_tensor(ticket, &array, &wire->v);
+    if (rc == 0 && layer->v != NULL) rc = ticket_tensor(ticket, &array, &wire->v);
+    if (rc < 0 || layer->states == NULL) return rc;
+    array = (struct ticket_array){ .what = "states", .data = layer->states, .dtype = array.dtype,
+                                   .dims = 2, .shape = { layer->tokens, context->state_width } };
+    return ticket_tensor(ticket, &array, &wire->states);
+}
+
+static int build_layer(struct memd_ticket *ticket, const struct memd_context *context,
+                       const struct memd_append *layer, Memd__AppendLayer *wire)
+{
+    memd__append_layer__init(wire);
+    if (layer->tokens == 0) return check_count(ticket, "tokens", 0, SIZE_MAX);
+    wire->layer = layer->layer;
+    wire->position = layer->position;
+    int rc = build_rows(ticket, context, layer, wire);
     if (rc < 0) return rc;
     if (layer->token_ids != NULL) {
         wire->n_token_ids = layer->tokens;
         wire->token_ids = (uint32_t *)layer->token_ids;
     }
-    if (layer->q == NULL) return 0;
-    array.what = "q";
-    array.data = layer->q;
-    array.dtype = dtype_of(layer->q_dtype, context);
-    array.shape[1] = context->query_heads;
-    return ticket_tensor(ticket, &array, &wire->q);
+    if (layer->marks != NULL)
+        wire->marks = (ProtobufCBinaryData){ layer->tokens, (uint8_t *)layer->marks };
+    struct ticket_array array = { .what = "q",
+                                  .data = layer->q,
+                                  .dtype = dtype_of(layer->q_dtype, context),
+                                  .dims = 3,
+                                  .shape = { layer->tokens, context->query_heads,
+                                             context->head_dim } };
+    if (layer->q != NULL) rc = ticket_tensor(ticket, &array, &wire->q);
+    if (rc < 0 || layer->scores == NULL) return rc;
+    array.what = "scores";
+    array.data = layer->scores;
+    array.dtype = dtype_of(layer->scores_dtype, context);
+    array.dims = 2;
+    return ticket_tensor(ticket, &array, &wire->scores);
 }
 
 static int build_append(struct memd_ticket *ticket, const struct memd_context *context,
@@ -103,7 +127,7 @@ int memd_submit_append(const struct memd_context *context, const struct memd_app
                        size_t count, enum memd_ack ack, struct memd_ticket **ret_ticket,
                        struct memd_error *err)
 {
-    size_t tensors = count <= LIMIT_APPEND_LAYERS ? 3 * count : 0;
+    size_t tensors = count <= LIMIT_APPEND_LAYERS ? APPEND_TENSORS * count : 0;
     struct memd_ticket *ticket = ticket_new(context->client, METHOD_APPEND, tensors);
     int rc = ticket == NULL ? 0 : build_append(ticket, context, layers, count, ack);
     return ticket_start(ticket, rc, ret_ticket, err);
@@ -155,6 +179,8 @@ static int place_answer(struct memd_ticket *ticket, const Memd__AttendAnswer *wi
     rc = ticket_receive(ticket, wire->lse, &shape, to->lse, &lse);
     if (rc < 0) return rc;
     *ret_answer = (struct memd_answer){ .text = "", .o = o, .lse = lse };
+    rc = wire_read_plan(ticket, wire->plan, &ret_answer->plan);
+    if (rc < 0) return rc;
     return wire_read_quality(ticket, wire->quality, to->queries * to->heads, &ret_answer->quality);
 }
 
@@ -176,9 +202,9 @@ static int place_attend(struct memd_ticket *ticket, ProtobufCMessage *message)
     return 0;
 }
 
-/* q of a query, for attend and search. */
+/* q and states of a query, for attend and search. */
 static int build_query(struct memd_ticket *ticket, const struct memd_query *query,
-                       Memd__Tensor **ret_q)
+                       Memd__Tensor **ret_q, Memd__Tensor **ret_states)
 {
     int rc = check_count(ticket, "queries", query->queries, LIMIT_ATTEND_QUERIES);
     if (rc < 0) return rc;
@@ -190,7 +216,33 @@ static int build_query(struct memd_ticket *ticket, const struct memd_query *quer
                                   .dims = 3,
                                   .shape = { query->queries, context->query_heads,
                                              context->head_dim } };
-    return ticket_tensor(ticket, &array, ret_q);
+    rc = ticket_tensor(ticket, &array, ret_q);
+    if (rc < 0 || query->states == NULL) return rc;
+    array = (struct ticket_array){ .what = "states", .data = query->states,
+                                   .dtype = dtype_of(query->states_dtype, context), .dims = 2,
+                                   .shape = { query->queries, context->state_width } };
+    return ticket_tensor(ticket, &array, ret_states);
+}
+
+/* The caller's own answer, where there is one. */
+static int build_local(struct memd_ticket *ticket, const struct memd_query *query,
+                       Memd__AttendItem *wire)
+{
+    if (query->local_o == NULL && query->local_lse == NULL) return 0;
+    if (query->local_o == NULL || query->local_lse == NULL)
+        return missing(ticket, "local_o or local_lse");
+    const struct memd_context *context = query->context;
+    struct ticket_array array = { .what = "local_o",
+                                  .data = query->local_o,
+                                  .dtype = DTYPE_FP32,
+                                  .dims = 3,
+                                  .shape = { query->queries, context->query_heads,
+                                             context->head_dim } };
+    int rc = ticket_tensor(ticket, &array, &wire->local_o);
+    array.what = "local_lse";
+    array.data = query->local_lse;
+    array.dims = 2;
+    return rc < 0 ? rc : ticket_tensor(ticket, &array, &wire->local_lse);
 }
 
 static int build_item(struct memd_ticket *ticket, const struct memd_query *query,
@@ -213,7 +265,9 @@ static int build_item(struct memd_ticket *ticket, const struct memd_query *query
                                     .head_dim = context->head_dim,
                                     .o = query->o,
                                     .lse = query->lse };
-    return build_query(ticket, query, &wire->q);
+    wire->explain = query->explain;
+    int rc = build_query(ticket, query, &wire->q, &wire->states);
+    return rc < 0 ? rc : build_local(ticket, query, wire);
 }
 
 static int build_attend(struct memd_ticket *ticket, const struct memd_query *queries, size_t count)
@@ -247,7 +301,7 @@ int memd_submit_attend(const struct memd_query *queries, size_t count,
         struct error detail;
         return ticket_report(error_set(&detail, MEMD_EINVAL, "no queries"), &detail, err);
     }
-    size_t tensors = count <= LIMIT_ATTEND_ITEMS ? count : 0;
+    size_t tensors = count <= LIMIT_ATTEND_ITEMS ? QUERY_TENSORS * count : 0;
     struct memd_ticket *ticket = ticket_new(queries[0].context->client, METHOD_ATTEND, tensors);
     int rc = ticket == NULL ? 0 : build_attend(ticket, queries, count);
     return ticket_start(ticket, rc, ret_ticket, err);
@@ -327,7 +381,7 @@ static int build_search(struct memd_ticket *ticket, const struct memd_query *que
         request.target_case = MEMD__SEARCH_REQUEST__TARGET_TARGET_ERROR;
     if (wire_max_bytes(query->max_bytes, &request.max_bytes))
         request.budget_case = MEMD__SEARCH_REQUEST__BUDGET_MAX_BYTES;
-    rc = build_query(ticket, query, &request.q);
+    rc = build_query(ticket, query, &request.q, &request.states);
     if (rc < 0) return rc;
     struct search_place *place = ticket_alloc(ticket, 1, sizeof *place);
     if (place == NULL) return MEMD_ENOMEM;
@@ -340,7 +394,7 @@ static int build_search(struct memd_ticket *ticket, const struct memd_query *que
 int memd_submit_search(const struct memd_query *query, uint32_t k, struct memd_ticket **ret_ticket,
                        struct memd_error *err)
 {
-    struct memd_ticket *ticket = ticket_new(query->context->client, METHOD_SEARCH, 1);
+    struct memd_ticket *ticket = ticket_new(query->context->client, METHOD_SEARCH, 2);
     int rc = ticket == NULL ? 0 : build_search(ticket, query, k);
     return ticket_start(ticket, rc, ret_ticket, err);
 }
@@ -354,7 +408,7 @@ const struct memd_hits *memd_ticket_hits(const struct memd_ticket *ticket)
 int memd_search(const struct memd_query *query, uint32_t k, const struct memd_hits **ret_hits,
                 struct memd_error *err)
 {
-    struct memd_ticket *ticket = ticket_new(query->context->client, METHOD_SEARCH, 1);
+    struct memd_ticket *ticket = ticket_new(query->context->client, METHOD_SEARCH, 2);
     int rc = ticket == NULL ? 0 : build_search(ticket, query, k);
     rc = ticket_call(ticket, rc, err);
     if (rc == 0) *ret_hits = ticket->result;
@@ -364,9 +418,9 @@ int memd_search(const struct memd_query *query, uint32_t k, const struct memd_hi
 /* ---- fetch ---- */
 
 struct fetch_place {
-    size_t count, kv_heads, head_dim;
+    size_t count, kv_heads, head_dim, state_width;
     uint32_t dtype;
-    void *k, *v; /* the caller's, or NULL */
+    void *k, *v, *states; /* the caller's, or NULL */
 };
 
 static int place_fetch(struct memd_ticket *ticket, ProtobufCMessage *message)
@@ -379,11 +433,17 @@ static int place_fetch(struct memd_ticket *ticket, ProtobufCMessage *message)
                                    .dtype = place->dtype,
                                    .dims = 3,
                                    .shape = { place->count, place->kv_heads, place->head_dim } };
-    void *k = NULL, *v = NULL;
-    int rc = ticket_receive(ticket, reply->k, &shape, place->k, &k);
-    if (rc < 0) return rc;
-    shape.what = "v";
-    rc = ticket_receive(ticket, reply->v, &shape, place->v, &v);
+    void *k = NULL, *v = NULL, *states = NULL;
+    int rc = 0;
+    if (place->state_width > 0) {
+        shape = (struct message_shape){ .what = "states", .dtype = place->dtype, .dims = 2,
+                                        .shape = { place->count, place->state_width } };
+        rc = ticket_receive(ticket, reply->states, &shape, place->states, &states);
+    } else {
+        rc = ticket_receive(ticket, reply->k, &shape, place->k, &k);
+        shape.what = "v";
+        if (rc == 0) rc = ticket_receive(ticket, reply->v, &shape, place->v, &v);
+    }
     if (rc < 0) return rc;
     if (reply->n_token_ids != 0 && reply->n_token_ids != place->count) {
         return error_set(&ticket->err, MEMD_EPROTO, "%zu token ids for %zu rows",
@@ -391,6 +451,7 @@ static int place_fetch(struct memd_ticket *ticket, ProtobufCMessage *message)
     }
     *rows = (struct memd_rows){ .k = k,
                                 .v = v,
+                                .states = states,
                                 .token_ids = reply->n_token_ids > 0 ? reply->token_ids : NULL };
     return 0;
 }
@@ -412,8 +473,10 @@ static int build_fetch(struct memd_ticket *ticket, const struct memd_fetch *fetc
                                    .kv_heads = context->kv_heads,
                                    .head_dim = context->head_dim,
                                    .dtype = (uint32_t)context->dtype,
+                                   .state_width = context->state_width,
                                    .k = fetch->k,
-                                   .v = fetch->v };
+                                   .v = fetch->v,
+                                   .states = fetch->states };
     ticket->place = place_fetch;
     ticket->plan = place;
     return ticket_pack(ticket, &request.base);
@@ -436,7 +499,7 @@ const struct memd_rows *memd_ticket_rows(const struct memd_ticket *ticket)
 int memd_fetch(const struct memd_fetch *fetch, const struct memd_rows **ret_rows,
                struct memd_error *err)
 {
-    assert(ret_rows != NULL || (fetch->k != NULL && fetch->v != NULL));
+    assert(ret_rows != NULL || (fetch->k != NULL && fetch->v != NULL) || fetch->states != NULL);
     struct memd_ticket *ticket = NULL;
     int rc = memd_submit_fetch(fetch, &ticket, err);
     if (rc < 0) return rc;

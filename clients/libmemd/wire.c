@@ -115,6 +115,7 @@ int wire_read_info(struct memd_ticket *ticket, const Memd__ContextInfo *wire,
     info.built_segments = wire->built_segments;
     info.indexed_tokens = wire->indexed_tokens;
     info.derived_bytes = wire->derived_bytes;
+    info.state_width = (uint32_t)wire->state_width;
     *ret_info = info;
     return 0;
 }
@@ -173,6 +174,77 @@ int wire_read_quality(struct memd_ticket *ticket, const Memd__Quality *wire, siz
     quality.level_mass = wire->n_level_mass > 0 ? wire->level_mass : NULL;
     *ret_quality = quality;
     return 0;
+}
+
+/* All columns of `what` are as long as the first. */
+static int check_columns(struct memd_ticket *ticket, const char *what, const size_t *lengths,
+                         size_t columns)
+{
+    for (size_t i = 1; i < columns; i++)
+        if (lengths[i] != lengths[0])
+            return error_set(&ticket->err, MEMD_EPROTO, "%s of a plan in columns of %zu and %zu",
+                             what, lengths[0], lengths[i]);
+    return 0;
+}
+
+static int read_runs(struct memd_ticket *ticket, const Memd__PlanRuns *wire, struct memd_plan *plan)
+{
+    const size_t lengths[] = { wire->n_query, wire->n_head,  wire->n_heads,
+                               wire->n_group, wire->n_kind,  wire->n_first,
+                               wire->n_count, wire->n_placed, wire->n_query_placed };
+    int rc = check_columns(ticket, "runs", lengths, sizeof lengths / sizeof lengths[0]);
+    if (rc < 0 || lengths[0] == 0) return rc;
+    struct memd_plan_run *runs = ticket_alloc(ticket, lengths[0], sizeof *runs);
+    if (runs == NULL) return MEMD_ENOMEM;
+    for (size_t i = 0; i < lengths[0]; i++)
+        runs[i] = (struct memd_plan_run){ .query = wire->query[i],
+                                          .head = wire->head[i],
+                                          .heads = wire->heads[i],
+                                          .group = wire->group[i],
+                                          .kind = (enum memd_plan_kind)wire->kind[i],
+                                          .first = wire->first[i],
+                                          .count = wire->count[i],
+                                          .placed = wire->placed[i],
+                                          .query_placed = wire->query_placed[i] };
+    plan->runs = runs;
+    plan->run_count = lengths[0];
+    return 0;
+}
+
+static int read_groups(struct memd_ticket *ticket, const Memd__PlanGroups *wire,
+                       struct memd_plan *plan)
+{
+    const size_t lengths[] = { wire->n_query, wire->n_head, wire->n_merge, wire->n_weight };
+    int rc = check_columns(ticket, "groups", lengths, sizeof lengths / sizeof lengths[0]);
+    if (rc < 0 || lengths[0] == 0) return rc;
+    struct memd_plan_group *groups = ticket_alloc(ticket, lengths[0], sizeof *groups);
+    if (groups == NULL) return MEMD_ENOMEM;
+    for (size_t i = 0; i < lengths[0]; i++)
+        groups[i] = (struct memd_plan_group){ .query = wire->query[i],
+                                              .head = wire->head[i],
+                                              .merge = (enum memd_plan_merge)wire->merge[i],
+                                              .weight = wire->weight[i] };
+    plan->groups = groups;
+    plan->group_count = lengths[0];
+    return 0;
+}
+
+int wire_read_plan(struct memd_ticket *ticket, const Memd__Plan *wire,
+                   const struct memd_plan **ret_plan)
+{
+    *ret_plan = NULL;
+    if (wire == NULL) return 0;
+    struct memd_plan *plan = ticket_alloc(ticket, 1, sizeof *plan);
+    if (plan == NULL) return MEMD_ENOMEM;
+    plan->cut = wire->cut;
+    int rc = wire->runs == NULL ? 0 : read_runs(ticket, wire->runs, plan);
+    if (rc == 0 && wire->groups != NULL) rc = read_groups(ticket, wire->groups, plan);
+    for (size_t i = 0; rc == 0 && i < plan->run_count; i++)
+        if (plan->runs[i].group >= plan->group_count)
+            rc = error_set(&ticket->err, MEMD_EPROTO, "run %zu is of group %u of %zu", i,
+                           plan->runs[i].group, plan->group_count);
+    if (rc == 0) *ret_plan = plan;
+    return rc;
 }
 
 bool wire_target_error(double chosen, double *ret_wire)

@@ -30,6 +30,9 @@ bool wire_max_bytes(uint64_t chosen, uint64_t *ret_wire);
 /* From the reply. */
 int wire_read_info(struct memd_ticket *ticket, const Memd__ContextInfo *wire,
                    struct memd_info *ret_info);
+/* *ret_plan: NULL where `wire` is. */
+int wire_read_plan(struct memd_ticket *ticket, const Memd__Plan *wire,
+                   const struct memd_plan **ret_plan);
 /* Arrays of (count) entries, or none. NULL is an empty quality. */
 int wire_read_quality(struct memd_ticket *ticket, const Memd__Quality *wire, size_t count,
                       struct memd_quality *ret_quality);

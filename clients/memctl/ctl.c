@@ -117,6 +117,7 @@ int ctl_find(struct ctl *ctl, const char *name, struct memd_context *ret_context
         .dtype = info->model.dtype,
         .tokens = info->tokens,
         .synced_tokens = info->synced_tokens,
+        .state_width = info->state_width,
     };
     return CTL_OK;
 }

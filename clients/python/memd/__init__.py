@@ -10,8 +10,9 @@
     o, lse = memd.merge([window, past])                   # one attention over both
 """
 from .algebra import Partial, merge
-from .answers import (LEVELS, Answer, Appended, Built, ContextInfo, Health, Histogram, Hits, Method,
-                      Option, Quality, Recall, Record, Rows, Stats, Status, Summary, VerifyReport)
+from .answers import (LEVELS, PLAN_KINDS, PLAN_MERGES, UNPLACED, Answer, Appended, Built,
+                      ContextInfo, Health, Histogram, Hits, Method, Option, Plan, Quality, Recall,
+                      Record, Rows, Stats, Status, Summary, VerifyReport)
 from .dtypes import bfloat16_to_float32, float32_to_bfloat16
 from .errors import *  # noqa: F401,F403  (one class per error code)
 from .errors import __all__ as _errors
@@ -19,10 +20,12 @@ from .model import Model, Rope
 
 __version__ = "0.1.0"
 
-from .client import Client, Context, Query, connect  # noqa: E402  (needs __version__)
+from .client import (MARK_LANDMARK, MARK_SPECIAL, Client, Context, Query, Tokens,  # noqa: E402
+                     connect)  # (needs __version__)
 
-__all__ = ["LEVELS", "Answer", "Appended", "Built", "Client", "Context", "ContextInfo", "Health",
-           "Histogram", "Hits", "Method", "Model", "Option", "Partial", "Quality", "Query", "Recall",
-           "Record", "Rope", "Rows", "Stats", "Status", "Summary", "VerifyReport",
+__all__ = ["LEVELS", "MARK_LANDMARK", "MARK_SPECIAL", "PLAN_KINDS", "PLAN_MERGES", "UNPLACED",
+           "Answer", "Appended", "Built", "Client", "Context", "ContextInfo", "Health", "Histogram",
+           "Hits", "Method", "Model", "Option", "Partial", "Plan", "Quality", "Query", "Recall",
+           "Record", "Rope", "Rows", "Stats", "Status", "Summary", "Tokens", "VerifyReport",
            "bfloat16_to_float32", "connect", "float32_to_bfloat16", "merge"]
 __all__ += _errors

@@ -70,14 +70,86 @@ class Quality:
                                 ) from failure
 
 
+# What `kind` of a run and `merge` of a group in a plan mean.
+PLAN_KINDS = ("tokens", "slots")
+PLAN_MERGES = ("joint", "gated", "separate")
+UNPLACED = 2**64 - 1  # as `placed` or `query_placed` of a run: not rotated at all
+
+_RUN = np.dtype([(name, np.uint32) for name in ("query", "head", "heads", "group", "kind")]
+                + [(name, np.uint64) for name in ("first", "count", "placed", "query_placed")])
+_GROUP = np.dtype([("query", np.uint32), ("head", np.uint32), ("merge", np.uint32),
+                   ("weight", np.float32)])
+
+
+def _columns(wire, dtype: np.dtype) -> np.ndarray:
+    """A structured array from a message with one repeated field per column."""
+    table = np.empty(len(getattr(wire, dtype.names[0])), dtype)
+    for name in dtype.names:
+        column = getattr(wire, name)
+        if len(column) != len(table):
+            raise ProtocolError(f"a plan has columns of {len(table)} and {len(column)} entries")
+        table[name] = column
+    return table
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was read for an answer, and how it entered it.
+
+    runs     a structured array: rows that follow each other and were read together. `query` of the call;
+             `head`, `heads`: query heads head … head + heads - 1; `group`: place in `groups`; `kind`: what
+             the ids `first` … `first` + `count` - 1 are (PLAN_KINDS: positions in the layer, or entries of
+             the method's state); `placed`: where the key of `first` was rotated, the others behind it;
+             `query_placed`: where the query was. UNPLACED: not rotated.
+    groups   a structured array: `merge` (PLAN_MERGES: one softmax with everything else, the softmax of the
+             group alone times `weight`, an answer of its own), and of which `query` and `head` it is
+    cut      more was read than is told here
+    """
+
+    runs: np.ndarray
+    groups: np.ndarray
+    cut: bool
+
+    def tokens(self, query: int = 0, head: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """The stored tokens that a query head read, ascending, and where each of their keys was rotated
+        (-1: not at all); both int64. A token that entered two groups is there twice."""
+        return self._ids(query, head, "tokens")
+
+    def slots(self, query: int = 0, head: int = 0) -> np.ndarray:
+        """The entries of the method's state that a query head read, ascending."""
+        return self._ids(query, head, "slots")[0]
+
+    def _ids(self, query: int, head: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
+        runs = self.runs
+        here = runs[(runs["query"] == query) & (runs["head"] <= head)
+                    & (head < runs["head"] + runs["heads"]) & (runs["kind"] == PLAN_KINDS.index(kind))]
+        counts = here["count"].astype(np.int64)
+        begins = np.cumsum(counts) - counts  # of each run, in all ids
+        steps = np.arange(counts.sum()) - np.repeat(begins, counts)
+        ids = np.repeat(here["first"].astype(np.int64), counts) + steps
+        unplaced = np.repeat(here["placed"] == np.uint64(UNPLACED), counts)
+        places = np.where(unplaced, -1, np.repeat(here["placed"].astype(np.int64), counts) + steps)
+        order = np.argsort(ids, kind="stable")
+        return ids[order], places[order]
+
+    @classmethod
+    def _read(cls, wire) -> "Plan":
+        plan = cls(_columns(wire.runs, _RUN), _columns(wire.groups, _GROUP), wire.cut)
+        if len(plan.runs) and plan.runs["group"].max() >= len(plan.groups):
+            raise ProtocolError(f"a plan has a run of group {plan.runs['group'].max()}, of "
+                                f"{len(plan.groups)}")
+        return plan
+
+
 @dataclass(frozen=True)
 class Answer:
     """Attention over the remembered tokens: o (n, H, D) and lse (n, H), float32; lse is the natural log
-    of the softmax denominator, -inf (with o = 0) where nothing was visible."""
+    of the softmax denominator, -inf (with o = 0) where nothing was visible. plan: with `explain`."""
 
     o: np.ndarray
     lse: np.ndarray
     quality: Quality
+    plan: Plan | None = None
 
 
 @dataclass(frozen=True)
@@ -94,13 +166,15 @@ class Hits:
 
 @dataclass(frozen=True)
 class Rows:
-    """k, v (m, G, D) as appended; token_ids (m) uint32 where the layer has them for all rows."""
+    """k, v (m, G, D) as appended; token_ids (m) uint32 where the layer has them for all rows. Where the
+    context keeps states: states (m, W), and neither k nor v."""
 
-    k: np.ndarray
-    v: np.ndarray
+    k: np.ndarray | None
+    v: np.ndarray | None
     token_ids: np.ndarray | None
+    states: np.ndarray | None = None
 
-    def __iter__(self) -> Iterator[np.ndarray]:
+    def __iter__(self) -> Iterator[np.ndarray | None]:
         return iter((self.k, self.v))
 
 
@@ -126,6 +200,7 @@ class ContextInfo:
     built_segments: int     # of sealed_segments, those whose planes are made
     indexed_tokens: int     # tokens in the index of every layer in use, where there is one
     derived_bytes: int      # of stored_bytes, what is made from the rows and can be again
+    state_width: int        # W where the method keeps states, 0: it keeps keys and values
 
     @classmethod
     def _read(cls, wire) -> "ContextInfo":

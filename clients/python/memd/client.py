@@ -3,7 +3,8 @@
 
 Shape letters as everywhere in memd: n tokens or queries of one call, H query heads, G KV heads, D head
 dimension. A Context holds only an id that stays the same over restarts of the daemon, so it goes on
-working when the daemon comes back.
+working when the daemon comes back. W is the width of a state, for methods that keep states instead of
+keys and values (`Context.state_width`).
 """
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ from typing import Callable, Iterable, Iterator, NamedTuple, Sequence
 import numpy as np
 
 from . import dtypes, wire
-from .answers import (Appended, Answer, Built, ContextInfo, Health, Hits, Method, Quality, Recall,
-                      Record, Rows, Stats, Status, VerifyReport, fill)
+from .answers import (Appended, Answer, Built, ContextInfo, Health, Hits, Method, Plan, Quality,
+                      Recall, Record, Rows, Stats, Status, VerifyReport, fill)
 from .connection import Connection
 from .errors import Error, ProtocolError, error_from_code
 from .model import Model
@@ -24,6 +25,7 @@ _ATTEND_ITEMS_MAX = 1024
 _LIST_MAX = 1024
 _APPEND_BYTES_MAX = 64 << 20  # of one request made by `append`, were everything float32
 _QUALITY_BYTES = 25           # of a query head in a reply's message, at most
+MARK_LANDMARK, MARK_SPECIAL = 1, 2  # a token ends a block and stands for it; it is BOS, EOS, padding
 _BUILD_PAUSE_S = 0.1          # between two looks at how far the builder is
 
 
@@ -48,6 +50,24 @@ class Query(NamedTuple):
     limits: Sequence[int] | None = None
     target_error: float | None = None
     max_bytes: int | None = None
+    states: np.ndarray | None = None
+    explain: bool = False
+    local: tuple[np.ndarray, np.ndarray] | None = None
+
+
+class Tokens(NamedTuple):
+    """What `Context.append_layers` stores in one layer; the fields of `Context.append`."""
+
+    layer: int
+    k: np.ndarray | None = None
+    v: np.ndarray | None = None
+    q: np.ndarray | None = None
+    marks: Sequence[int] | None = None
+    scores: np.ndarray | None = None
+    states: np.ndarray | None = None
+
+    def _part(self, part: slice) -> "Tokens":
+        return Tokens(self.layer, *(None if field is None else field[part] for field in self[1:]))
 
 
 class Client:
@@ -151,7 +171,9 @@ class Client:
         for query in queries:
             shape = np.shape(query.q)  # the reply has to fit into a frame, too
             o_bytes, rows = 4 * int(np.prod(shape)), int(np.prod(shape[:-1]))
-            if (not requests or len(requests[-1].message.items) >= _ATTEND_ITEMS_MAX
+            # A plan may take half of a message: an item that asks for one goes alone.
+            if (not requests or query.explain or requests[-1].message.items[-1].explain
+                    or len(requests[-1].message.items) >= _ATTEND_ITEMS_MAX
                     or reply_bytes + o_bytes > wire.PAYLOAD_BYTES_MAX // 2
                     or (reply_rows + rows) * _QUALITY_BYTES > wire.MESSAGE_BYTES_MAX // 2):
                 requests.append(wire.Request("attend"))
@@ -282,54 +304,56 @@ class Context:
         self.created: bool = opened.created  # by this open
         self.model = Model._read(opened.model)
         self.method: str = opened.method
+        self.state_width: int = opened.state_width  # W where the method keeps states, 0: it keeps rows
         self.parameters = {parameter.name: parameter.value for parameter in opened.parameters}
 
     def __repr__(self) -> str:
         return f"<memd.Context {self.name!r} id={self.id} method={self.method}>"
 
-    def append(self, layer: int, position: int, k: np.ndarray, v: np.ndarray,
-               q: np.ndarray | None = None, ack: str = "committed",
-               token_ids: Sequence[int] | None = None) -> Appended:
+    def append(self, layer: int, position: int, k: np.ndarray | None = None,
+               v: np.ndarray | None = None, q: np.ndarray | None = None, ack: str = "committed",
+               token_ids: Sequence[int] | None = None, marks: Sequence[int] | None = None,
+               scores: np.ndarray | None = None, states: np.ndarray | None = None) -> Appended:
         """Store the keys and values of n tokens of one layer, the first at `position`.
 
         k, v (n, G, D)   any float dtype: rounded to the model's, to nearest, ties to even (uint16 is
               taken as the bits of bfloat16 for a bfloat16 model). No copy where the dtype fits already.
         q (n, H, D)      the queries of these tokens, for memory methods that learn from them
+        marks (n)        what the tokens are to the method, as bits: MARK_LANDMARK, MARK_SPECIAL
+        scores (n, H)    the attention mass that they have received so far
+        states (n, W)    instead of k and v where the method keeps states (`state_width` = W)
         ack   "memory": visible to attends · "committed": survives the death of the daemon ·
               "synced": survives a loss of power
 
-        `position` has to be the layer's token count, or lie before it where the bytes repeat what is
-        stored (that is what a retry sends); everything else is PositionError. What does not fit into
-        one frame goes in several, in order.
+        `Client.methods` says what a method wants. `position` has to be the layer's token count, or lie
+        before it where the bytes repeat what is stored (that is what a retry sends); everything else is
+        PositionError. What does not fit into one frame goes in several, in order.
         """
-        k, v = np.asarray(k), np.asarray(v)
-        row_bytes = 8 * max(1, k[:1].size) + (4 * np.asarray(q)[:1].size if q is not None else 0)
-        step = max(1, _APPEND_BYTES_MAX // row_bytes)
-        for start in range(0, max(1, len(k)), step):
+        arrays = [None if x is None else np.asarray(x) for x in (k, v, q, marks, scores, states)]
+        tokens = Tokens(layer, *arrays)
+        given = [array for array in arrays if array is not None]
+        row_bytes = 4 * sum(array[:1].size for array in given)
+        step = max(1, _APPEND_BYTES_MAX // max(1, row_bytes))
+        for start in range(0, max(1, len(given[0]) if given else 0), step):
             part = slice(start, start + step)
-            done = self.append_layers(
-                position + start, [(layer, k[part], v[part], None if q is None else q[part])], ack,
-                None if token_ids is None else token_ids[part])
+            done = self.append_layers(position + start, [tokens._part(part)], ack,
+                                      None if token_ids is None else token_ids[part])
         return done
 
-    def append_layers(self, position: int, layers: Iterable[tuple], ack: str = "committed",
+    def append_layers(self, position: int, layers: Iterable[Tokens | tuple], ack: str = "committed",
                       token_ids: Sequence[int] | None = None) -> Appended:
         """Several layers at one position in one request: all are taken or none.
 
-        layers   tuples (layer, k, v) or (layer, k, v, q) with the shapes of `append`
+        layers   Tokens, or tuples of their fields in order, (layer, k, v, …), with the shapes of `append`
         """
         request = wire.Request("append")
         request.message.context_id = self.id
         if ack not in _ACKS:
             raise ValueError(f"ack is {ack!r}, must be one of {', '.join(_ACKS)}")
         request.message.ack = _ACKS[ack]
-        dtype = self.model.dtype
-        for layer, k, v, *rest in layers:
-            item = request.message.layers.add(layer=layer, position=position)
-            request.tensor(item.k, dtypes.to_model(k, dtype), dtypes.WIRE[dtype])
-            request.tensor(item.v, dtypes.to_model(v, dtype), dtypes.WIRE[dtype])
-            if rest and rest[0] is not None:
-                request.tensor(item.q, *dtypes.to_query(rest[0], dtype))
+        for tokens in layers:
+            item = request.message.layers.add(position=position)
+            _add_tokens(request, item, Tokens(*tokens), self.model.dtype)
             if token_ids is not None:
                 item.token_ids.extend(int(token) for token in token_ids)
         reply = self.client._connection.call(request).message
@@ -337,7 +361,9 @@ class Context:
 
     def attend(self, layer: int, q: np.ndarray, positions: Sequence[int],
                limits: Sequence[int] | None = None, target_error: float | None = None,
-               max_bytes: int | None = None) -> Answer:
+               max_bytes: int | None = None, states: np.ndarray | None = None,
+               explain: bool = False,
+               local: tuple[np.ndarray, np.ndarray] | None = None) -> Answer:
         """Attention of n queries over the stored tokens of a layer.
 
         q (n, H, D)      float16, bfloat16 or float32 (others are rounded to float32)
@@ -348,19 +374,25 @@ class Context:
                          Methods that cannot steer their error ignore it.
         max_bytes        to be read for this call at most, as far as the method can choose, 0 = no
                          bound; None: the context's. It wins over target_error: `quality.limited`.
+        states (n, W)    of the queries, where the method keeps states
+        explain          `answer.plan` says what was read, where it was rotated and how it was merged
+        local            (o, lse) of the same shapes as the answer: the caller's own attention over tokens
+                         that are not stored, its window. The answer is then of both together, as
+                         `memd.merge` would join them or as the method does it; quality is of what is
+                         stored.
         Returns o (n, H, D) and lse (n, H), float32, ready for `memd.merge`, and the answer's quality:
         what it was made from, and how wrong it is expected to be.
         """
         return self.client.attend_many([Query(self, layer, q, positions, limits, target_error,
-                                              max_bytes)])[0]
+                                              max_bytes, states, explain, local)])[0]
 
     def search(self, layer: int, q: np.ndarray, k: int, limits: Sequence[int] | None = None,
                positions: Sequence[int] | None = None, target_error: float | None = None,
-               max_bytes: int | None = None) -> Hits:
+               max_bytes: int | None = None, states: np.ndarray | None = None) -> Hits:
         """The k stored tokens with the greatest attention logits, per query and query head.
 
-        q (n, H, D); limits, positions (n), target_error and max_bytes as in `attend`. Models that are
-        not `rotated` need positions.
+        q (n, H, D); limits, positions (n), target_error, max_bytes and states as in `attend`. Models
+        that are not `rotated` need positions.
         Returns ids (n, H, k) uint64, best first, and scores (n, H, k); unpacks as `ids, scores = …`.
         """
         request = wire.Request("search")
@@ -371,7 +403,7 @@ class Context:
         if positions is None:
             positions = [0] * len(q)
         _add_query(request, request.message, Query(self, layer, q, positions, limits, target_error,
-                                                   max_bytes))
+                                                   max_bytes, states))
         reply = self.client._connection.call(request)
         scores = reply.tensor(reply.message.scores)
         return Hits(reply.tensor(reply.message.ids), scores,
@@ -379,15 +411,17 @@ class Context:
 
     def fetch(self, layer: int, ids: Sequence[int]) -> Rows:
         """Rows as they were appended, bit for bit: k, v (len(ids), G, D), in the model's dtype (for
-        bfloat16: bits as uint16). Unpacks as `k, v = …`. Any order, repeats allowed; NoRowError."""
+        bfloat16: bits as uint16); states (len(ids), W) where the context keeps those. Unpacks as
+        `k, v = …`. Any order, repeats allowed; NoRowError."""
         request = wire.Request("fetch")
         request.message.context_id = self.id
         request.message.layer = layer
         request.message.ids.extend(np.asarray(ids, dtype=np.uint64).tolist())
         reply = self.client._connection.call(request)
         token_ids = np.array(reply.message.token_ids, dtype=np.uint32)
-        return Rows(reply.tensor(reply.message.k), reply.tensor(reply.message.v),
-                    token_ids if len(token_ids) else None)
+        k, v, states = (reply.tensor(getattr(reply.message, name)) if reply.message.HasField(name)
+                        else None for name in ("k", "v", "states"))
+        return Rows(k, v, token_ids if len(token_ids) else None, states)
 
     def stat(self) -> ContextInfo:
         """Token counts, bytes and times of this context."""
@@ -453,6 +487,23 @@ class Context:
         return self.client._connection.call(request).message
 
 
+def _add_tokens(request: wire.Request, item, tokens: Tokens, dtype: str) -> None:
+    item.layer = tokens.layer
+    for name in ("k", "v", "states"):
+        rows = getattr(tokens, name)
+        if rows is not None:
+            request.tensor(getattr(item, name), dtypes.to_model(rows, dtype), dtypes.WIRE[dtype])
+    for name in ("q", "scores"):
+        array = getattr(tokens, name)
+        if array is not None:
+            request.tensor(getattr(item, name), *dtypes.to_query(array, dtype))
+    if tokens.marks is not None:
+        marks = np.asarray(tokens.marks)
+        if marks.size and (marks.min() < 0 or marks.max() > 255):
+            raise ValueError("marks are bits of one byte: MARK_LANDMARK, MARK_SPECIAL")
+        item.marks = marks.astype(np.uint8).tobytes()
+
+
 def _add_query(request: wire.Request, item, query: Query) -> None:
     item.context_id = query.context.id
     item.layer = query.layer
@@ -461,6 +512,13 @@ def _add_query(request: wire.Request, item, query: Query) -> None:
     if query.limits is not None:
         item.limits.extend(np.asarray(query.limits, dtype=np.uint64).tolist())
     _add_wish(item, query.target_error, query.max_bytes)
+    if query.states is not None:
+        request.tensor(item.states, *dtypes.to_query(query.states, query.context.model.dtype))
+    if query.explain:
+        item.explain = True
+    if query.local is not None:
+        for wire_tensor, array in zip((item.local_o, item.local_lse), query.local):
+            request.tensor(wire_tensor, np.ascontiguousarray(array, dtype="<f4"), dtypes.WIRE["float32"])
 
 
 def _add_wish(message, target_error: float | None, max_bytes: int | None) -> None:
@@ -475,4 +533,5 @@ def _read_answer(reply: wire.Reply, answer) -> Answer | Error:
     if answer.status:
         return error_from_code(answer.status, answer.error)
     lse = reply.tensor(answer.lse)
-    return Answer(reply.tensor(answer.o), lse, Quality._read(answer.quality, lse.shape))
+    plan = Plan._read(answer.plan) if answer.HasField("plan") else None
+    return Answer(reply.tensor(answer.o), lse, Quality._read(answer.quality, lse.shape), plan)

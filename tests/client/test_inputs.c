@@ -1,0 +1,244 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* test_inputs.c — what comes with tokens and queries besides, on the wire as it was given; and the
+ * reading plan on the way back, also one that does not fit together.
+ *
+ * The fake daemon asserts what it gets; the layer of an attend says which plan is wanted.
+ */
+#include "tests/client/fake.h"
+
+#include <assert.h>
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+enum { H = 4, G = 2, D = 8, W = 32, TOKENS = 3, PAYLOAD_BYTES = 4096 };
+
+enum plan_wanted { PLAN_SOUND, PLAN_SHORT_RUNS, PLAN_SHORT_GROUPS, PLAN_NO_GROUP, PLAN_EMPTY };
+
+static struct tensor tensor_of(const struct fake_request *request, const Memd__Tensor *wire,
+                               const struct message_shape *shape)
+{
+    struct tensor tensor;
+    struct error err;
+    int rc = message_tensor(wire, request->payload, (size_t)request->frame.payload_bytes, shape,
+                            &tensor, &err);
+    assert(rc == 0);
+    return tensor;
+}
+
+/* Layer 0 has rows, layer 1 a state. */
+static void answer_append(int fd, const struct fake_request *request)
+{
+    const Memd__AppendRequest *append = (const Memd__AppendRequest *)request->message;
+    assert(append->n_layers == 2);
+    const Memd__AppendLayer *rows = append->layers[0], *states = append->layers[1];
+    assert(rows->k != NULL && rows->states == NULL && rows->marks.len == TOKENS);
+    assert(memcmp(rows->marks.data, "\1\2\3", TOKENS) == 0);
+    struct message_shape shape = { .what = "scores", .dtype = DTYPE_FP32, .dims = 2,
+                                   .shape = { TOKENS, H } };
+    struct tensor scores = tensor_of(request, rows->scores, &shape);
+    assert(((const float *)scores.data)[TOKENS * H - 1] == 0.5f);
+    assert(states->k == NULL && states->v == NULL && states->marks.len == 0);
+    shape = (struct message_shape){ .what = "states", .dtype = DTYPE_FP16, .dims = 2,
+                                    .shape = { TOKENS, W } };
+    struct tensor state = tensor_of(request, states->states, &shape);
+    assert(((const uint16_t *)state.data)[1] == 0x3C00);
+    Memd__AppendReply reply = MEMD__APPEND_REPLY__INIT;
+    fake_reply(fd, request, &reply.base, NULL, 0);
+}
+
+static Memd__Tensor *place(struct arena *arena, uint32_t dtype, uint32_t dims, const size_t *shape,
+                           uint64_t *bytes)
+{
+    size_t size = dtype_bytes(dtype);
+    for (uint32_t i = 0; i < dims; i++) size *= shape[i];
+    return message_make_tensor(arena, dtype, dims, shape, message_place(bytes, size));
+}
+
+static void answer_attend(int fd, struct fake_request *request, const unsigned char *payload)
+{
+    const Memd__AttendItem *item =
+        ((const Memd__AttendRequest *)request->message)->items[0];
+    struct message_shape shape = { .what = "local_o", .dtype = DTYPE_FP32, .dims = 3,
+                                   .shape = { 1, H, D } };
+    struct tensor o = tensor_of(request, item->local_o, &shape);
+    shape.dims = 2;
+    struct tensor lse = tensor_of(request, item->local_lse, &shape);
+    assert(((const float *)o.data)[0] == 1.0f && ((const float *)lse.data)[H - 1] == -INFINITY);
+    shape = (struct message_shape){ .what = "states", .dtype = DTYPE_BF16, .dims = 2,
+                                    .shape = { 1, W } };
+    tensor_of(request, item->states, &shape);
+    assert(item->explain);
+
+    uint32_t query[2] = { 0, 0 }, head[2] = { 0, 2 }, heads[2] = { 2, 1 }, group[2] = { 0, 1 };
+    Memd__PlanKind kind[2] = { MEMD__PLAN_KIND__PLAN_TOKENS, MEMD__PLAN_KIND__PLAN_SLOTS };
+    uint64_t first[2] = { 5, 7 }, count[2] = { 4, 1 }, placed[2] = { 1, UINT64_MAX };
+    uint64_t query_placed[2] = { 9, 8 };
+    Memd__PlanRuns runs = MEMD__PLAN_RUNS__INIT;
+    runs.n_query = runs.n_head = runs.n_heads = runs.n_group = runs.n_kind = 2;
+    runs.n_first = runs.n_count = runs.n_placed = runs.n_query_placed = 2;
+    runs.query = query, runs.head = head, runs.heads = heads, runs.group = group;
+    runs.kind = kind, runs.first = first, runs.count = count;
+    runs.placed = placed, runs.query_placed = query_placed;
+    Memd__PlanMerge merge[2] = { MEMD__PLAN_MERGE__PLAN_JOINT, MEMD__PLAN_MERGE__PLAN_GATED };
+    float weight[2] = { 1.0f, 0.25f };
+    Memd__PlanGroups groups = MEMD__PLAN_GROUPS__INIT;
+    groups.n_query = groups.n_head = groups.n_merge = groups.n_weight = 2;
+    groups.query = query, groups.head = head, groups.merge = merge, groups.weight = weight;
+    Memd__Plan plan = MEMD__PLAN__INIT;
+    plan.runs = &runs, plan.groups = &groups, plan.cut = true;
+    switch ((enum plan_wanted)item->layer) {
+    case PLAN_SOUND: break;
+    case PLAN_SHORT_RUNS: runs.n_placed = 1; break;
+    case PLAN_SHORT_GROUPS: groups.n_weight = 1; break;
+    case PLAN_NO_GROUP: group[1] = 2; break;
+    case PLAN_EMPTY: plan.runs = NULL, plan.groups = NULL; break;
+    }
+    Memd__AttendAnswer answer = MEMD__ATTEND_ANSWER__INIT;
+    uint64_t bytes = 0;
+    size_t shape_o[3] = { 1, H, D };
+    answer.o = place(&request->arena, DTYPE_FP32, 3, shape_o, &bytes);
+    answer.lse = place(&request->arena, DTYPE_FP32, 2, shape_o, &bytes);
+    answer.plan = &plan;
+    Memd__AttendReply reply = MEMD__ATTEND_REPLY__INIT;
+    Memd__AttendAnswer *answers[1] = { &answer };
+    reply.answers = answers;
+    reply.n_answers = 1;
+    fake_reply(fd, request, &reply.base, payload, bytes);
+}
+
+static void answer_fetch(int fd, struct fake_request *request, const unsigned char *payload)
+{
+    uint64_t bytes = 0;
+    size_t shape[2] = { 2, W };
+    Memd__FetchReply reply = MEMD__FETCH_REPLY__INIT;
+    reply.states = place(&request->arena, DTYPE_FP16, 2, shape, &bytes);
+    fake_reply(fd, request, &reply.base, payload, bytes);
+}
+
+static void script(struct fake *fake, int fd, int number)
+{
+    (void)number;
+    fake_hello(fake, fd);
+    static _Alignas(64) unsigned char payload[PAYLOAD_BYTES];
+    payload[2] = 42;
+    struct fake_request request = { 0 };
+    while (fake_receive(fd, &request)) {
+        switch (request.frame.method) {
+        case METHOD_APPEND: answer_append(fd, &request); break;
+        case METHOD_ATTEND: answer_attend(fd, &request, payload); break;
+        case METHOD_FETCH: answer_fetch(fd, &request, payload); break;
+        default: fake_error(fd, &request, MEMD_EUNSUPPORTED, "not in this test"); break;
+        }
+    }
+    arena_fini(&request.arena);
+}
+
+struct fixture {
+    struct fake fake;
+    struct memd_client *client;
+    struct memd_context context;
+};
+
+static int set_up(void **state)
+{
+    static struct fixture fixture;
+    fixture = (struct fixture){ 0 };
+    fake_open(&fixture.fake, script, NULL);
+    fixture.client = fake_client(&fixture.fake, 5000);
+    fixture.context = fake_context(fixture.client);
+    fixture.context.dtype = MEMD_FP16;
+    fixture.context.state_width = W;
+    *state = &fixture;
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    struct fixture *fixture = *state;
+    memd_close(fixture->client);
+    fake_close(&fixture->fake);
+    return 0;
+}
+
+static void rows_and_states(void **state)
+{
+    struct fixture *fixture = *state;
+    uint16_t k[TOKENS * G * D] = { 0 }, states[TOKENS * W] = { 0, 0x3C00 };
+    float scores[TOKENS * H] = { [TOKENS * H - 1] = 0.5f };
+    uint8_t marks[TOKENS] = { MEMD_MARK_LANDMARK, MEMD_MARK_SPECIAL, 3 };
+    struct memd_append layers[2] = {
+        { .layer = 0, .tokens = TOKENS, .k = k, .v = k, .marks = marks, .scores = scores,
+          .scores_dtype = MEMD_FP32 },
+        { .layer = 1, .tokens = TOKENS, .states = states },
+    };
+    struct memd_error err = { 0 };
+    int rc = memd_append(&fixture->context, layers, 2, MEMD_ACK_MEMORY, NULL, &err);
+    if (rc < 0) print_error("%s\n", err.text);
+    assert_int_equal(rc, 0);
+
+    uint64_t ids[2] = { 0, 1 };
+    uint16_t mine[2 * W];
+    struct memd_fetch fetch = { .context = &fixture->context, .ids = ids, .count = 2 };
+    const struct memd_rows *rows = NULL;
+    assert_int_equal(memd_fetch(&fetch, &rows, &err), 0);
+    assert_null(rows->k);
+    assert_null(rows->v);
+    assert_int_equal(((const uint16_t *)rows->states)[1], 42);
+    memd_free(rows);
+    fetch.states = mine;
+    assert_int_equal(memd_fetch(&fetch, NULL, &err), 0);
+    assert_int_equal(mine[1], 42);
+}
+
+static void plans(void **state)
+{
+    struct fixture *fixture = *state;
+    float q[H * D] = { 0 }, o[H * D] = { 1.0f }, lse[H] = { [H - 1] = -INFINITY };
+    uint16_t states[W] = { 0 };
+    uint64_t position = 10;
+    struct memd_query query = { .context = &fixture->context, .queries = 1, .q = q,
+                                .q_dtype = MEMD_FP32, .positions = &position, .states = states,
+                                .states_dtype = MEMD_BF16, .explain = true, .local_o = o,
+                                .local_lse = lse };
+    struct memd_error err = { 0 };
+    const struct memd_answer *answer = NULL;
+    assert_int_equal(memd_attend(&query, &answer, &err), 0);
+    const struct memd_plan *plan = answer->plan;
+    assert_int_equal(plan->run_count, 2);
+    assert_int_equal(plan->group_count, 2);
+    assert_true(plan->cut);
+    const struct memd_plan_run *run = &plan->runs[1];
+    assert_int_equal(run->head, 2);
+    assert_int_equal(run->heads, 1);
+    assert_int_equal(run->kind, MEMD_PLAN_SLOTS);
+    assert_int_equal(run->first, 7);
+    assert_true(run->placed == MEMD_UNPLACED && run->query_placed == 8);
+    assert_int_equal(plan->runs[0].count, 4);
+    assert_int_equal(plan->groups[1].merge, MEMD_PLAN_GATED);
+    assert_true(plan->groups[run->group].weight == 0.25f);
+    memd_free(answer);
+
+    for (query.layer = PLAN_SHORT_RUNS; query.layer <= PLAN_NO_GROUP; query.layer++)
+        assert_int_equal(memd_attend(&query, &answer, &err), MEMD_EPROTO);
+    query.layer = PLAN_EMPTY;
+    assert_int_equal(memd_attend(&query, &answer, &err), 0);
+    assert_int_equal(answer->plan->run_count, 0);
+    memd_free(answer);
+    query.local_lse = NULL;
+    assert_int_equal(memd_attend(&query, &answer, &err), MEMD_EINVAL);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(rows_and_states, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(plans, set_up, tear_down),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
