@@ -19,18 +19,22 @@
 
 enum { ALIGN = 64, IDS_REGION_BYTES = ALIGN + FORMAT_SEGMENT_TOKENS * 4 };
 
-void block_shape_init(const struct model *model, struct block_shape *ret_shape)
+void block_shape_init(const struct model *model, uint32_t columns, size_t width,
+                      struct block_shape *ret_shape)
 {
-    size_t row_bytes = model->head_dim * dtype_bytes(model->dtype);
-    assert(row_bytes > 0 && row_bytes % 16 == 0);
+    uint32_t head_dim = width > 0 ? (uint32_t)(width / 2) : model->head_dim;
+    size_t row_bytes = head_dim * dtype_bytes(model->dtype);
+    assert(row_bytes > 0 && row_bytes % 16 == 0 && width % 16 == 0);
     *ret_shape = (struct block_shape){
-        .heads = model->kv_heads,
-        .head_dim = model->head_dim,
+        .heads = width > 0 ? 1 : model->kv_heads,
+        .head_dim = head_dim,
         .dtype = model->dtype,
+        .state_width = width,
         .row_bytes = row_bytes,
         .region_bytes = ALIGN + FORMAT_SEGMENT_TOKENS * row_bytes,
         .model_hash = model_hash(model),
     };
+    columns_init(columns, model->query_heads, model->head_dim, &ret_shape->columns);
 }
 
 void block_cache_init(struct block_cache *cache, size_t bytes_max)
@@ -109,9 +113,16 @@ static struct block *make_block(size_t bytes)
     return block;
 }
 
+static size_t columns_region_bytes(const struct block_shape *shape)
+{
+    size_t token_bytes = shape->columns.token_bytes;
+    return token_bytes == 0 ? 0 : ALIGN + FORMAT_SEGMENT_TOKENS * token_bytes;
+}
+
 struct block *block_new(struct block_cache *cache, const struct block_shape *shape)
 {
-    size_t bytes = 2 * shape->heads * shape->region_bytes + IDS_REGION_BYTES;
+    size_t bytes = 2 * shape->heads * shape->region_bytes + IDS_REGION_BYTES +
+                   columns_region_bytes(shape);
     struct block *block = take_cached(cache, bytes);
     if (block == NULL) block = make_block(bytes);
     if (block == NULL) return NULL;
@@ -138,10 +149,11 @@ void block_put(struct block *block)
 
 static size_t region_offset(const struct block_shape *shape, uint32_t head, enum format_kind kind)
 {
-    assert(head < shape->heads || kind == FORMAT_KIND_IDS);
+    assert(head < shape->heads);
     switch (kind) {
     case FORMAT_KIND_K: return head * shape->region_bytes;
     case FORMAT_KIND_V: return (shape->heads + head) * shape->region_bytes;
+    case FORMAT_KIND_COLUMNS: return 2 * shape->heads * shape->region_bytes + IDS_REGION_BYTES;
     default: return 2 * shape->heads * shape->region_bytes;
     }
 }
@@ -157,6 +169,12 @@ uint32_t *block_ids(const struct block *block, const struct block_shape *shape)
     return (uint32_t *)(void *)block_rows(block, shape, 0, FORMAT_KIND_IDS);
 }
 
+unsigned char *block_columns(const struct block *block, const struct block_shape *shape)
+{
+    assert(shape->columns.token_bytes > 0);
+    return block_rows(block, shape, 0, FORMAT_KIND_COLUMNS);
+}
+
 /* (n, G, D) → (G, 1024, D) from row `first` on. */
 static void scatter(struct block *block, const struct block_shape *shape, size_t first,
                     const struct given_rows *rows, enum format_kind kind)
@@ -167,7 +185,7 @@ static void scatter(struct block *block, const struct block_shape *shape, size_t
         unsigned char *to = block_rows(block, shape, head, kind) + first * row_bytes;
         const unsigned char *row = from + head * row_bytes;
         for (size_t i = 0; i < rows->count; i++) {
-            memcpy(to + i * row_bytes, row + i * shape->heads * row_bytes, row_bytes);
+            memcpy(to + i * row_bytes, row + i * rows->stride_bytes, row_bytes);
         }
     }
 }
@@ -183,14 +201,16 @@ void block_write(struct block *block, const struct block_shape *shape, size_t fi
     memcpy(block_ids(block, shape) + first, rows->ids, rows->count * sizeof(uint32_t));
 }
 
-/* Are rows of one head, one behind the other, those of head `head` in (n, G, D)? */
-static bool equal_head(const unsigned char *mine, const struct block_shape *shape,
-                       const unsigned char *other, uint32_t head, size_t count)
+/* Are K and V of one head, rows one behind the other, those of head `head` in (n, G, D)? */
+static bool equal_head(const unsigned char *k, const unsigned char *v,
+                       const struct block_shape *shape, const struct given_rows *rows,
+                       uint32_t head)
 {
     size_t row_bytes = shape->row_bytes;
-    const unsigned char *row = other + head * row_bytes;
-    for (size_t i = 0; i < count; i++) {
-        if (memcmp(mine + i * row_bytes, row + i * shape->heads * row_bytes, row_bytes) != 0)
+    for (size_t i = 0; i < rows->count; i++) {
+        size_t mine = i * row_bytes, other = i * rows->stride_bytes + head * row_bytes;
+        if (memcmp(k + mine, rows->k + other, row_bytes) != 0 ||
+            memcmp(v + mine, rows->v + other, row_bytes) != 0)
             return false;
     }
     return true;
@@ -204,8 +224,7 @@ bool block_equals(const struct block *block, const struct block_shape *shape, si
     for (uint32_t head = 0; head < shape->heads; head++) {
         const unsigned char *k = block_rows(block, shape, head, FORMAT_KIND_K) + offset;
         const unsigned char *v = block_rows(block, shape, head, FORMAT_KIND_V) + offset;
-        if (!equal_head(k, shape, rows->k, head, rows->count)) return false;
-        if (!equal_head(v, shape, rows->v, head, rows->count)) return false;
+        if (!equal_head(k, v, shape, rows, head)) return false;
     }
     return true;
 }
@@ -216,9 +235,8 @@ bool block_values_equal(const unsigned char *const *values, const struct block_s
     assert(first + rows->count <= FORMAT_SEGMENT_TOKENS);
     size_t offset = first * shape->row_bytes;
     for (uint32_t head = 0; head < shape->heads; head++) {
-        if (!equal_head(values[head] + offset, shape, rows->k, head, rows->count)) return false;
-        const unsigned char *v = values[shape->heads + head] + offset;
-        if (!equal_head(v, shape, rows->v, head, rows->count)) return false;
+        const unsigned char *k = values[head] + offset, *v = values[shape->heads + head] + offset;
+        if (!equal_head(k, v, shape, rows, head)) return false;
     }
     return true;
 }
@@ -248,29 +266,41 @@ void block_seal(struct block *block, const struct block_shape *shape, uint64_t p
         header.kind = FORMAT_KIND_V;
         format_seal(&header, value_of(block, shape, head, FORMAT_KIND_V));
     }
+    header.head_dim = header.heads = 0;
     if (has_ids) {
         header.kind = FORMAT_KIND_IDS;
         header.dtype = DTYPE_U32;
-        header.head_dim = header.heads = 0;
         header.payload_bytes = FORMAT_SEGMENT_TOKENS * sizeof(uint32_t);
         format_seal(&header, value_of(block, shape, 0, FORMAT_KIND_IDS));
+    }
+    if (shape->columns.token_bytes > 0) {
+        header.kind = FORMAT_KIND_COLUMNS;
+        header.dtype = 0;
+        header.payload_bytes = FORMAT_SEGMENT_TOKENS * shape->columns.token_bytes;
+        format_seal(&header, value_of(block, shape, 0, FORMAT_KIND_COLUMNS));
     }
     block->sealed = true;
 }
 
+size_t block_value_bytes(const struct block_shape *shape, enum format_kind kind)
+{
+    size_t row_bytes = kind == FORMAT_KIND_IDS       ? sizeof(uint32_t)
+                       : kind == FORMAT_KIND_COLUMNS ? shape->columns.token_bytes
+                                                     : shape->row_bytes;
+    return FORMAT_HEADER_BYTES + FORMAT_SEGMENT_TOKENS * row_bytes;
+}
+
 const unsigned char *block_value(const struct block *block, const struct block_shape *shape,
-                                 uint32_t head, enum format_kind kind, size_t *ret_bytes)
+                                 uint32_t head, enum format_kind kind)
 {
     assert(block->sealed);
-    size_t row_bytes = kind == FORMAT_KIND_IDS ? sizeof(uint32_t) : shape->row_bytes;
-    *ret_bytes = FORMAT_HEADER_BYTES + FORMAT_SEGMENT_TOKENS * row_bytes;
     return value_of(block, shape, head, kind);
 }
 
 size_t block_tail_bytes(const struct block_shape *shape, size_t count, bool has_ids)
 {
     return FORMAT_HEADER_BYTES +
-           count * (block_token_bytes(shape) + (has_ids ? sizeof(uint32_t) : 0));
+           count * (block_stored_bytes(shape) + (has_ids ? sizeof(uint32_t) : 0));
 }
 
 /* (G, 1024, D) → (n, G, D). */
@@ -295,11 +325,18 @@ void block_tail_encode(const struct block *block, const struct block_shape *shap
     unsigned char *to = ret_value + FORMAT_HEADER_BYTES;
     to = gather(block, shape, first, count, FORMAT_KIND_K, to);
     to = gather(block, shape, first, count, FORMAT_KIND_V, to);
-    if (has_ids) memcpy(to, block_ids(block, shape) + first, count * sizeof(uint32_t));
+    size_t ids_bytes = has_ids ? count * sizeof(uint32_t) : 0;
+    if (has_ids) memcpy(to, block_ids(block, shape) + first, ids_bytes);
+    size_t token_bytes = shape->columns.token_bytes;
+    if (token_bytes > 0)
+        memcpy(to + ids_bytes, block_columns(block, shape) + first * token_bytes,
+               count * token_bytes);
+    unsigned flags = (has_ids ? FORMAT_FLAG_IDS : 0u) |
+                     (token_bytes > 0 ? FORMAT_FLAG_COLUMNS : 0u);
     struct value_header header = {
         .kind = FORMAT_KIND_TAIL,
         .dtype = (uint8_t)shape->dtype,
-        .flags = has_ids ? FORMAT_FLAG_IDS : 0,
+        .flags = (uint8_t)flags,
         .tokens = (uint32_t)count,
         .head_dim = (uint16_t)shape->head_dim,
         .heads = (uint16_t)shape->heads,

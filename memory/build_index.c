@@ -62,7 +62,7 @@ static int add_kept(struct layer_task *task, const struct kept *kept, uint64_t p
                     size_t stride, struct error *err)
 {
     struct context *context = task->build->context;
-    size_t values = (size_t)context->record->model.query_heads * context->shape.head_dim;
+    size_t values = context_query_values(context);
     size_t count = task->query_count + kept->count;
     uint16_t *q = realloc(task->q, count * values * sizeof *q);
     if (q != NULL) task->q = q;
@@ -82,8 +82,7 @@ static int collect_queries(struct layer_task *task, const uint64_t *segments, si
                            struct error *err)
 {
     struct context *context = task->build->context;
-    uint64_t query_bytes = (uint64_t)context->record->model.query_heads *
-                           context->shape.head_dim * sizeof(uint16_t);
+    uint64_t query_bytes = context_query_values(context) * sizeof(uint16_t);
     uint64_t most = count * FORMAT_SEGMENT_TOKENS * query_bytes;
     size_t stride = (size_t)(most / QUERIES_BYTES_MAX) + 1;
     CLEANUP(store_abort) struct store_txn txn = { 0 };

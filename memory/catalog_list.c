@@ -63,7 +63,7 @@ static void count_segments(struct store_txn *txn, struct context_info *info, uin
             info->stored_bytes += ref.bytes;
             if (ref.count > 1) info->shared_bytes += ref.bytes;
         }
-        uint64_t derived = derived_bytes(txn, segment, info->model.kv_heads);
+        uint64_t derived = derived_bytes(txn, segment, info->model.kv_heads); /* rows, no states */
         info->derived_bytes += derived;
         info->built_segments += derived > 0;
         info->sealed_segments++;

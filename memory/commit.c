@@ -52,7 +52,7 @@ static uint64_t rows_that_fit(uint64_t from, uint64_t want, uint64_t left, bool 
  * which is when the appends before it count as committed. */
 static uint64_t begin_context(struct context *context, uint64_t room)
 {
-    uint64_t token_bytes = block_token_bytes(&context->shape), left = room / token_bytes, rows = 0;
+    uint64_t token_bytes = block_stored_bytes(&context->shape), left = room / token_bytes, rows = 0;
     bool whole = true;
     pthread_mutex_lock(&context->lock);
     if (!context->in_round) context->round_sequence = context->sequence;
@@ -77,8 +77,8 @@ static void put_value(struct batch *batch, struct context *context, const struct
 {
     unsigned char key[FORMAT_KEY_BYTES_MAX];
     size_t key_bytes = format_key_segment(slot->writing, head, kind, key);
-    struct slice value;
-    value.data = block_value(slot->block, &context->shape, head, kind, &value.bytes);
+    struct slice value = { block_value(slot->block, &context->shape, head, kind),
+                           block_value_bytes(&context->shape, kind) };
     store_put(&batch->txn, STORE_SEGMENTS, (struct slice){ key, key_bytes }, value);
 }
 
@@ -110,6 +110,8 @@ static void put_segment(struct batch *batch, struct context *context, uint32_t l
         put_value(batch, context, slot, head, FORMAT_KIND_V);
     }
     if (slot->block->has_ids) put_value(batch, context, slot, 0, FORMAT_KIND_IDS);
+    if (context->shape.columns.token_bytes > 0)
+        put_value(batch, context, slot, 0, FORMAT_KIND_COLUMNS);
     struct chain_key key = { context->id, layer, (uint32_t)slot_idx };
     uint64_t bytes = block_segment_bytes(&context->shape, slot->block->has_ids);
     bytes += put_queries(batch, context, slot, (uint64_t)slot_idx * FORMAT_SEGMENT_TOKENS);
@@ -212,7 +214,9 @@ static void publish_slot(struct context *context, uint32_t layer_idx, size_t idx
     struct segment_values values = { .segment = slot.writing,
                                      .position = (uint64_t)idx * FORMAT_SEGMENT_TOKENS,
                                      .values = slot.values };
-    bool mapped = txn != NULL && context_find_values(context, txn, LOOK_HEADER, &values, NULL) == 0;
+    bool mapped = txn != NULL &&
+                  context_find_values(context, txn, LOOK_HEADER, &values, NULL) == 0 &&
+                  context_find_columns(context, txn, LOOK_HEADER, &values, NULL) == 0;
     /* These bytes are this process's own. */
     if (mapped) values_trust(slot.values, context->shape.heads);
     pthread_mutex_lock(&context->lock);
@@ -227,6 +231,7 @@ static void publish_slot(struct context *context, uint32_t layer_idx, size_t idx
         block = place->block;
         place->block = NULL;
         place->ids = values.ids;
+        place->columns = values.columns;
         place->mapped = true;
     }
     pthread_mutex_unlock(&context->lock);

@@ -37,13 +37,15 @@ static int init_model(struct context *context, struct error *err)
     int rc = method_parse(context->method, record->parameters, record->parameter_count,
                           context->options, err);
     if (rc < 0) return rc;
-    block_shape_init(&record->model, &context->shape);
+    block_shape_init(&record->model, method_columns(context->method, context->options),
+                     method_state_width(context->method, context->options), &context->shape);
     context->layers = calloc(record->model.layers, sizeof *context->layers);
     if (context->layers == NULL) return error_set(err, MEMD_ENOMEM, "no memory for a context");
     for (uint32_t i = 0; i < record->model.layers; i++)
         pthread_mutex_init(&context->layers[i].observed.lock, NULL);
-    planes_layout_init(record->model.head_dim, &context->layout);
-    if (!model_rotates(&record->model)) return 0;
+    planes_layout_init(context->shape.head_dim, &context->layout);
+    /* A state is no key. */
+    if (!model_rotates(&record->model) || context->shape.state_width > 0) return 0;
     context->rope = malloc(sizeof *context->rope);
     if (context->rope == NULL) return error_set(err, MEMD_ENOMEM, "no memory for a context");
     return rope_init(&record->model.rope, record->model.head_dim, context->rope, err);
@@ -71,10 +73,30 @@ int context_new(struct catalog *catalog, uint64_t id, struct record *record,
     return 0;
 }
 
-const unsigned char **values_new(uint32_t heads)
+enum { PAGE_BYTES_MAX = 32 << 10 };
+
+/* Addresses and proofs. */
+static size_t addresses_bytes(uint32_t heads)
 {
     size_t count = (size_t)2 * heads;
-    return calloc(1, count * sizeof(const unsigned char *) + (count + 1) * sizeof(uint64_t));
+    return count * sizeof(const unsigned char *) + (count + 1) * sizeof(uint64_t);
+}
+
+static size_t copied_bytes(const struct block_shape *shape)
+{
+    size_t bytes = FORMAT_SEGMENT_TOKENS * shape->columns.token_bytes;
+    return bytes < PAGE_BYTES_MAX ? bytes : 0;
+}
+
+const unsigned char **values_new(const struct block_shape *shape)
+{
+    return calloc(1, addresses_bytes(shape->heads) + copied_bytes(shape));
+}
+
+unsigned char *values_columns(const unsigned char **values, const struct block_shape *shape)
+{
+    if (copied_bytes(shape) == 0) return NULL;
+    return (unsigned char *)(void *)values + addresses_bytes(shape->heads);
 }
 
 static void free_slot(struct slot *slot)
@@ -203,7 +225,7 @@ uint64_t context_roll_back(struct context *context, int code)
     context->committed_sequence = context->sequence;
     pthread_mutex_unlock(&context->lock);
     context_unlock_alone(context);
-    return tokens * block_token_bytes(&context->shape);
+    return tokens * block_stored_bytes(&context->shape);
 }
 
 uint64_t layer_tokens(const struct layer *layer)
@@ -238,15 +260,20 @@ const struct model *context_model(const struct context *context)
     return &context->record->model;
 }
 
+size_t context_state_width(const struct context *context)
+{
+    return context->shape.state_width;
+}
+
+size_t context_query_values(const struct context *context)
+{
+    const struct model *model = &context->record->model;
+    return (size_t)model->query_heads * model->head_dim;
+}
+
 uint64_t context_id(const struct context *context)
 {
     return context->id;
-}
-
-size_t context_state_width(const struct context *context)
-{
-    const struct method *method = context->method;
-    return method->state_width == NULL ? 0 : method->state_width(context->options);
 }
 
 uint64_t context_tokens(struct context *context)

@@ -40,11 +40,12 @@ struct append_layer {
     uint32_t layer;
     uint64_t position;
     struct tensor k, v;        /* (n, G, D), the model's dtype */
-    struct tensor q;           /* (n, H, D), or dims = 0 */
+    struct tensor q;           /* (n, H, D), or dims = 0; needed where it is a column */
     const uint32_t *token_ids; /* (n), or NULL */
     const uint8_t *marks;      /* (n) bits of index/columns.h, or NULL: none is marked */
     struct tensor scores;      /* (n, H) attention mass that they have received, or dims = 0 */
-    struct tensor states;      /* (n, W) instead of k and v, where the method keeps states */
+    struct tensor states;      /* (n, W) instead of k and v (dims = 0), where the method keeps
+                                * states; the model's dtype */
 };
 
 struct progress {
@@ -56,8 +57,12 @@ struct progress {
 
 /* All layers or none: everything is checked (shapes by the caller; positions, finiteness here)
  * before anything is taken. Copies; the tensors may go away afterwards.
+ * Tokens that are there already must be repeated with the columns that they have.
  * Errors   MEMD_EPOSITION · MEMD_ENONFINITE (counted, text names layer, position, head,
- *          dimension) · MEMD_EBUSY too much uncommitted · MEMD_EFULL · MEMD_ENOMEM · MEMD_ELIMIT */
+ *          dimension; also a query beyond fp16 that is to be kept) · MEMD_EBUSY too much
+ *          uncommitted · MEMD_EFULL · MEMD_ENOMEM · MEMD_ELIMIT · MEMD_EINVAL something is missing,
+ *          or a mark unknown · MEMD_EUNSUPPORTED something that the method does not keep ·
+ *          MEMD_ESHAPE of states */
 int context_append(struct context *context, const struct append_layer *layers, size_t count,
                    struct progress *ret_progress, struct error *err);
 
@@ -121,9 +126,11 @@ int context_search(struct context *context, const struct query *query, struct ar
                    const struct index_hits *ret_hits, struct quality *ret_quality,
                    struct error *err);
 
-/* Rows by position, as appended, bit for bit: k, v (count, G, D) of the model's dtype, caller's
- * memory. ret_token_ids (count) is filled, and *ret_has_ids set, when the layer has ids for all
- * of them. Errors MEMD_ENOROW */
+/* Rows by position, as appended, bit for bit: k, v (count, G, D) of the model's dtype, or states
+ * (count, W) where these are kept; caller's memory. token_ids (count) is filled, and has_ids set,
+ * when the layer has ids for all of them.
+ * Errors MEMD_ENOROW · MEMD_EUNSUPPORTED k and v of a context that keeps states, or states of
+ * another */
 struct fetch_out {
     void *k, *v;
     void *states; /* (count, W) instead of k and v, where the context keeps states */

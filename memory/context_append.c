@@ -23,22 +23,62 @@ struct appending {
 
 static size_t rows_of(const struct append_layer *part)
 {
+    if (part->states.dims != 0) return part->states.shape[0];
     assert(part->k.dims == 3 && part->v.dims == 3);
     return part->k.shape[0];
 }
 
-/* Rows [skip, n) of a part. */
+/* Rows [skip, skip + count) of a part. The halves of a state are its K and its V (block.h). */
 static struct given_rows rows_from(const struct context *context, const struct append_layer *part,
-                             size_t skip, size_t count)
+                                   size_t skip, size_t count)
 {
-    size_t token_bytes = block_token_bytes(&context->shape) / 2;
+    size_t half = block_token_bytes(&context->shape) / 2;
+    bool states = part->states.dims != 0;
+    const unsigned char *k = states ? part->states.data : part->k.data,
+                        *v = states ? k + half : part->v.data;
+    size_t stride = states ? 2 * half : half;
     assert(skip + count <= rows_of(part));
     return (struct given_rows){
-        .k = (const unsigned char *)part->k.data + skip * token_bytes,
-        .v = (const unsigned char *)part->v.data + skip * token_bytes,
+        .k = k + skip * stride,
+        .v = v + skip * stride,
+        .stride_bytes = stride,
         .ids = part->token_ids == NULL ? NULL : part->token_ids + skip,
         .count = count,
     };
+}
+
+static int check_states(const struct context *context, const struct append_layer *part,
+                        struct error *err)
+{
+    const struct tensor *states = &part->states;
+    size_t width = context->shape.state_width;
+    if (width == 0)
+        return error_set(err, MEMD_EUNSUPPORTED,
+                         "method %s keeps keys and values, the append to layer %" PRIu32
+                         " has states",
+                         context->method->name, part->layer);
+    if (part->k.dims != 0 || part->v.dims != 0)
+        return error_set(err, MEMD_ESHAPE,
+                         "the append to layer %" PRIu32 " has states, and keys or values too",
+                         part->layer);
+    if (states->dims == 2 && states->shape[1] == width && states->dtype == context->shape.dtype)
+        return 0;
+    return error_set(err, MEMD_ESHAPE,
+                     "states of layer %" PRIu32 " are %s (%zu, %zu), not %s (n, %zu)", part->layer,
+                     dtype_name(states->dtype), states->shape[0], states->shape[1],
+                     dtype_name(context->shape.dtype), width);
+}
+
+/* Rows or states, as the method keeps them. Before any lock: this never changes. */
+static int check_given(const struct context *context, const struct append_layer *part,
+                       struct error *err)
+{
+    if (part->states.dims != 0)
+        return check_states(context, part, err);
+    if (context->shape.state_width == 0) return 0;
+    return error_set(err, MEMD_EINVAL,
+                     "method %s keeps states, the append to layer %" PRIu32 " has none",
+                     context->method->name, part->layer);
 }
 
 static int check_position(struct context *context, const struct append_layer *part,
@@ -72,10 +112,12 @@ static int check_once(const struct appending *appending, struct error *err)
     return 0;
 }
 
+/* One of k (n, G, D), v (n, G, D) and states (n, W); the others are empty. */
 static int check_finite(struct context *context, const struct append_layer *part, size_t skip,
                         const struct tensor *tensor, struct error *err)
 {
-    uint32_t heads = context->shape.heads, dim = context->shape.head_dim;
+    if (tensor->dims == 0) return 0;
+    size_t dim = tensor->shape[tensor->dims - 1], heads = tensor->dims == 3 ? tensor->shape[1] : 1;
     size_t offset = skip * heads * dim, count = (rows_of(part) - skip) * heads * dim, bad = 0;
     const unsigned char *data = (const unsigned char *)tensor->data +
                                 offset * dtype_bytes(tensor->dtype);
@@ -85,22 +127,34 @@ static int check_finite(struct context *context, const struct append_layer *part
     return error_set(err, MEMD_ENONFINITE,
                      "layer %" PRIu32 " %s at position %" PRIu64 " head %zu dimension %zu "
                      "is NaN or infinite, %zu such values",
-                     part->layer, tensor == &part->k ? "k" : "v",
-                     part->position + skip + at / ((size_t)heads * dim), at / dim % heads, at % dim,
-                     bad);
+                     part->layer,
+                     tensor == &part->k   ? "k"
+                     : tensor == &part->v ? "v"
+                                          : "state",
+                     part->position + skip + at / (heads * dim), at / dim % heads, at % dim, bad);
 }
 
-/* Are `count` rows from `position` on what is stored there, all inside one slot? */
-static bool slot_equals(struct context *context, struct layer *layer, uint64_t position,
-                        const struct given_rows *rows)
+/* Are rows [done, done + count) of the part what is stored there, all inside one slot? */
+static bool slot_equals(struct context *context, const struct append_layer *part, size_t done,
+                        size_t count)
 {
+    const struct layer *layer = &context->layers[part->layer];
+    uint64_t position = part->position + done;
     size_t idx = position / FORMAT_SEGMENT_TOKENS, first = position % FORMAT_SEGMENT_TOKENS;
+    struct given_rows rows = rows_from(context, part, done, count);
     pthread_mutex_lock(&context->lock);
     struct slot slot = layer->slots[idx];
     if (slot.block != NULL) block_get(slot.block);
     pthread_mutex_unlock(&context->lock);
-    bool equal = slot.block != NULL ? block_equals(slot.block, &context->shape, first, rows)
-                                    : block_values_equal(slot.values, &context->shape, first, rows);
+    const struct block_shape *shape = &context->shape;
+    bool equal = slot.block != NULL ? block_equals(slot.block, shape, first, &rows)
+                                    : block_values_equal(slot.values, shape, first, &rows);
+    if (equal && shape->columns.token_bytes > 0) {
+        const unsigned char *records = slot.block != NULL ? block_columns(slot.block, shape)
+                                                          : slot.columns;
+        equal = columns_repeat(context, part, done, count,
+                               records + first * shape->columns.token_bytes);
+    }
     block_put(slot.block);
     return equal;
 }
@@ -122,8 +176,7 @@ static int check_repeat(struct context *context, const struct append_layer *part
     for (size_t done = 0; rc == 0 && done < overlap;) {
         size_t room = FORMAT_SEGMENT_TOKENS - (position + done) % FORMAT_SEGMENT_TOKENS;
         size_t count = overlap - done < room ? overlap - done : room;
-        struct given_rows rows = rows_from(context, part, done, count);
-        if (!slot_equals(context, layer, position + done, &rows))
+        if (!slot_equals(context, part, done, count))
             return error_set(err, MEMD_EPOSITION,
                              "layer %" PRIu32 " holds %" PRIu64 " tokens and other bytes than "
                              "the append at %" PRIu64 " to %" PRIu64,
@@ -140,7 +193,7 @@ static int get_block(struct context *context, struct layer *layer, size_t idx, s
     struct slot *slot = rc == 0 ? &layer->slots[idx] : NULL;
     if (slot != NULL && slot->block == NULL)
         slot->block = block_new(&context->catalog->blocks, &context->shape);
-    if (slot != NULL && slot->values == NULL) slot->values = values_new(context->shape.heads);
+    if (slot != NULL && slot->values == NULL) slot->values = values_new(&context->shape);
     bool got = slot != NULL && slot->block != NULL && slot->values != NULL;
     pthread_mutex_unlock(&context->lock);
     return got || rc < 0 ? rc : error_set(err, MEMD_ENOMEM, "no memory for 1024 tokens of a layer");
@@ -179,6 +232,7 @@ static int keep_queries(struct context *context, const struct append_layer *part
 static void copy_rows(struct context *context, const struct append_layer *part, size_t skip)
 {
     struct layer *layer = &context->layers[part->layer];
+    size_t token_bytes = context->shape.columns.token_bytes;
     for (size_t done = skip; done < rows_of(part);) {
         uint64_t position = part->position + done;
         size_t idx = position / FORMAT_SEGMENT_TOKENS, first = position % FORMAT_SEGMENT_TOKENS;
@@ -192,6 +246,9 @@ static void copy_rows(struct context *context, const struct append_layer *part, 
         bool has_ids = block->has_ids;
         pthread_mutex_unlock(&context->lock);
         block_write(block, &context->shape, first, &rows);
+        if (token_bytes > 0)
+            columns_write(context, part, done, count,
+                          block_columns(block, &context->shape) + first * token_bytes);
         if (count == room) block_seal(block, &context->shape, position - first, has_ids);
         done += count;
     }
@@ -253,9 +310,11 @@ static int append(const struct appending *appending, uint64_t *ret_bytes,
     if (rc == 0) rc = check_once(appending, err);
     for (size_t i = 0; rc == 0 && i < appending->count; i++) {
         const struct append_layer *part = &appending->layers[i];
-        rc = check_repeat(context, part, &skip[i], err);
+        rc = columns_check(context, part, rows_of(part), err);
+        if (rc == 0) rc = check_repeat(context, part, &skip[i], err);
         if (rc == 0) rc = check_finite(context, part, skip[i], &part->k, err);
         if (rc == 0) rc = check_finite(context, part, skip[i], &part->v, err);
+        if (rc == 0) rc = check_finite(context, part, skip[i], &part->states, err);
         if (rc == 0) rc = prepare(context, part, skip[i], err);
         if (rc == 0) rc = keep_queries(context, part, skip[i], err);
         if (rc == 0) fresh += rows_of(part) - skip[i];
@@ -265,7 +324,7 @@ static int append(const struct appending *appending, uint64_t *ret_bytes,
         copy_rows(context, &appending->layers[i], skip[i]);
     publish(appending, ret_progress);
     for (size_t i = 0; i < appending->count; i++) observe(context, &appending->layers[i]);
-    *ret_bytes = fresh * block_token_bytes(&context->shape);
+    *ret_bytes = fresh * block_stored_bytes(&context->shape);
     CATALOG_COUNT(context->catalog, appended_tokens_total, fresh);
     CATALOG_COUNT(context->catalog, appended_bytes_total, *ret_bytes);
     return 0;
@@ -279,10 +338,13 @@ int context_append(struct context *context, const struct append_layer *layers, s
                          LIMIT_APPEND_LAYERS);
     struct appending appending = { context, layers, count };
     uint64_t reserved = 0, taken = 0;
-    for (size_t i = 0; i < count; i++)
-        reserved += rows_of(&layers[i]) * block_token_bytes(&context->shape);
+    int rc = 0;
+    for (size_t i = 0; rc == 0 && i < count; i++) {
+        rc = check_given(context, &layers[i], err);
+        if (rc == 0) reserved += rows_of(&layers[i]) * block_stored_bytes(&context->shape);
+    }
     struct writer *writer = context->catalog->writer;
-    int rc = writer_reserve(writer, reserved, err);
+    if (rc == 0) rc = writer_reserve(writer, reserved, err);
     if (rc < 0) return rc;
     pthread_mutex_lock(&context->append_lock);
     pthread_rwlock_rdlock(&context->use);

@@ -11,10 +11,30 @@
 #include "base/half.h"
 #include "memory/catalog_state.h"
 
+/* Those of the queries, where they are given. */
+static int check_states(const struct context *context, const struct query *query, struct error *err)
+{
+    const struct tensor *states = &query->states;
+    size_t width = context->shape.state_width, bad = 0;
+    if (states->dims == 0) return 0;
+    if (width == 0)
+        return error_set(err, MEMD_EUNSUPPORTED, "method %s keeps no states, the query has some",
+                         context->method->name);
+    if (states->dims != 2 || states->shape[0] != query->q.shape[0] || states->shape[1] != width)
+        return error_set(err, MEMD_ESHAPE, "states (%zu, %zu) of %zu queries, not of %zu elements",
+                         states->shape[0], states->shape[1], query->q.shape[0], width);
+    size_t count = states->shape[0] * width;
+    size_t at = half_find_nonfinite(states->data, states->dtype, count, &bad);
+    if (at == count) return 0;
+    return error_set(err, MEMD_ENONFINITE,
+                     "the state of query %zu is NaN or infinite in element %zu, %zu such values",
+                     at / width, at % width, bad);
+}
+
 static int check_query(const struct context *context, const struct query *query, struct error *err)
 {
     assert(query->q.dims == 3);
-    if (query->layer < context->record->model.layers) return 0;
+    if (query->layer < context->record->model.layers) return check_states(context, query, err);
     return error_set(err, MEMD_EINVAL, "layer %" PRIu32 " of a model with %" PRIu32 " layers",
                      query->layer, context->record->model.layers);
 }
@@ -72,6 +92,10 @@ static void fill_reading(const struct context *context, const struct query *quer
         .target_error = isnan(target) || target < 0 ? -1 : target,
         .max_bytes = query->max_bytes,
         .options = context->options,
+        .layer = query->layer,
+        .layers = context->record->model.layers,
+        .tokens = snapshot->tokens,
+        .columns = context->shape.columns,
         .states = query->states,
         .plan = query->plan,
     };
@@ -101,7 +125,8 @@ static int begin_reading(struct context *context, const struct query *query, str
     const uint64_t *limits = NULL;
     uint64_t limit = highest_limit(query, query->q.shape[0]);
     /* An index of the layer may name any row it covers. */
-    uint64_t taken = context->method->layer != NULL ? UINT64_MAX : limit;
+    bool takes_all = context->method->layer != NULL || context->method->sees_all;
+    uint64_t taken = takes_all ? UINT64_MAX : limit;
     int rc = snapshot_take(context, query->layer, taken, arena, snapshot, err);
     if (rc < 0) return rc;
     if (snapshot->seen > limit) snapshot->seen = limit;

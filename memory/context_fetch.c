@@ -11,6 +11,15 @@
 #include "base/error.h"
 #include "memory/catalog_state.h"
 
+/* Does the caller have room for what is kept? */
+static int check_out(const struct context *context, const struct fetch_out *out, struct error *err)
+{
+    bool keeps_states = context->shape.state_width > 0;
+    if (keeps_states ? out->states != NULL : out->k != NULL && out->v != NULL) return 0;
+    return error_set(err, MEMD_EUNSUPPORTED, "method %s keeps %s of a token", context->method->name,
+                     keeps_states ? "states, no keys and values" : "keys and values, no states");
+}
+
 static int check_ids(const struct layer *layer, uint32_t layer_idx, const uint64_t *ids,
                      size_t count, struct error *err)
 {
@@ -82,8 +91,13 @@ static bool copy_id(const struct context *context, const struct slot *slot, bool
 static void copy_rows(struct context *context, struct layer *layer, const uint64_t *ids,
                       size_t count, struct fetch_out *ret_rows)
 {
-    size_t token_bytes = block_token_bytes(&context->shape) / 2;
+    size_t half = block_token_bytes(&context->shape) / 2, stride = half;
     unsigned char *k = ret_rows->k, *v = ret_rows->v;
+    if (context->shape.state_width > 0) {
+        k = ret_rows->states;
+        v = k + half;
+        stride = 2 * half;
+    }
     bool all_ids = ret_rows->token_ids != NULL;
     for (size_t i = 0; i < count;) {
         size_t idx = ids[i] / FORMAT_SEGMENT_TOKENS;
@@ -91,7 +105,7 @@ static void copy_rows(struct context *context, struct layer *layer, const uint64
         struct slot slot = hold_slot(context, layer, idx, &has_ids);
         for (; i < count && ids[i] / FORMAT_SEGMENT_TOKENS == idx; i++) {
             size_t row = ids[i] % FORMAT_SEGMENT_TOKENS;
-            copy_row(context, &slot, row, k + i * token_bytes, v + i * token_bytes);
+            copy_row(context, &slot, row, k + i * stride, v + i * stride);
             if (all_ids) all_ids = copy_id(context, &slot, has_ids, row, &ret_rows->token_ids[i]);
         }
         block_put(slot.block);
@@ -106,8 +120,10 @@ int context_fetch(struct context *context, uint32_t layer_idx, const uint64_t *i
         return error_set(err, MEMD_EINVAL, "layer %" PRIu32 " of a model with %" PRIu32 " layers",
                          layer_idx, context->record->model.layers);
     struct layer *layer = &context->layers[layer_idx];
+    int rc = check_out(context, ret_rows, err);
+    if (rc < 0) return rc;
     pthread_rwlock_rdlock(&context->use);
-    int rc = check_ids(layer, layer_idx, ids, count, err);
+    rc = check_ids(layer, layer_idx, ids, count, err);
     if (rc == 0) rc = prove_slots(context, layer, ids, count, err);
     if (rc == 0) copy_rows(context, layer, ids, count, ret_rows);
     pthread_rwlock_unlock(&context->use);

@@ -34,11 +34,6 @@ static bool is_kept(uint64_t position, double share)
     return (double)(mix(position) >> 11) < share * 0x1p53;
 }
 
-static size_t query_values(const struct context *context)
-{
-    return (size_t)context->record->model.query_heads * context->shape.head_dim;
-}
-
 void kept_free(struct kept *kept)
 {
     if (kept == NULL) return;
@@ -60,7 +55,7 @@ static int grow(const struct context *context, struct kept *kept, struct error *
     if (capacity > FORMAT_SEGMENT_TOKENS) capacity = FORMAT_SEGMENT_TOKENS;
     uint16_t *rows = realloc(kept->rows, capacity * sizeof *rows);
     if (rows != NULL) kept->rows = rows;
-    uint16_t *q = realloc(kept->q, capacity * query_values(context) * sizeof *q);
+    uint16_t *q = realloc(kept->q, capacity * context_query_values(context) * sizeof *q);
     if (q != NULL) kept->q = q;
     if (rows == NULL || q == NULL)
         return error_set(err, MEMD_ENOMEM, "no memory for %zu kept queries", capacity);
@@ -72,7 +67,7 @@ static int grow(const struct context *context, struct kept *kept, struct error *
 static int add_one(struct context *context, struct slot *slot, const struct append_layer *part,
                    size_t i, struct error *err)
 {
-    size_t values = query_values(context);
+    size_t values = context_query_values(context);
     size_t row = (size_t)((part->position + i) % FORMAT_SEGMENT_TOKENS);
     if (slot->kept == NULL) slot->kept = calloc(1, sizeof *slot->kept);
     if (slot->kept == NULL) return error_set(err, MEMD_ENOMEM, "no memory for kept queries");
@@ -111,7 +106,8 @@ void kept_cut(struct kept *kept, size_t rows)
 
 size_t kept_value_bytes(const struct context *context, const struct kept *kept)
 {
-    return FORMAT_HEADER_BYTES + kept->count * (1 + query_values(context)) * sizeof(uint16_t);
+    size_t values = context_query_values(context);
+    return FORMAT_HEADER_BYTES + kept->count * (1 + values) * sizeof(uint16_t);
 }
 
 void kept_encode(const struct context *context, const struct kept *kept, uint64_t position,
@@ -120,13 +116,13 @@ void kept_encode(const struct context *context, const struct kept *kept, uint64_
     struct bytes_writer out = bytes_writer(ret_value + FORMAT_HEADER_BYTES,
                                            kept_value_bytes(context, kept) - FORMAT_HEADER_BYTES);
     for (size_t i = 0; i < kept->count; i++) bytes_put_le16(&out, kept->rows[i]);
-    bytes_put(&out, kept->q, kept->count * query_values(context) * sizeof(uint16_t));
+    bytes_put(&out, kept->q, kept->count * context_query_values(context) * sizeof(uint16_t));
     assert(!out.bad);
     format_seal(&(struct value_header){
         .kind = FORMAT_KIND_QUERIES,
         .dtype = DTYPE_FP16,
         .tokens = (uint32_t)kept->count,
-        .head_dim = (uint16_t)context->shape.head_dim,
+        .head_dim = (uint16_t)context->record->model.head_dim,
         .heads = (uint16_t)context->record->model.query_heads,
         .payload_bytes = out.offset,
         .position = position,
@@ -141,11 +137,11 @@ static int decode(struct context *context, struct slice value, struct kept *kept
     if (rc == 0 && (header.kind != FORMAT_KIND_QUERIES ||
                     header.model_hash != context->shape.model_hash ||
                     header.heads != context->record->model.query_heads ||
-                    header.head_dim != context->shape.head_dim))
+                    header.head_dim != context->record->model.head_dim))
         rc = error_set(err, MEMD_ECORRUPT, "the header belongs to another value");
     if (rc == 0) rc = format_verify(value.data, value.bytes, err);
     if (rc < 0) return rc;
-    size_t count = header.tokens, values = count * query_values(context);
+    size_t count = header.tokens, values = count * context_query_values(context);
     kept->rows = malloc(count * sizeof *kept->rows);
     kept->q = malloc(values * sizeof *kept->q);
     if (kept->rows == NULL || kept->q == NULL)

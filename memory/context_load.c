@@ -9,6 +9,7 @@
 #include <assert.h>
 #include <inttypes.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/cleanup.h"
 #include "base/error.h"
@@ -62,6 +63,7 @@ static int check_tail(struct context *context, const struct tail_key *key, struc
                     ret_header->model_hash != context->shape.model_hash ||
                     ret_header->heads != context->shape.heads ||
                     ret_header->head_dim != context->shape.head_dim ||
+                    format_columns_bytes(ret_header) != context->shape.columns.token_bytes ||
                     ret_header->dtype != context->shape.dtype))
         rc = error_set(&why, MEMD_ECORRUPT, "the header belongs to another value");
     if (rc == 0) rc = format_verify(value.data, value.bytes, &why);
@@ -80,6 +82,29 @@ static int check_tail(struct context *context, const struct tail_key *key, struc
                      context->id, key->layer, key->position, why.text);
 }
 
+/* The payload of a tail record, checked, into its block. */
+static void write_rows(const struct context *context, struct block *block, size_t first,
+                       const struct value_header *header, const unsigned char *payload)
+{
+    const struct block_shape *shape = &context->shape;
+    size_t stride = shape->heads * shape->row_bytes, half = header->tokens * stride;
+    bool has_ids = (header->flags & FORMAT_FLAG_IDS) != 0;
+    struct given_rows rows = {
+        .k = payload,
+        .v = payload + half,
+        .stride_bytes = stride,
+        .ids = has_ids ? payload + 2 * half : NULL,
+        .count = header->tokens,
+    };
+    block_write(block, shape, first, &rows);
+    size_t token_bytes = shape->columns.token_bytes;
+    if (token_bytes == 0) return;
+    const unsigned char *records = payload + 2 * half +
+                                   (has_ids ? header->tokens * sizeof(uint32_t) : 0);
+    memcpy(block_columns(block, shape) + first * token_bytes, records,
+           header->tokens * token_bytes);
+}
+
 static int add_tail(struct context *context, const struct tail_key *key, struct slice value,
                     struct error *err)
 {
@@ -93,19 +118,12 @@ static int add_tail(struct context *context, const struct tail_key *key, struct 
     if (rc < 0) return rc;
     struct slot *slot = &layer->slots[idx];
     if (slot->block == NULL) slot->block = block_new(&context->catalog->blocks, &context->shape);
-    if (slot->values == NULL) slot->values = values_new(context->shape.heads);
+    if (slot->values == NULL) slot->values = values_new(&context->shape);
     if (slot->block == NULL || slot->values == NULL)
         return error_set(err, MEMD_ENOMEM, "no memory for 1024 tokens of a layer");
-    size_t half = header.tokens * block_token_bytes(&context->shape) / 2;
-    const unsigned char *payload = (const unsigned char *)value.data + FORMAT_HEADER_BYTES;
+    write_rows(context, slot->block, first, &header,
+               (const unsigned char *)value.data + FORMAT_HEADER_BYTES);
     bool has_ids = (header.flags & FORMAT_FLAG_IDS) != 0;
-    struct given_rows rows = {
-        .k = payload,
-        .v = payload + half,
-        .ids = has_ids ? payload + 2 * half : NULL,
-        .count = header.tokens,
-    };
-    block_write(slot->block, &context->shape, first, &rows);
     slot->block->has_ids = (first == 0 || slot->block->has_ids) && has_ids;
     atomic_init(&layer->tokens, key->position + header.tokens);
     return 0;

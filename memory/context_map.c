@@ -5,11 +5,12 @@
  * truncate and drop, which hold the context exclusively. So an address is looked up once, and a
  * query walks plain arrays. Addresses are found without reading a page of the values; where a
  * method reads every row anyway they are verified here, before anybody sees them, else when they
- * are first used (context_prove.c).
+ * are first used (context_prove.c). Columns always are: they are read without asking.
  */
 #include <assert.h>
 #include <inttypes.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "attention/view.h"
 #include "base/arena.h"
@@ -28,7 +29,7 @@ static int find_value(struct context *context, struct store_txn *txn,
     struct slice value;
     if (!store_get(txn, STORE_SEGMENTS, (struct slice){ key, key_bytes }, &value)) {
         int rc = store_failed(txn, err);
-        if (rc < 0 || place->kind == FORMAT_KIND_IDS) return rc;
+        if (rc < 0 || place->kind == FORMAT_KIND_IDS) return rc; /* the one that may be absent */
         CATALOG_COUNT(context->catalog, checksum_failures_total, 1);
         return error_set(err, MEMD_ECORRUPT,
                          "context %" PRIu64 " segment %" PRIu64 " head %" PRIu32
@@ -38,10 +39,6 @@ static int find_value(struct context *context, struct store_txn *txn,
     int rc = context_check_value(context, place, look, value, err);
     if (rc < 0) return rc;
     const unsigned char *rows = (const unsigned char *)value.data + FORMAT_HEADER_BYTES;
-    /* Payloads stand 64 bytes behind the start of a page (format.h). An LMDB that laid values
-     * out otherwise would break every promise about addresses too, so there is no slow path to
-     * fall back to. */
-    assert((uintptr_t)rows % 16 == 0);
     *ret_rows = rows;
     return 0;
 }
@@ -55,11 +52,33 @@ int context_find_values(struct context *context, struct store_txn *txn, enum val
         place.kind = i < context->shape.heads ? FORMAT_KIND_K : FORMAT_KIND_V;
         int rc = find_value(context, txn, &place, look, &values->values[i], err);
         if (rc < 0) return rc;
+        /* Payloads stand 64 bytes behind the start of a page (format.h). An LMDB that laid values
+         * out otherwise would break every promise about addresses too, so there is no slow path to
+         * fall back to. */
+        assert((uintptr_t)values->values[i] % 16 == 0);
     }
     place.head = 0;
     place.kind = FORMAT_KIND_IDS;
     values->ids = NULL;
     return find_value(context, txn, &place, look, &values->ids, err);
+}
+
+int context_find_columns(struct context *context, struct store_txn *txn, enum value_look look,
+                         struct segment_values *values, struct error *err)
+{
+    values->columns = NULL;
+    if (context->shape.columns.token_bytes == 0) return 0;
+    struct value_place place = { .segment = values->segment, .position = values->position,
+                                 .kind = FORMAT_KIND_COLUMNS };
+    unsigned char *copy = values_columns(values->values, &context->shape);
+    const unsigned char *records = NULL;
+    int rc = find_value(context, txn, &place, look, &records, err);
+    if (rc < 0) return rc;
+    assert(copy != NULL || (uintptr_t)records % 16 == 0);
+    if (copy != NULL)
+        memcpy(copy, records, FORMAT_SEGMENT_TOKENS * context->shape.columns.token_bytes);
+    values->columns = copy != NULL ? copy : records;
+    return 0;
 }
 
 /* The first sealed slot below `count` that is not mapped; SIZE_MAX = none. */
@@ -82,7 +101,7 @@ static size_t next_unmapped(struct context *context, struct layer *layer, size_t
 static int map_slot(struct context *context, struct layer *layer, size_t idx, uint64_t segment,
                     struct error *err)
 {
-    CLEANUP(free_ptr) const unsigned char **rows = values_new(context->shape.heads);
+    CLEANUP(free_ptr) const unsigned char **rows = values_new(&context->shape);
     if (rows == NULL) return error_set(err, MEMD_ENOMEM, "no memory for addresses");
     CLEANUP(store_abort) struct store_txn txn = { 0 };
     int rc = store_begin(context->catalog->store, false, &txn, err);
@@ -91,6 +110,8 @@ static int map_slot(struct context *context, struct layer *layer, size_t idx, ui
                                      .position = (uint64_t)idx * FORMAT_SEGMENT_TOKENS,
                                      .values = rows };
     rc = context_find_values(context, &txn, LOOK_LENGTH, &values, err);
+    /* Who reads columns does not ask before. */
+    if (rc == 0) rc = context_find_columns(context, &txn, LOOK_ALL, &values, err);
     struct held held = { .segment = segment, .position = values.position, .values = rows,
                          .ids = values.ids };
     if (rc == 0 && !context->method->planes) rc = context_prove_all(context, &held, err);
@@ -100,6 +121,7 @@ static int map_slot(struct context *context, struct layer *layer, size_t idx, ui
     assert(slot->segment == segment && slot->values == NULL);
     slot->values = TAKE(rows);
     slot->ids = values.ids;
+    slot->columns = values.columns;
     slot->mapped = true;
     layer->unmapped--;
     pthread_mutex_unlock(&context->lock);
@@ -125,14 +147,18 @@ int context_map(struct context *context, struct layer *layer, size_t slot_count,
 static void view_of(const struct context *context, const struct slot *slot, uint32_t head,
                     struct view *ret_view)
 {
+    size_t token_bytes = context->shape.columns.token_bytes;
     if (slot->block != NULL) {
         ret_view->k = block_rows(slot->block, &context->shape, head, FORMAT_KIND_K);
         ret_view->v = block_rows(slot->block, &context->shape, head, FORMAT_KIND_V);
+        if (token_bytes > 0) ret_view->columns = block_columns(slot->block, &context->shape);
     } else {
         assert(slot->mapped);
         ret_view->k = slot->values[head];
         ret_view->v = slot->values[context->shape.heads + head];
+        ret_view->columns = slot->columns;
     }
+    ret_view->columns_stride_bytes = token_bytes;
     ret_view->k_stride_bytes = ret_view->v_stride_bytes = context->shape.row_bytes;
     ret_view->dtype = context->shape.dtype;
 }

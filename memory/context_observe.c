@@ -22,14 +22,9 @@
 enum { OBSERVE_MAX = 4, OBSERVE_APPENDED_MAX = 16, SETTLED = 4096, SKIP = 16 };
 #define RECENT_BYTES_MAX (UINT64_C(64) << 20) /* of all contexts */
 
-static size_t query_values(const struct context *context)
-{
-    return (size_t)context->record->model.query_heads * context->shape.head_dim;
-}
-
 static uint64_t recent_bytes(const struct context *context)
 {
-    return RECENT_QUERIES * (query_values(context) * sizeof(uint16_t) + sizeof(uint64_t));
+    return RECENT_QUERIES * (context_query_values(context) * sizeof(uint16_t) + sizeof(uint64_t));
 }
 
 /* With the lock held. False when there is no memory for it, or too much is used already. */
@@ -42,7 +37,7 @@ static bool make_ring(struct context *context, struct observed *observed)
         atomic_fetch_sub(used, bytes);
         return false;
     }
-    observed->recent_q = malloc(RECENT_QUERIES * query_values(context) * sizeof(uint16_t));
+    observed->recent_q = malloc(RECENT_QUERIES * context_query_values(context) * sizeof(uint16_t));
     observed->recent_positions = malloc(RECENT_QUERIES * sizeof(uint64_t));
     if (observed->recent_q != NULL && observed->recent_positions != NULL) return true;
     free(observed->recent_q);
@@ -68,7 +63,7 @@ static void put_recent(struct context *context, struct observed *observed, const
                        uint64_t position)
 {
     if (!make_ring(context, observed)) return;
-    size_t at = observed->recent_count++ % RECENT_QUERIES, values = query_values(context);
+    size_t at = observed->recent_count++ % RECENT_QUERIES, values = context_query_values(context);
     half_store(q, values, DTYPE_FP16, observed->recent_q + at * values);
     observed->recent_positions[at] = position;
 }
@@ -101,7 +96,7 @@ static void observe_row(struct context *context, const struct observation *seen,
 {
     struct observed *observed = &context->layers[seen->layer].observed;
     const struct tensor *q = seen->q;
-    size_t values = query_values(context), heads = context->record->model.query_heads;
+    size_t values = context_query_values(context), heads = context->record->model.query_heads;
     uint64_t position = seen->positions != NULL ? seen->positions[i] : seen->first + i;
     half_load((const unsigned char *)q->data + i * values * dtype_bytes(q->dtype), q->dtype, values,
               scratch);
@@ -122,7 +117,7 @@ void context_observe(struct context *context, const struct observation *seen)
     unsigned call = atomic_fetch_add_explicit(&observed->calls, 1, memory_order_relaxed);
     if (count == 0 || (!seen->appended && call > SETTLED / SKIP && call % SKIP != 0)) return;
     if (count < most) most = count;
-    float *scratch = malloc(query_values(context) * sizeof *scratch);
+    float *scratch = malloc(context_query_values(context) * sizeof *scratch);
     if (scratch == NULL) return;
     if (pthread_mutex_trylock(&observed->lock) == 0) {
         for (size_t i = 0; i < most; i++) /* evenly, the last one among them */
@@ -165,7 +160,7 @@ size_t context_copy_recent(struct context *context, uint32_t layer, uint16_t *re
                            uint64_t *ret_positions)
 {
     struct observed *observed = &context->layers[layer].observed;
-    size_t values = query_values(context);
+    size_t values = context_query_values(context);
     pthread_mutex_lock(&observed->lock);
     size_t count = observed->recent_count < RECENT_QUERIES ? (size_t)observed->recent_count
                                                            : RECENT_QUERIES;

@@ -35,17 +35,12 @@ static int look_at(const struct context *context, const struct value_place *plac
     if (header.kind != place->kind || header.position != place->position ||
         header.model_hash != context->shape.model_hash || header.tokens != FORMAT_SEGMENT_TOKENS)
         return error_set(why, MEMD_ECORRUPT, "the header belongs to another value");
-    if (place->kind != FORMAT_KIND_IDS &&
+    bool has_rows = place->kind == FORMAT_KIND_K || place->kind == FORMAT_KIND_V;
+    if (has_rows &&
         (header.heads != 1 || header.head_dim != context->shape.head_dim ||
          header.dtype != context->shape.dtype))
-        return error_set(why, MEMD_ECORRUPT, "the shape is not that of the model");
+        return error_set(why, MEMD_ECORRUPT, "the shape is not that of the context");
     return look == LOOK_ALL ? format_verify(value.data, value.bytes, why) : 0;
-}
-
-size_t context_value_bytes(const struct context *context, enum format_kind kind)
-{
-    size_t row_bytes = kind == FORMAT_KIND_IDS ? sizeof(uint32_t) : context->shape.row_bytes;
-    return FORMAT_HEADER_BYTES + FORMAT_SEGMENT_TOKENS * row_bytes;
 }
 
 int context_check_value(struct context *context, const struct value_place *place,
@@ -53,7 +48,7 @@ int context_check_value(struct context *context, const struct value_place *place
 {
     struct error why = { 0 };
     int rc = 0;
-    if (value.bytes != context_value_bytes(context, place->kind))
+    if (value.bytes != block_value_bytes(&context->shape, place->kind))
         rc = error_set(&why, MEMD_ECORRUPT, "it has %zu bytes", value.bytes);
     else if (look != LOOK_LENGTH)
         rc = look_at(context, place, look, value, &why);
@@ -91,7 +86,8 @@ int context_prove(struct context *context, const struct held *held, uint32_t hea
                                  .position = held->position,
                                  .head = head,
                                  .kind = kind };
-    struct slice value = { payload - FORMAT_HEADER_BYTES, context_value_bytes(context, kind) };
+    struct slice value = { payload - FORMAT_HEADER_BYTES,
+                           block_value_bytes(&context->shape, kind) };
     int rc = context_check_value(context, &place, LOOK_ALL, value, err);
     if (rc < 0) return rc;
     CATALOG_COUNT(context->catalog, proven_bytes_total, value.bytes);

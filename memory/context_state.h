@@ -35,8 +35,9 @@
 struct catalog;
 
 /* Addresses of a segment's values: (2, G) row 0 of K, then V. Behind them what is known of each,
- * and of the ids. Zero; NULL without memory; given back by free. */
-const unsigned char **values_new(uint32_t heads);
+ * and of the ids; behind that the columns where they are copied. Zero; NULL without memory; given
+ * back by free. */
+const unsigned char **values_new(const struct block_shape *shape);
 /* (2, G), then of the ids: which of 64 pieces (derived.h) were verified; bit p is piece p. Written
  * by anybody who uses the bytes. */
 static inline _Atomic uint64_t *values_proofs(const unsigned char **values, uint32_t heads)
@@ -44,8 +45,15 @@ static inline _Atomic uint64_t *values_proofs(const unsigned char **values, uint
     return (_Atomic uint64_t *)(void *)(values + (size_t)2 * heads);
 }
 
+/* LMDB moves values of less than half a page about, and a page has 32 KiB at most: smaller columns
+ * of a segment are copied when they are mapped. NULL: they are not. */
+unsigned char *values_columns(const unsigned char **values, const struct block_shape *shape);
+
 /* This process wrote them. */
 void values_trust(const unsigned char **values, uint32_t heads);
+
+/* Of a query of this context, (H, D): the model's, whatever is kept of a token. */
+size_t context_query_values(const struct context *context);
 
 /* What the builder knows of a sealed slot. */
 enum slot_build {
@@ -69,6 +77,7 @@ struct slot {                     /* locked by lock */
     uint64_t writing;             /* segment in the running transaction; writer */
     const unsigned char **values; /* values_new; NULL until first needed */
     const unsigned char *ids;     /* (1024) u32 or NULL; valid when mapped */
+    const unsigned char *columns; /* (1024) records or NULL; valid when mapped */
     bool mapped;                  /* values are filled */
     enum slot_build build;
     struct derived_planes *planes; /* (G), or NULL; taken away only with use held exclusively */
@@ -197,19 +206,23 @@ enum value_look { LOOK_LENGTH, LOOK_HEADER, LOOK_ALL };
 /* Is this the value? Counts checksum failures. */
 int context_check_value(struct context *context, const struct value_place *place,
                         enum value_look look, struct slice value, struct error *err);
-size_t context_value_bytes(const struct context *context, enum format_kind kind);
 
 /* Addresses of a segment's values. */
 struct segment_values {
     uint64_t segment, position;
     const unsigned char **values; /* (2, G) */
-    const unsigned char *ids;
+    const unsigned char *ids, *columns;
 };
+/* K, V and ids. */
 int context_find_values(struct context *context, struct store_txn *txn, enum value_look look,
                         struct segment_values *values, struct error *err);
 
-/* Make every sealed slot below `slot_count` mapped; verified too, but for methods with planes. With
- * use held. */
+/* Its columns, NULL where the method has none; `values->values` is of values_new. */
+int context_find_columns(struct context *context, struct store_txn *txn, enum value_look look,
+                         struct segment_values *values, struct error *err);
+
+/* Make every sealed slot below `slot_count` mapped; verified too, but of methods with planes only
+ * the columns. With use held. */
 int context_map(struct context *context, struct layer *layer, size_t slot_count, struct error *err);
 
 /* Put planes to use that the store has for slots below `slot_count`; once per slot. With use
@@ -302,6 +315,17 @@ uint64_t context_copy_observed(struct context *context, uint32_t layer, float *r
 size_t context_copy_recent(struct context *context, uint32_t layer, uint16_t *ret_q,
                            uint64_t *ret_positions);
 void observed_fini(struct context *context, struct observed *observed);
+
+/* Columns of an append of `count` tokens (index/columns.h): are they what the method wants?
+ * MEMD_EUNSUPPORTED · MEMD_EINVAL · MEMD_ENONFINITE */
+int columns_check(const struct context *context, const struct append_layer *part, size_t count,
+                  struct error *err);
+/* Records of tokens first … first+count-1 of the part, one behind the other. */
+void columns_write(const struct context *context, const struct append_layer *part, size_t first,
+                   size_t count, unsigned char *ret_records);
+/* Are they these? */
+bool columns_repeat(const struct context *context, const struct append_layer *part, size_t first,
+                    size_t count, const unsigned char *records);
 
 /* Queries kept for an index (methods with keeps_queries). */
 int kept_add(struct context *context, struct layer *layer, const struct append_layer *part,

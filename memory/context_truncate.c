@@ -59,6 +59,9 @@ static int bring_back(struct context *context, struct layer *layer, size_t idx, 
     block->has_ids = slot->ids != NULL;
     if (block->has_ids)
         memcpy(block_ids(block, &context->shape), slot->ids, rows * sizeof(uint32_t));
+    size_t token_bytes = context->shape.columns.token_bytes;
+    if (token_bytes > 0)
+        memcpy(block_columns(block, &context->shape), slot->columns, rows * token_bytes);
     pthread_mutex_lock(&context->lock);
     slot->block = block;
     pthread_mutex_unlock(&context->lock);
@@ -106,7 +109,7 @@ static uint64_t cut_resident(struct context *context, struct layer *layer, uint6
         assert(slot->block != NULL);
         slot->segment = 0; /* its place in `values` waits for the next sealing */
         slot->mapped = false;
-        slot->ids = NULL;
+        slot->ids = slot->columns = NULL;
         free(slot->planes);
         slot->planes = NULL;
         slot->build = SLOT_UNSEEN;
@@ -156,7 +159,7 @@ static int truncate_all(struct context *context, uint64_t position, struct error
         if (layer_tokens(layer) > position) gone += cut_resident(context, layer, position);
     }
     pthread_mutex_unlock(&context->lock);
-    writer_release(context->catalog->writer, gone * block_token_bytes(&context->shape));
+    writer_release(context->catalog->writer, gone * block_stored_bytes(&context->shape));
     return 0;
 }
 

@@ -37,7 +37,7 @@ static const char *kind_name(uint8_t kind)
         [FORMAT_KIND_IDS] = "ids",     [FORMAT_KIND_TAIL] = "tail",
         [FORMAT_KIND_CONTEXT] = "context", [FORMAT_KIND_HI] = "hi",
         [FORMAT_KIND_LO] = "lo",       [FORMAT_KIND_QUERIES] = "queries",
-        [FORMAT_KIND_INDEX] = "index",
+        [FORMAT_KIND_INDEX] = "index", [FORMAT_KIND_COLUMNS] = "columns",
     };
     return kind <= FORMAT_KINDS && names[kind] != NULL ? names[kind] : "unknown";
 }

@@ -33,7 +33,7 @@ uint64_t format_hash(const void *data, size_t bytes)
  * for what did not change. */
 static uint8_t version_of(uint8_t kind)
 {
-    return kind <= FORMAT_KIND_CONTEXT ? 1 : 2;
+    return kind <= FORMAT_KIND_CONTEXT ? 1 : kind <= FORMAT_KIND_INDEX ? 2 : 3;
 }
 
 static void put_header(const struct value_header *header, uint64_t checksum, unsigned char *value)
@@ -69,18 +69,36 @@ static uint64_t planes_bytes(const struct value_header *header)
     return header->kind == FORMAT_KIND_HI ? layout.hi_bytes : layout.lo_bytes;
 }
 
+static uint64_t row_bytes(const struct value_header *header)
+{
+    return (uint64_t)header->heads * header->head_dim * dtype_bytes(header->dtype);
+}
+
+/* The one thing that a header does not say the length of: what is left belongs to the columns. */
+uint64_t format_columns_bytes(const struct value_header *header)
+{
+    uint64_t tokens = header->tokens, known = 0;
+    if (header->kind == FORMAT_KIND_TAIL && (header->flags & FORMAT_FLAG_COLUMNS) != 0)
+        known = tokens * (2 * row_bytes(header) +
+                          ((header->flags & FORMAT_FLAG_IDS) != 0 ? sizeof(uint32_t) : 0));
+    else if (header->kind != FORMAT_KIND_COLUMNS)
+        return 0;
+    return header->payload_bytes > known ? (header->payload_bytes - known) / tokens : 0;
+}
+
 /* Bytes that the payload of such a header has, or UINT64_MAX for a context record or an index
  * (any). */
 static uint64_t expected_payload(const struct value_header *header)
 {
-    uint64_t tokens = header->tokens;
-    uint64_t row = (uint64_t)header->heads * header->head_dim * dtype_bytes(header->dtype);
+    uint64_t tokens = header->tokens, row = row_bytes(header);
     switch (header->kind) {
     case FORMAT_KIND_K:
     case FORMAT_KIND_V: return tokens * row;
     case FORMAT_KIND_IDS: return tokens * 4;
     case FORMAT_KIND_TAIL:
-        return 2 * tokens * row + ((header->flags & FORMAT_FLAG_IDS) != 0 ? tokens * 4 : 0);
+        return tokens * (2 * row + ((header->flags & FORMAT_FLAG_IDS) != 0 ? 4 : 0) +
+                         format_columns_bytes(header));
+    case FORMAT_KIND_COLUMNS: return tokens * format_columns_bytes(header);
     case FORMAT_KIND_HI:
     case FORMAT_KIND_LO: return planes_bytes(header);
     case FORMAT_KIND_QUERIES: return tokens * (2 + row);
@@ -98,6 +116,7 @@ static bool is_typed(const struct value_header *header)
         return header->dtype == 0 && header->tokens == PLANES_TOKENS && header->head_dim > 0 &&
                header->head_dim <= LIMIT_HEAD_DIM && header->head_dim % 8 == 0;
     case FORMAT_KIND_QUERIES: return header->dtype == DTYPE_FP16;
+    case FORMAT_KIND_COLUMNS: return header->dtype == 0;
     default: return dtype_is_float(header->dtype);
     }
 }
@@ -111,7 +130,14 @@ static int check_header(const struct value_header *header, size_t value_bytes, s
     if (!is_typed(header) || header->tokens == 0 || header->tokens > FORMAT_SEGMENT_TOKENS)
         return error_set(err, MEMD_ECORRUPT, "value of kind %u has dtype %u and %" PRIu32 " tokens",
                          header->kind, header->dtype, header->tokens);
-    if (header->payload_bytes != expected_payload(header))
+    unsigned known = header->kind == FORMAT_KIND_TAIL ? FORMAT_FLAG_IDS | FORMAT_FLAG_COLUMNS : 0;
+    if ((header->flags & ~known) != 0)
+        return error_set(err, MEMD_ECORRUPT, "value of kind %u has flags %u", header->kind,
+                         header->flags);
+    bool has_columns = header->kind == FORMAT_KIND_COLUMNS ||
+                       (header->flags & FORMAT_FLAG_COLUMNS) != 0;
+    if (header->payload_bytes != expected_payload(header) ||
+        (has_columns && format_columns_bytes(header) == 0))
         return error_set(err, MEMD_ECORRUPT,
                          "value of kind %u has %" PRIu64 " bytes for %" PRIu32 " tokens",
                          header->kind, header->payload_bytes, header->tokens);

@@ -23,7 +23,7 @@
 struct error;
 
 enum {
-    FORMAT_VERSION = 2, /* of the whole directory, in the table meta; 1 is read too */
+    FORMAT_VERSION = 3, /* of the whole directory, in the table meta; 1 and 2 are read too */
     FORMAT_HEADER_BYTES = 48,
     FORMAT_SEGMENT_TOKENS = 1024,
     FORMAT_REF_BYTES = 16,
@@ -36,16 +36,18 @@ enum format_kind {
     FORMAT_KIND_K = 1, /* one head of a segment: (1024, D) */
     FORMAT_KIND_V = 2,
     FORMAT_KIND_IDS = 3,     /* token ids of a segment: (1024) u32 */
-    FORMAT_KIND_TAIL = 4,    /* K (n, G, D), V (n, G, D), and with FORMAT_FLAG_IDS ids (n) u32 */
+    FORMAT_KIND_TAIL = 4,    /* K (n, G, D), V (n, G, D), with FORMAT_FLAG_IDS ids (n) u32, with
+                              * FORMAT_FLAG_COLUMNS records (n, token_bytes) of index/columns.h */
     FORMAT_KIND_CONTEXT = 5, /* record.h */
     FORMAT_KIND_HI = 6,      /* derived from one head of a segment: index/planes.h */
     FORMAT_KIND_LO = 7,
     FORMAT_KIND_QUERIES = 8, /* some queries of a segment: rows (m) u16, then q (m, H, D) fp16 */
     FORMAT_KIND_INDEX = 9,   /* of a layer: what layer_index_type.save wrote */
+    FORMAT_KIND_COLUMNS = 10, /* of a segment: records (1024, token_bytes) of index/columns.h */
 };
-enum { FORMAT_KINDS = FORMAT_KIND_INDEX };
+enum { FORMAT_KINDS = FORMAT_KIND_COLUMNS };
 
-enum { FORMAT_FLAG_IDS = 1 };
+enum { FORMAT_FLAG_IDS = 1, FORMAT_FLAG_COLUMNS = 2 };
 
 struct value_header {
     uint8_t kind;  /* enum format_kind */
@@ -69,6 +71,9 @@ void format_seal(const struct value_header *header, unsigned char *value);
  * payload is not looked at. */
 int format_decode(const void *value, size_t value_bytes, struct value_header *ret_header,
                   struct error *err);
+
+/* Bytes of the columns of each token in a value of kind TAIL or COLUMNS; 0 = it has none. */
+uint64_t format_columns_bytes(const struct value_header *header);
 
 /* Does the checksum fit? `value` has passed format_decode. */
 int format_verify(const void *value, size_t value_bytes, struct error *err);

@@ -208,10 +208,13 @@ int catalog_recall(struct catalog *catalog, const struct recall_args *args, stru
     int rc = catalog_pin(catalog, args->context_id, arena, &context, err);
     if (rc < 0) return rc;
     const struct model *model = context_model(context);
+    if (context_state_width(context) > 0)
+        return error_set(err, MEMD_EUNSUPPORTED,
+                         "the context keeps states, there is no exact answer to compare with");
     if (args->layer >= model->layers)
         return error_set(err, MEMD_EINVAL, "layer %" PRIu32 " of a model with %" PRIu32 " layers",
                          args->layer, model->layers);
-    size_t values = (size_t)model->query_heads * model->head_dim;
+    size_t values = context_query_values(context);
     uint16_t *q = arena_calloc(arena, RECENT_QUERIES * values, sizeof *q);
     uint64_t *positions = arena_calloc(arena, RECENT_QUERIES, sizeof *positions);
     if (q == NULL || positions == NULL)

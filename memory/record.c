@@ -10,6 +10,8 @@
 
 #include "base/bytes.h"
 #include "base/error.h"
+#include "memory/block.h"
+#include "memory/methods/methods.h"
 
 enum { RECORD_FLAG_DROPPING = 1 };
 
@@ -101,4 +103,14 @@ int record_decode(const void *value, size_t bytes, struct record *ret_record, st
     if (rc == 0 && header.model_hash != model_hash(&ret_record->model))
         rc = error_set(err, MEMD_ECORRUPT, "context record and its header name different models");
     return rc;
+}
+
+void record_shape(const struct record *record, struct block_shape *ret_shape)
+{
+    const struct method *method = method_find(record->method);
+    double options[OPTIONS_MAX];
+    bool known = method != NULL && method_parse(method, record->parameters, record->parameter_count,
+                                                options, NULL) == 0;
+    block_shape_init(&record->model, known ? method_columns(method, options) : COLUMNS_NONE,
+                     known ? method_state_width(method, options) : 0, ret_shape);
 }

@@ -15,6 +15,8 @@
 #include "memory/catalog.h"
 #include "memory/format.h"
 
+struct block_shape;
+
 /* About 35 KiB with its parameters: on the heap. */
 struct record {
     char name[LIMIT_NAME_BYTES + 1];
@@ -39,5 +41,9 @@ size_t record_encode(const struct record *record, unsigned char ret_value[RECORD
 
 /* Header, checksum and every field are checked. */
 int record_decode(const void *value, size_t bytes, struct record *ret_record, struct error *err);
+
+/* What is kept of each of its tokens: as its model, its method and the parameters say. Of a method
+ * that this build lacks: as the model says. */
+void record_shape(const struct record *record, struct block_shape *ret_shape);
 
 #endif

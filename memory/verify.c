@@ -3,10 +3,10 @@
  *
  * What is proven, per table: a name leads to a record of that name; a record decodes, and its
  * name leads back; chain entries of a layer are 0, 1, 2, … and lead to segments with the right
- * position and model; every value has a sound header and checksum; a segment is held by as many
- * chains as its count says and is as large as it says; tail records go on where chain and tail
- * before them end; planes open; a saved index covers no more than what is sealed; the numbers in
- * meta cover what is there.
+ * position, model and size; every value has a sound header and checksum; a segment is held by as
+ * many chains as its count says and is as large as it says; tail records go on where chain and tail
+ * before them end, and hold what the context keeps of a token; planes open; a saved index covers no
+ * more than what is sealed; the numbers in meta cover what is there.
  *
  * Each step sees one snapshot. Between steps the store may change, so what is compared across
  * records is only what the snapshot of the step shows. Counting holders needs a look at every
@@ -40,6 +40,8 @@ struct verify {
     struct walk walk;
     struct verify_step step;
     struct record *record;  /* scratch */
+    struct block_shape shape; /* of the context whose chain or tail was looked at last, */
+    uint64_t shape_context;   /* 0 = of none */
     struct chain_key chain; /* the entry before; context 0 = none */
     struct tail_key tail;   /* end of the record before, when tail_known; context 0 = none */
     bool tail_known;        /* false: the step began in the middle of the table */
@@ -135,38 +137,63 @@ static void describe_segment(const struct segment_key *key, char *ret_text, size
              key->head, key->kind);
 }
 
-/* All values of a segment: they belong to this place of this context. */
+/* What is kept of the tokens of a context; NULL when that cannot be said, which is reported
+ * elsewhere. */
+static const struct block_shape *shape_of(struct verify *verify, uint64_t context)
+{
+    if (verify->shape_context == context) return &verify->shape;
+    struct slice record;
+    verify->shape_context = 0;
+    if (!get_record(verify, context, &record) ||
+        record_decode(record.data, record.bytes, verify->record, NULL) < 0)
+        return NULL;
+    record_shape(verify->record, &verify->shape);
+    verify->shape_context = context;
+    return &verify->shape;
+}
+
+/* One value of a segment: it belongs to this place of this context. */
+static void check_member(struct verify *verify, const struct chain_key *chain,
+                         const struct segment_key *at)
+{
+    unsigned char key[FORMAT_KEY_BYTES_MAX];
+    size_t bytes = format_key_segment(at->segment, at->head, (enum format_kind)at->kind, key);
+    struct slice value;
+    struct value_header header;
+    char what[80];
+    describe_segment(at, what, sizeof what);
+    if (!store_get(verify->txn, STORE_SEGMENTS, (struct slice){ key, bytes }, &value)) {
+        finding(verify, "context %" PRIu64 " layer %" PRIu32 ": %s is missing", chain->context,
+                chain->layer, what);
+        return;
+    }
+    if (verify->walk.context_id != 0) {
+        verify->step.values++;
+        check_value(verify, value, what, &header);
+    }
+    if (format_decode(value.data, value.bytes, &header, NULL) < 0) return;
+    if (header.kind != at->kind || header.model_hash != verify->shape.model_hash ||
+        header.position != (uint64_t)chain->sequence * FORMAT_SEGMENT_TOKENS)
+        finding(verify,
+                "%s: it belongs to another model or position than chain entry %" PRIu32
+                " of context %" PRIu64 " layer %" PRIu32,
+                what, chain->sequence, chain->context, chain->layer);
+    else if (value.bytes != block_value_bytes(&verify->shape, (enum format_kind)at->kind))
+        finding(verify, "%s: it has %zu bytes, the context keeps %zu", what, value.bytes,
+                block_value_bytes(&verify->shape, (enum format_kind)at->kind));
+}
+
+/* All that are not derived and must be there. */
 static void check_members(struct verify *verify, const struct chain_key *chain, uint64_t segment)
 {
-    struct slice record;
-    unsigned char key[FORMAT_KEY_BYTES_MAX];
-    if (!get_record(verify, chain->context, &record) ||
-        record_decode(record.data, record.bytes, verify->record, NULL) < 0)
-        return; /* reported elsewhere */
-    uint64_t hash = model_hash(&verify->record->model);
-    uint32_t heads = verify->record->model.kv_heads;
-    for (uint32_t i = 0; i < 2 * heads; i++) {
-        struct segment_key at = { segment, i % heads, i < heads ? FORMAT_KIND_K : FORMAT_KIND_V };
-        size_t bytes = format_key_segment(segment, at.head, (enum format_kind)at.kind, key);
-        struct slice value;
-        struct value_header header;
-        char what[80];
-        describe_segment(&at, what, sizeof what);
-        if (!store_get(verify->txn, STORE_SEGMENTS, (struct slice){ key, bytes }, &value)) {
-            finding(verify, "context %" PRIu64 " layer %" PRIu32 ": %s is missing", chain->context,
-                    chain->layer, what);
-        } else if (verify->walk.context_id != 0) {
-            verify->step.values++;
-            check_value(verify, value, what, &header);
-        }
-        if (value.data != NULL && format_decode(value.data, value.bytes, &header, NULL) == 0 &&
-            (header.kind != at.kind || header.model_hash != hash ||
-             header.position != (uint64_t)chain->sequence * FORMAT_SEGMENT_TOKENS))
-            finding(verify,
-                    "%s: it belongs to another model or position than chain entry %" PRIu32
-                    " of context %" PRIu64 " layer %" PRIu32,
-                    what, chain->sequence, chain->context, chain->layer);
-    }
+    const struct block_shape *shape = shape_of(verify, chain->context);
+    if (shape == NULL) return;
+    for (uint32_t i = 0; i < 2 * shape->heads; i++)
+        check_member(verify, chain,
+                     &(struct segment_key){ segment, i % shape->heads,
+                                            i < shape->heads ? FORMAT_KIND_K : FORMAT_KIND_V });
+    if (shape->columns.token_bytes > 0)
+        check_member(verify, chain, &(struct segment_key){ segment, 0, FORMAT_KIND_COLUMNS });
 }
 
 static void check_chain(struct verify *verify, struct slice key, struct slice value)
@@ -311,6 +338,12 @@ static void check_tail(struct verify *verify, struct slice key, struct slice val
     if (header.kind != FORMAT_KIND_TAIL || header.position != at.position)
         finding(verify, "%s: the header says kind %u at %" PRIu64, what, header.kind,
                 header.position);
+    const struct block_shape *shape = shape_of(verify, at.context);
+    if (shape != NULL &&
+        (header.heads != shape->heads || header.head_dim != shape->head_dim ||
+         header.dtype != shape->dtype || header.model_hash != shape->model_hash ||
+         format_columns_bytes(&header) != shape->columns.token_bytes))
+        finding(verify, "%s: it holds something else than the context keeps of a token", what);
     bool same = verify->tail_known && verify->tail.context == at.context &&
                 verify->tail.layer == at.layer;
     if (!same) {

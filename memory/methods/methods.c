@@ -81,9 +81,31 @@ int method_parse(const struct method *method, const struct parameter *parameters
     return options_parse(method_options(method), texts, count, ret_options, err);
 }
 
+uint32_t method_columns(const struct method *method, const double *options)
+{
+    return method->columns == NULL ? COLUMNS_NONE : method->columns(options);
+}
+
+size_t method_state_width(const struct method *method, const double *options)
+{
+    return method->state_width == NULL ? 0 : method->state_width(options);
+}
+
+/* Half a state is a row. */
+static int check_width(const struct method *method, const double *options, struct error *err)
+{
+    size_t width = method_state_width(method, options);
+    if (width % 16 == 0 && width <= 2 * (size_t)LIMIT_HEAD_DIM) return 0;
+    return error_set(err, MEMD_EINVAL,
+                     "method %s: states of %zu elements, must be a multiple of 16 up to %u",
+                     method->name, width, 2 * LIMIT_HEAD_DIM);
+}
+
 int method_check(const struct method *method, const struct model *model, const double *options,
                  struct error *err)
 {
+    int rc = check_width(method, options, err);
+    if (rc < 0) return rc;
     if (method->check != NULL) return method->check(method, model, options, err);
     if (method->layer == NULL || method->layer->check == NULL) return 0;
     return method->layer->check(options, model_rotates(model), err);

@@ -149,6 +149,11 @@ int method_parse(const struct method *method, const struct parameter *parameters
 int method_check(const struct method *method, const struct model *model, const double *options,
                  struct error *err);
 
+/* What is kept of a token besides K and V (COLUMNS_…), or instead of them (elements, 0 = K and V
+ * are kept); `method` has passed method_check with these options. */
+uint32_t method_columns(const struct method *method, const double *options);
+size_t method_state_width(const struct method *method, const double *options);
+
 /* The value of an option by name, or `absent` where the method has no such option. */
 double method_option(const struct method *method, const double *options, const char *name,
                      double absent);

@@ -6,7 +6,9 @@
     read_format.py --dump DIR NAME  and print the SHA-256 of K and V of each layer of a context
 
 As a module: `Store(path).prove()` gives a list of findings, `Store(path).rows(name, layer)` gives K and V
-(T, G, D) as NumPy arrays (bfloat16 as uint16) and the token ids or None. Needs PyPI lmdb, xxhash, numpy.
+(T, G, D) as NumPy arrays (bfloat16 as uint16) and the token ids or None; of a context that keeps states, G is 1
+and a state is its K and V side by side. `Store(path).columns(name, layer)` gives records (T, bytes). Needs PyPI
+lmdb, xxhash, numpy.
 """
 import hashlib
 import struct
@@ -16,10 +18,10 @@ import lmdb
 import numpy
 import xxhash
 
-VERSION, MAGIC, ORDER = 2, 0x564D454D, 0x0102030405060708
+VERSION, MAGIC, ORDER = 3, 0x564D454D, 0x0102030405060708
 HEADER, SEGMENT = 48, 1024
-K, V, IDS, TAIL, CONTEXT, HI, LO, QUERIES, INDEX = 1, 2, 3, 4, 5, 6, 7, 8, 9
-FLAG_IDS = 1
+K, V, IDS, TAIL, CONTEXT, HI, LO, QUERIES, INDEX, COLUMNS = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
+FLAG_IDS, FLAG_COLUMNS = 1, 2
 DTYPES = {1: "<f4", 2: "<f2", 3: "<u2", 5: "<u4"}
 TABLES = ("meta", "names", "contexts", "chains", "segments", "refs", "tails", "indexes")
 
@@ -53,13 +55,29 @@ class Header:
             raise Broken(f"value of {len(value)} bytes has no header")
         (magic, version, self.kind, self.dtype, self.flags, self.tokens, self.head_dim, self.heads,
          payload, self.position, self.model, checksum) = struct.unpack("<IBBBBIHHQQQQ", value[:HEADER])
-        if magic != MAGIC or version != (1 if self.kind <= CONTEXT else 2):
+        if magic != MAGIC or version != (1 if self.kind <= CONTEXT else 2 if self.kind <= INDEX else 3):
             raise Broken(f"magic {magic:08x} version {version}")
         if payload != len(value) - HEADER:
             raise Broken(f"payload of {payload} bytes in a value of {len(value)}")
         if xxhash.xxh3_64_intdigest(value[:40] + bytes(8) + value[HEADER:]) != checksum:
             raise Broken("checksum differs")
         self.payload = value[HEADER:]
+        if self.flags & ~(FLAG_IDS | FLAG_COLUMNS if self.kind == TAIL else 0):
+            raise Broken(f"flags {self.flags}")
+
+    def parts(self):
+        """K, V, ids (or None) and columns of a tail."""
+        row = self.heads * self.head_dim * numpy.dtype(DTYPES[self.dtype]).itemsize * self.tokens
+        ids = 4 * self.tokens if self.flags & FLAG_IDS else 0
+        columns = self.payload[2 * row + ids:]
+        if len(columns) % self.tokens or bool(columns) != bool(self.flags & FLAG_COLUMNS):
+            raise Broken(f"{len(columns)} bytes behind the rows of {self.tokens} tokens")
+        return (self.payload[:row], self.payload[row:2 * row], self.payload[2 * row:2 * row + ids] if ids else None,
+                columns)
+
+    def kept(self):
+        """Of a tail: heads, dimensions of a head, bytes of columns."""
+        return self.heads, self.head_dim, len(self.parts()[3]) // self.tokens
 
 
 class Cursor:
@@ -109,7 +127,7 @@ class Store:
     def __init__(self, path):
         self.env = lmdb.open(path, readonly=True, lock=False, max_dbs=len(TABLES))
         self.tables = {name: self.env.open_db(name.encode(), create=False) for name in TABLES}
-        self.findings = []
+        self.findings, self.kept = [], {}
         with self.env.begin() as txn:
             self.data = {name: list(txn.cursor(db)) for name, db in self.tables.items() if name != "segments"}
         self.numbers = {k.decode(): struct.unpack("<Q", v)[0] for k, v in self.data["meta"]}
@@ -181,16 +199,45 @@ class Store:
                                  self.prove_members(txn, c, q, s))
         self.check(sizes == {s: r[2] for s, r in self.refs.items()}, "refs do not sum the values")
 
+    def kept_by(self, txn, segment):
+        """The same of a segment."""
+        heads = 0
+        while self.segment(txn, segment, heads, K) is not None:
+            heads += 1
+        if heads == 0:
+            raise Broken("it has no keys")
+        columns = self.segment(txn, segment, 0, COLUMNS)
+        if columns is not None and (len(columns) - HEADER) % SEGMENT:
+            raise Broken(f"columns of {len(columns) - HEADER} bytes")
+        return (heads, Header(self.segment(txn, segment, 0, K)).head_dim,
+                0 if columns is None else (len(columns) - HEADER) // SEGMENT)
+
+    def prove_kept(self, context, kept):
+        """Rows as the model says, or one head of half a state; the same in all of a context."""
+        record = self.records[context]
+        heads, head_dim, _ = kept
+        if (heads, head_dim) != (record.kv_heads, record.head_dim) and (heads != 1 or head_dim % 8):
+            raise Broken(f"{heads} heads of {head_dim} are neither rows nor states")
+        if self.kept.setdefault(context, kept) != kept:
+            raise Broken(f"it keeps {kept} where others of the context keep {self.kept[context]}")
+
     def prove_members(self, txn, context, sequence, segment):
         record = self.records[context]
-        for head in range(record.kv_heads):
+        heads, head_dim, columns = kept = self.kept_by(txn, segment)
+        self.prove_kept(context, kept)
+        if columns:
+            header = Header(self.segment(txn, segment, 0, COLUMNS))
+            if (header.position != sequence * SEGMENT or header.model != record.model or header.tokens != SEGMENT
+                    or header.heads or header.head_dim or header.dtype):
+                raise Broken("columns belong elsewhere")
+        for head in range(heads):
             for kind in (K, V):
                 value = self.segment(txn, segment, head, kind)
                 if value is None:
                     raise Broken(f"head {head} kind {kind} is missing")
                 header = Header(value)
                 if (header.position != sequence * SEGMENT or header.model != record.model or header.heads != 1
-                        or header.tokens != SEGMENT or header.head_dim != record.head_dim
+                        or header.tokens != SEGMENT or header.head_dim != head_dim
                         or header.dtype != record.dtype):
                     raise Broken(f"head {head} kind {kind} belongs elsewhere")
             self.prove_planes(txn, record, sequence, segment, head)
@@ -231,6 +278,7 @@ class Store:
                 raise Broken(f"record at {position}, {end} tokens before it")
             if position // SEGMENT != (position + header.tokens - 1) // SEGMENT:
                 raise Broken(f"record at {position} crosses a segment")
+            self.prove_kept(context, header.kept())
             end += header.tokens
 
     def rows(self, name, layer):
@@ -241,22 +289,37 @@ class Store:
         ids = []
         with self.env.begin() as txn:
             for _, segment in self.chains.get((context, layer), ()):
+                count, dim, _ = self.kept_by(txn, segment)
+                shape = (-1, count, dim)
                 for kind in (K, V):
                     heads = [numpy.frombuffer(Header(self.segment(txn, segment, head, kind)).payload, dtype)
-                             .reshape(SEGMENT, record.head_dim) for head in range(record.kv_heads)]
+                             .reshape(SEGMENT, dim) for head in range(count)]
                     parts[kind].append(numpy.stack(heads, axis=1))
                 value = self.segment(txn, segment, 0, IDS)
                 ids.append(None if value is None else numpy.frombuffer(Header(value).payload, "<u4"))
         for _, value in self.tails.get((context, layer), ()):
             header = Header(value)
-            half = header.tokens * record.kv_heads * record.head_dim * numpy.dtype(dtype).itemsize
-            parts[K].append(numpy.frombuffer(header.payload[:half], dtype).reshape(shape))
-            parts[V].append(numpy.frombuffer(header.payload[half:2 * half], dtype).reshape(shape))
-            ids.append(numpy.frombuffer(header.payload[2 * half:], "<u4") if header.flags & FLAG_IDS else None)
+            shape = (-1, header.heads, header.head_dim)
+            k, v, some, _ = header.parts()
+            parts[K].append(numpy.frombuffer(k, dtype).reshape(shape))
+            parts[V].append(numpy.frombuffer(v, dtype).reshape(shape))
+            ids.append(None if some is None else numpy.frombuffer(some, "<u4"))
         empty = numpy.empty((0,) + shape[1:], dtype)
         known = all(part is not None for part in ids) and ids
         return (numpy.concatenate([empty] + parts[K]), numpy.concatenate([empty] + parts[V]),
                 numpy.concatenate(ids) if known else None)
+
+    def columns(self, name, layer):
+        context = self.names[name]
+        with self.env.begin() as txn:
+            data = [Header(self.segment(txn, segment, 0, COLUMNS)).payload
+                    for _, segment in self.chains.get((context, layer), ())]
+        tokens = SEGMENT * len(data)
+        for _, value in self.tails.get((context, layer), ()):
+            header = Header(value)
+            data.append(header.parts()[3])
+            tokens += header.tokens
+        return numpy.frombuffer(b"".join(data), numpy.uint8).reshape(tokens, -1)
 
 
 def main(arguments):

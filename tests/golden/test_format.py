@@ -13,13 +13,13 @@ import numpy
 
 from read_format import Store
 
-HEADS, DIM = 2, 16
+HEADS, DIM, QUERY_HEADS, WIDTH = 2, 16, 4, 48
 
 
-def values(salt, layer, positions, offset):
+def values(salt, layer, positions, offset, count=HEADS * DIM):
     """The rule of tests/unit/store_fixture.h: splitmix64 of where an element stands, as k/64."""
     with numpy.errstate(over="ignore"):
-        element = numpy.arange(HEADS * DIM, dtype=numpy.uint64) + numpy.uint64(offset)
+        element = numpy.arange(count, dtype=numpy.uint64) + numpy.uint64(offset)
         x = (positions.astype(numpy.uint64)[:, None] * numpy.uint64(0x9E3779B97F4A7C15)
              + numpy.uint64(layer << 48) + numpy.uint64(salt << 56)
              + element[None, :] * numpy.uint64(0xD1342543DE82EF95))
@@ -27,7 +27,7 @@ def values(salt, layer, positions, offset):
         x = (x ^ x >> numpy.uint64(27)) * numpy.uint64(0x94D049BB133111EB)
         x ^= x >> numpy.uint64(31)
     rows = ((x >> numpy.uint64(57)).astype(numpy.int64) - 64) / 64
-    return rows.astype("<f2").reshape(-1, HEADS, DIM)
+    return rows.astype("<f2")
 
 
 def compare(store, name, pieces):
@@ -43,16 +43,36 @@ def compare(store, name, pieces):
         assert len(k) == len(v) == at, (name, layer, len(k))
 
 
+def compare_kept(store, tokens):
+    """Marks, queries and states of the contexts that keep them."""
+    positions = numpy.arange(tokens)
+    for layer in range(2):
+        q = values(1, layer, positions, 200000, QUERY_HEADS * DIM).view(numpy.uint8)
+        marks = ((64 * values(1, layer, positions, 400000, 1) + 64).astype(int) % 4).astype(numpy.uint8)
+        both = numpy.concatenate([q, marks, 0 * marks], axis=1)
+        assert (store.columns("test-marks", layer) == marks).all(), layer
+        assert len(set(marks[:, 0])) == 4, "marks that do not differ prove nothing"
+        assert store.columns("test-both", layer).tobytes() == both.tobytes(), layer
+        assert store.columns("test-all", layer).tobytes() == both.tobytes(), layer
+        k, v, ids = store.rows("test-all", layer)
+        states = numpy.concatenate([k[:, 0], v[:, 0]], axis=1)
+        assert states.tobytes() == values(1, layer, positions, 300000, WIDTH).tobytes(), layer
+        assert (ids == positions * 3 + 1).all(), layer
+
+
 def main(program):
     with tempfile.TemporaryDirectory() as directory:
         subprocess.run([program, directory], check=True)
         store = Store(directory)
         findings = store.prove()
         assert not findings, findings
-        assert sorted(store.names) == ["book", "fork"]
+        assert sorted(store.names) == ["book", "fork", "test-all", "test-both", "test-marks"]
         assert store.records[store.names["fork"]].parent == store.names["book"]
         compare(store, "book", [(1, 2500)])
         compare(store, "fork", [(1, 1500), (5, 2100)])
+        for name in ("test-marks", "test-both"):
+            compare(store, name, [(1, 1107)])
+        compare_kept(store, 1107)
         store.close()
         path = pathlib.Path(directory, "data.mdb")
         data = bytearray(path.read_bytes())
@@ -62,6 +82,12 @@ def main(program):
         data[data.index(b"MEMV\x02\x06") + 5000] ^= 1
         path.write_bytes(data)
         assert sum("checksum" in f for f in Store(directory).prove()) > 1
+        before = len(Store(directory).prove())
+        at = -1
+        while (at := data.find(b"MEMV\x03\x0a", at + 1)) >= 0:  # all of them: small ones leave copies behind
+            data[at + 500] ^= 1
+        path.write_bytes(data)
+        assert len(Store(directory).prove()) > before
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* write_format.c — makes a data directory for read_format.py to disagree with: sealed segments,
- * tails of several records, planes, a fork that shares and a fork that was cut. The rows follow the rule
- * of store_fixture.h, which test_format.py computes again.
+ * tails of several records, planes, a fork that shares and a fork that was cut, columns and states.
+ * The rows follow the rule of store_fixture.h, which test_format.py computes again.
  */
-#include "tests/unit/store_fixture.h"
+#include "tests/unit/method_fixture.h"
 
 static void write_all(void **state)
 {
@@ -27,6 +27,15 @@ static void write_all(void **state)
     assert_int_equal(built.built, 4);
     ASSERT_OK(catalog_wait_built(fx.catalog, id, NULL, NULL, &built, &err), err);
     assert_int_equal(built.built, 4);
+    fx.salt = 1;
+    for (size_t i = 0; i < 3; i++) {
+        static const char *const methods[] = { "test-marks", "test-both", "test-all" };
+        method_use(&fx, methods[i]);
+        struct context *context = fixture_context(&fx, methods[i]);
+        fixture_append(&fx, context, 0, 1100);
+        ASSERT_OK(catalog_sync(fx.catalog, &err), err);
+        fixture_append(&fx, context, 1100, 7);
+    }
     arena_fini(&fx.arena);
     catalog_close(fx.catalog);
     char name[128], to[256];

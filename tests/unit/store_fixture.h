@@ -27,6 +27,7 @@
 #include "base/arena.h"
 #include "base/error.h"
 #include "base/half.h"
+#include "index/columns.h"
 #include "memory/catalog.h"
 #include "memory/context.h"
 
@@ -36,6 +37,9 @@ struct fixture {
     struct catalog *catalog;
     struct model model;
     const char *method; /* of new contexts; "" = the default */
+    /* What that method keeps, if it is one of method_fixture.h: appended by the same rule. */
+    uint32_t columns;   /* COLUMNS_… */
+    size_t state_width; /* or 0: K and V */
     struct arena arena;
     uint32_t salt;
 };
@@ -161,6 +165,53 @@ struct place {
     uint64_t position;
 };
 
+/* States (n, W), to be freed. */
+static inline void *fixture_states(const struct fixture *fx, struct place place, size_t count)
+{
+    size_t width = fx->state_width, bytes = dtype_bytes(fx->model.dtype);
+    unsigned char *data = malloc(count * width * bytes + 1);
+    assert_non_null(data);
+    for (size_t i = 0; i < count * width; i++) {
+        float value = fixture_value(fx->salt, place.layer, place.position + i / width,
+                                    i % width + 300000);
+        half_store(&value, 1, fx->model.dtype, data + i * bytes);
+    }
+    return data;
+}
+
+/* Element `j` of a token's query; its marks. */
+static inline float fixture_query(uint32_t salt, struct place place, size_t j)
+{
+    return fixture_value(salt, place.layer, place.position, j + 200000);
+}
+
+static inline uint8_t fixture_mark(uint32_t salt, struct place place)
+{
+    float value = fixture_value(salt, place.layer, place.position, 400000);
+    return (uint8_t)((unsigned)(64 * value + 64) % (MARKS_ALL + 1));
+}
+
+/* Queries (n, H, D) in fp32, to be freed. */
+static inline float *fixture_queries(const struct fixture *fx, struct place place, size_t count)
+{
+    size_t values = (size_t)fx->model.query_heads * fx->model.head_dim;
+    float *q = malloc(count * values * sizeof *q + 1);
+    assert_non_null(q);
+    for (size_t i = 0; i < count * values; i++)
+        q[i] = fixture_query(fx->salt, (struct place){ place.layer, place.position + i / values },
+                             i % values);
+    return q;
+}
+
+static inline uint8_t *fixture_marks(const struct fixture *fx, struct place place, size_t count)
+{
+    uint8_t *marks = malloc(count + 1);
+    assert_non_null(marks);
+    for (size_t i = 0; i < count; i++)
+        marks[i] = fixture_mark(fx->salt, (struct place){ place.layer, place.position + i });
+    return marks;
+}
+
 /* Append `count` tokens to one layer. */
 static inline int fixture_append_layer(const struct fixture *fx, struct context *context,
                                        struct place place, size_t count, struct progress *progress,
@@ -168,18 +219,32 @@ static inline int fixture_append_layer(const struct fixture *fx, struct context 
 {
     uint32_t layer = place.layer;
     uint64_t position = place.position;
-    void *k = fixture_rows(fx, layer, position, count, 0),
-         *v = fixture_rows(fx, layer, position, count, 1);
+    bool states = fx->state_width > 0;
+    void *k = states ? NULL : fixture_rows(fx, layer, position, count, 0),
+         *v = states ? NULL : fixture_rows(fx, layer, position, count, 1),
+         *w = states ? fixture_states(fx, place, count) : NULL;
+    float *q = (fx->columns & COLUMNS_QUERIES) == 0 ? NULL : fixture_queries(fx, place, count);
+    uint8_t *marks = (fx->columns & COLUMNS_MARKS) == 0 ? NULL : fixture_marks(fx, place, count);
     uint32_t *ids = malloc((count + 1) * sizeof *ids);
     for (size_t i = 0; i < count; i++) ids[i] = (uint32_t)(position + i) * 3 + fx->salt;
-    struct append_layer part = { .layer = layer,
-                                 .position = position,
-                                 .k = fixture_tensor(fx, k, count),
-                                 .v = fixture_tensor(fx, v, count),
-                                 .token_ids = ids };
+    struct append_layer part = { .layer = layer, .position = position, .token_ids = ids,
+                                 .marks = marks };
+    if (!states) {
+        part.k = fixture_tensor(fx, k, count);
+        part.v = fixture_tensor(fx, v, count);
+    } else {
+        part.states = (struct tensor){ .data = w, .dtype = fx->model.dtype, .dims = 2,
+                                       .shape = { count, fx->state_width } };
+    }
+    if (q != NULL)
+        part.q = (struct tensor){ .data = q, .dtype = DTYPE_FP32, .dims = 3,
+                                  .shape = { count, fx->model.query_heads, fx->model.head_dim } };
     int rc = context_append(context, &part, 1, progress, err);
     free(k);
     free(v);
+    free(w);
+    free(q);
+    free(marks);
     free(ids);
     return rc;
 }
@@ -203,23 +268,33 @@ static inline void fixture_expect(const struct fixture *fx, struct context *cont
 {
     size_t count = (size_t)(to - from);
     size_t bytes = count * fx->model.kv_heads * fx->model.head_dim * dtype_bytes(fx->model.dtype);
+    size_t state_bytes = count * fx->state_width * dtype_bytes(fx->model.dtype);
+    bool states = state_bytes > 0;
     uint64_t *ids = malloc(count * sizeof *ids + 1);
     for (size_t i = 0; i < count; i++) ids[i] = from + i;
-    struct fetch_out out = { .k = malloc(bytes + 1),
-                             .v = malloc(bytes + 1),
+    struct fetch_out out = { .k = states ? NULL : malloc(bytes + 1),
+                             .v = states ? NULL : malloc(bytes + 1),
+                             .states = states ? malloc(state_bytes) : NULL,
                              .token_ids = malloc(count * sizeof(uint32_t) + 1) };
     struct error err = { 0 };
     ASSERT_OK(context_fetch(context, layer, ids, count, &out, &err), err);
-    void *k = fixture_rows(fx, layer, from, count, 0), *v = fixture_rows(fx, layer, from, count, 1);
-    assert_memory_equal(out.k, k, bytes);
-    assert_memory_equal(out.v, v, bytes);
+    void *k = fixture_rows(fx, layer, from, count, 0), *v = fixture_rows(fx, layer, from, count, 1),
+         *w = fixture_states(fx, (struct place){ layer, from }, count);
+    if (states) {
+        assert_memory_equal(out.states, w, state_bytes);
+    } else {
+        assert_memory_equal(out.k, k, bytes);
+        assert_memory_equal(out.v, v, bytes);
+    }
     assert_int_equal(out.has_ids, count > 0);
     for (size_t i = 0; i < count; i++)
         assert_int_equal(out.token_ids[i], (uint32_t)(from + i) * 3 + fx->salt);
     free(k);
     free(v);
+    free(w);
     free(out.k);
     free(out.v);
+    free(out.states);
     free(out.token_ids);
     free(ids);
 }

@@ -194,29 +194,37 @@ static void test_recall(void **state)
     fixture_end(&fx);
 }
 
-/* A directory of format version 1, written by a build that knew no other (tests/golden): it is
- * read, continued, and from then on version 2. Its contexts keep their method, `full`. */
-static void test_version_1(void **state)
+/* A fixture without an open catalog, over a directory that an older build wrote (tests/golden). */
+static void begin_old(struct fixture *fx, const char *name)
 {
-    (void)state;
-    struct fixture fx;
     struct error err = { 0 };
-    fixture_begin(&fx);
-    catalog_close(fx.catalog);
+    fixture_begin(fx);
+    catalog_close(fx->catalog);
+    fx->catalog = NULL;
     const char *root = getenv("MEMD_SOURCE_ROOT");
     char from[512], to[128], data[4096];
-    snprintf(from, sizeof from, "%s/tests/golden/store_v1.mdb", root == NULL ? "." : root);
-    snprintf(to, sizeof to, "%s/data.mdb", fx.path);
+    snprintf(from, sizeof from, "%s/tests/golden/%s", root == NULL ? "." : root, name);
+    snprintf(to, sizeof to, "%s/data.mdb", fx->path);
     FILE *in = fopen(from, "rb"), *out = fopen(to, "wb");
     if (in == NULL || out == NULL) fail_msg("cannot copy %s", from);
     for (size_t got; (got = fread(data, 1, sizeof data, in)) > 0;)
         assert_int_equal(fwrite(data, 1, got, out), got);
     fclose(in);
     assert_int_equal(fclose(out), 0);
-    fx.model = (struct model){
+    fx->model = (struct model){
         .layers = 1, .query_heads = 2, .kv_heads = 1, .head_dim = 8, .dtype = DTYPE_FP16
     };
-    ASSERT_OK(model_check(&fx.model, &err), err);
+    ASSERT_OK(model_check(&fx->model, &err), err);
+}
+
+/* A directory of format version 1 is read, continued, and from then on version 3. Its contexts keep
+ * their method, `full`. */
+static void test_version_1(void **state)
+{
+    (void)state;
+    struct fixture fx;
+    struct error err = { 0 };
+    begin_old(&fx, "store_v1.mdb");
     for (int i = 0; i < 2; i++) {
         ASSERT_OK(catalog_open(&fx.config, &fx.catalog, &err), err);
         expect_clean(&fx);
@@ -236,6 +244,41 @@ static void test_version_1(void **state)
     fixture_end(&fx);
 }
 
+/* One of version 2: `book` with planes, `asked` with kept queries and the index that was made of
+ * them. Nothing of it is made anew. */
+static void test_version_2(void **state)
+{
+    (void)state;
+    struct fixture fx;
+    struct error err = { 0 };
+    begin_old(&fx, "store_v2.mdb");
+    for (int i = 0; i < 2; i++) {
+        ASSERT_OK(catalog_open(&fx.config, &fx.catalog, &err), err);
+        expect_clean(&fx);
+        struct context *book = fixture_context(&fx, "book");
+        assert_int_equal(context_tokens(book), i == 0 ? 1100 : 2100);
+        fixture_expect(&fx, book, 0, 0, context_tokens(book));
+        expect_built(&fx, book, i == 0 ? 1 : 2);
+        assert_int_equal(stats_of(&fx).built_segments_total, 0);
+        if (i == 0) fixture_append(&fx, book, 1100, 1000);
+        expect_built(&fx, book, 2);
+        fx.method = "retrieval-attention";
+        struct context *asked = fixture_context(&fx, "asked");
+        fx.method = "";
+        fixture_expect(&fx, asked, 0, 0, 1030);
+        struct build_progress progress = wait_built(&fx, asked);
+        assert_int_equal(progress.indexes, 1);
+        assert_int_equal(progress.built_indexes, 1);
+        assert_int_equal(stats_of(&fx).built_indexes_total, 0);
+        assert_int_equal(stats_of(&fx).damaged_derived_total, 0);
+        expect_clean(&fx);
+        arena_reset(&fx.arena);
+        catalog_close(fx.catalog);
+    }
+    fx.catalog = NULL;
+    fixture_end(&fx);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -243,7 +286,7 @@ int main(void)
         cmocka_unit_test(test_shared_by_forks), cmocka_unit_test(test_truncate),
         cmocka_unit_test(test_restart),         cmocka_unit_test(test_close_while_building),
         cmocka_unit_test(test_rows_come_first), cmocka_unit_test(test_recall),
-        cmocka_unit_test(test_version_1),
+        cmocka_unit_test(test_version_1),       cmocka_unit_test(test_version_2),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -45,7 +45,7 @@ static void make_example(unsigned char value[EXAMPLE_BYTES])
     struct block *block = block_new(&cache, &shape);
     assert_non_null(block);
     struct given_rows rows = { .k = (unsigned char *)k, .v = (unsigned char *)v, .ids = ids,
-                               .count = 2 };
+                               .stride_bytes = 16, .count = 2 };
     block_write(block, &shape, 5, &rows);
     assert_int_equal(block_tail_bytes(&shape, 2, true), EXAMPLE_BYTES);
     block_tail_encode(block, &shape, 5, 2, true, value);

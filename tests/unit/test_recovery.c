@@ -5,7 +5,7 @@
  *
  * The seed is printed and taken from MEMD_TEST_SEED; MEMD_TEST_ROUNDS asks for more rounds.
  */
-#include "tests/unit/store_fixture.h"
+#include "tests/unit/method_fixture.h"
 
 #include <signal.h>
 #include <sys/wait.h>

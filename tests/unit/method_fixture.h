@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* method_fixture.h — methods that exist in tests alone, for what storage keeps on a method's
+ * behalf: columns and states.
+ *
+ * Link with -Wl,--wrap=method_find: the table of methods then has them too. They answer a query by
+ * comparing what they are given, of every token, with the rule of store_fixture.h; the answer is
+ * that of exact attention where K and V are kept, and nothing where states are.
+ *
+ *     name            keeps
+ *     test-marks      marks (small: a segment's are copied when they are mapped)
+ *     test-queries    queries
+ *     test-both       queries and marks
+ *     test-planes     marks, beside planes
+ *     test-states     states of 32 elements
+ *     test-all        states of 48 elements, queries and marks
+ */
+#ifndef MEMD_TESTS_METHOD_FIXTURE_H
+#define MEMD_TESTS_METHOD_FIXTURE_H
+
+#include "tests/unit/store_fixture.h"
+
+#include "attention/softmax.h"
+#include "index/rows.h"
+#include "memory/methods/methods.h"
+
+const struct method *__real_method_find(const char *name);
+const struct method *__wrap_method_find(const char *name);
+
+/* Tokens below `cut` have this salt, those from it on the other one. */
+static struct {
+    uint32_t below, above;
+    uint64_t cut;
+} method_salts = { 1, 1, 0 };
+
+static inline int method_differs(const struct reading *reading, uint64_t position, const char *what,
+                                 struct error *err)
+{
+    return error_set(err, MEMD_ECORRUPT, "layer %u token %llu: %s differ", reading->layer,
+                     (unsigned long long)position, what);
+}
+
+static inline int method_check_token(const struct reading *reading, const struct rows *rows,
+                                     uint64_t position, size_t state_width, struct error *err)
+{
+    const struct columns *columns = &reading->columns;
+    const struct tensor *q = &reading->attend.q;
+    struct place place = { reading->layer, position };
+    uint32_t salt = position < method_salts.cut ? method_salts.below : method_salts.above;
+    const unsigned char *record = columns->mask != 0 ? rows_columns(rows, position) : NULL;
+    if ((columns->mask & COLUMNS_MARKS) != 0 &&
+        columns_marks(columns, record) != fixture_mark(salt, place))
+        return method_differs(reading, position, "marks", err);
+    size_t values = (columns->mask & COLUMNS_QUERIES) != 0 ? q->shape[1] * q->shape[2] : 0;
+    for (size_t j = 0; j < values; j++) {
+        if (half_from_fp16(columns_query(columns, record)[j]) != fixture_query(salt, place, j))
+            return method_differs(reading, position, "queries", err);
+    }
+    float state[256];
+    if (state_width > 0) {
+        rows_keys(rows, 0, position, 1, state);
+        rows_values(rows, 0, position, 1, state + state_width / 2);
+    }
+    for (size_t j = 0; j < state_width; j++) {
+        if (state[j] != fixture_value(salt, place.layer, position, j + 300000))
+            return method_differs(reading, position, "states", err);
+    }
+    return 0;
+}
+
+static inline int method_check_tokens(const struct method *method, const struct reading *reading,
+                                      struct error *err)
+{
+    size_t width = method_state_width(method, reading->options);
+    struct rows rows = { .views = reading->attend.views,
+                         .view_count = reading->attend.view_count,
+                         .head_dim = width > 0 ? width / 2 : reading->attend.q.shape[2],
+                         .rope = reading->attend.rope };
+    int rc = 0;
+    if (width > 0 && (reading->attend.kv_heads != 1 || reading->attend.rope != NULL))
+        return error_set(err, MEMD_ECORRUPT, "%zu heads of states", reading->attend.kv_heads);
+    for (uint64_t t = 0; rc == 0 && t < rows_tokens(&rows); t++)
+        rc = method_check_token(reading, &rows, t, width, err);
+    return rc;
+}
+
+static inline int method_attend_checked(const struct method *method, const struct reading *reading,
+                                        struct arena *arena, const struct index_answer *ret_answer,
+                                        struct error *err)
+{
+    int rc = method_check_tokens(method, reading, err);
+    if (rc < 0) return rc;
+    if (method->state_width == NULL)
+        return method_attend_exactly(reading, arena, ret_answer, err);
+    partial_clear(&ret_answer->partial);
+    return 0;
+}
+
+static inline int method_search_checked(const struct method *method, const struct reading *reading,
+                                        struct arena *arena, const struct index_hits *ret_hits,
+                                        struct index_quality *ret_quality, struct error *err)
+{
+    int rc = method_check_tokens(method, reading, err);
+    return rc < 0 ? rc : method_search_exactly(reading, arena, ret_hits, ret_quality, err);
+}
+
+static inline uint32_t method_keeps_marks(const double *options)
+{
+    (void)options;
+    return COLUMNS_MARKS;
+}
+
+static inline uint32_t method_keeps_queries(const double *options)
+{
+    (void)options;
+    return COLUMNS_QUERIES;
+}
+
+static inline uint32_t method_keeps_both(const double *options)
+{
+    (void)options;
+    return COLUMNS_QUERIES | COLUMNS_MARKS;
+}
+
+static inline size_t method_width_32(const double *options)
+{
+    (void)options;
+    return 32;
+}
+
+static inline size_t method_width_48(const double *options)
+{
+    (void)options;
+    return 48;
+}
+
+static const struct option_table method_no_options = { .owner = "test" };
+
+#define METHOD_CHECKED                                                           \
+    .help = "for tests", .options = &method_no_options,                          \
+    .attend = method_attend_checked, .search = method_search_checked
+
+static const struct method method_fixtures[] = {
+    { .name = "test-marks", .columns = method_keeps_marks, METHOD_CHECKED },
+    { .name = "test-queries", .columns = method_keeps_queries, METHOD_CHECKED },
+    { .name = "test-both", .columns = method_keeps_both, METHOD_CHECKED },
+    { .name = "test-planes", .columns = method_keeps_marks, .planes = true, METHOD_CHECKED },
+    { .name = "test-states", .state_width = method_width_32, METHOD_CHECKED },
+    { .name = "test-all", .state_width = method_width_48, .columns = method_keeps_both,
+      METHOD_CHECKED },
+};
+
+const struct method *__wrap_method_find(const char *name)
+{
+    for (size_t i = 0; i < sizeof method_fixtures / sizeof method_fixtures[0]; i++) {
+        if (strcmp(method_fixtures[i].name, name) == 0) return &method_fixtures[i];
+    }
+    return __real_method_find(name);
+}
+
+/* New contexts have this method; appends bring what it keeps. */
+static inline void method_use(struct fixture *fx, const char *name)
+{
+    const struct method *method = __wrap_method_find(name);
+    assert_non_null(method);
+    fx->method = method->name;
+    fx->columns = method_columns(method, NULL);
+    fx->state_width = method_state_width(method, NULL);
+}
+
+/* Columns and states of all tokens below `limit` are what was appended. */
+static inline void method_expect(struct fixture *fx, struct context *context, uint64_t limit)
+{
+    struct answer answer;
+    struct error err = { 0 };
+    for (uint32_t layer = 0; layer < fx->model.layers; layer++)
+        ASSERT_OK(fixture_attend(fx, context, layer, limit, &answer, &err), err);
+}
+
+#endif
