@@ -10,7 +10,7 @@
 static const char *const names[] = {
     [POSITIONS_ORIGINAL] = "original", [POSITIONS_CACHE_INDEX] = "cache-index",
     [POSITIONS_ZERO] = "zero",         [POSITIONS_CONSTANT] = "constant",
-    [POSITIONS_NONE] = "none",
+    [POSITIONS_NONE] = "none",         [POSITIONS_STINGY] = "stingy",
 };
 
 enum position_rule positions_rule(const enum position_rule *rules, double choice, bool rotates)

@@ -13,6 +13,7 @@
  *     zero         0                        tokens since the memory    Extended Mind, LongLLaMA
  *     constant     0                        a fixed distance           InfLLM
  *     none         not rotated              not rotated                Memorizing Transformers
+ *     stingy       old blocks at one place  its own position           Landmark Attention
  *
  * "Before it" counts, for a query asked with a limit, the kept tokens below the limit and all
  * positions between limit and query: what stands there is not in the memory, it is the window that
@@ -48,6 +49,7 @@ enum position_rule {
     POSITIONS_ZERO,
     POSITIONS_CONSTANT,
     POSITIONS_NONE,
+    POSITIONS_STINGY, /* pick_place knows it as cache-index */
 };
 
 /* A method's parameter `positions` is a choice whose first name is "auto": the rule of the method's

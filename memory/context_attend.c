@@ -98,6 +98,7 @@ static void fill_reading(const struct context *context, const struct query *quer
         .columns = context->shape.columns,
         .states = query->states,
         .plan = query->plan,
+        .local = query->local,
     };
 }
 

@@ -68,6 +68,7 @@ struct reading {
     const struct params *params;        /* may be NULL */
     struct tensor states;               /* (n, W) of the queries, or dims = 0 */
     struct plan *plan;                  /* to be written, or NULL */
+    const struct partial *local;        /* of the query's own window, (n, H); or NULL */
 };
 
 /* What a compression is made from: a prompt that is stored. */
@@ -130,6 +131,7 @@ extern const struct method method_retrieval_attention, method_faiss_flat, method
 extern const struct method method_memorizing;
 extern const struct method method_extended_mind;
 extern const struct method method_longheads;
+extern const struct method method_landmark;
 
 /* The method of contexts that are made without naming one. */
 const struct method *method_default(void);
