@@ -51,6 +51,20 @@ void build_planes(struct build *build, bool retry);
 /* The index of every layer: load, build, save. Likewise. */
 void build_indexes(struct build *build);
 
+/* The fold of every layer, up to date for now. Likewise. */
+void build_folds(struct build *build);
+
+/* A value of the table indexes (header and payload), in place of the one before, if it is still
+ * true of the layer: asked on the writer thread with context->lock held. Unpins and pins the
+ * context. */
+struct saving {
+    uint32_t layer;
+    struct slice value;
+    bool (*is_current)(const struct layer *layer, const void *arg);
+    const void *arg;
+};
+int build_save(struct build *build, const struct saving *saving, struct error *err);
+
 /* Take planes of these segments (ascending) away from every resident context; waits for readers.
  * With planes_lock held exclusively, until they are deleted. */
 int build_unpublish(struct catalog *catalog, const uint64_t *segments, size_t count,

@@ -23,7 +23,6 @@
 #include "base/error.h"
 #include "index/layer_index.h"
 #include "memory/build.h"
-#include "memory/chain.h"
 
 enum { SCRATCH_BYTES_MAX = 64 << 20 };
 #define QUERIES_BYTES_MAX (UINT64_C(256) << 20)
@@ -140,27 +139,18 @@ static int load(struct layer_task *task, const struct layer_source *source, stru
 {
     struct context *context = task->build->context;
     const struct layer_index_type *type = context->method->layer;
-    unsigned char key[FORMAT_KEY_BYTES_MAX];
-    size_t key_bytes = format_key_layer(context->id, task->layer, key);
+    struct slice payload;
+    uint64_t covered = 0;
     CLEANUP(store_abort) struct store_txn txn = { 0 };
     int rc = store_begin(context->catalog->store, false, &txn, err);
-    struct slice value;
     if (rc < 0 || type->load == NULL) return rc;
-    if (!store_get(&txn, STORE_INDEXES, (struct slice){ key, key_bytes }, &value))
-        return store_failed(&txn, err);
-    struct value_header header;
-    rc = format_decode(value.data, value.bytes, &header, err);
-    if (rc == 0 && (header.kind != FORMAT_KIND_INDEX ||
-                    header.model_hash != context->shape.model_hash))
-        rc = error_set(err, MEMD_ECORRUPT, "the header belongs to another value");
-    if (rc == 0) rc = format_verify(value.data, value.bytes, err);
-    if (rc < 0 || header.position > task->tokens) return rc;
+    rc = context_find_saved(context, task->layer, &txn, &payload, &covered, err);
+    if (rc <= 0 || covered > task->tokens) return rc;
     struct layer_source shape = *source;
-    shape.tokens = header.position;
-    rc = type->load(&shape, (const unsigned char *)value.data + FORMAT_HEADER_BYTES,
-                    value.bytes - FORMAT_HEADER_BYTES, &task->made, err);
+    shape.tokens = covered;
+    rc = type->load(&shape, payload.data, payload.bytes, &task->made, err);
     if (rc == 0 && type->validate != NULL) rc = type->validate(task->made, err);
-    if (rc == 0 && task->made->tokens != header.position)
+    if (rc == 0 && task->made->tokens != covered)
         rc = error_set(err, MEMD_ECORRUPT, "it covers %" PRIu64 " tokens", task->made->tokens);
     return rc;
 }
@@ -226,42 +216,10 @@ static int renew(struct layer_task *task, struct arena *arena, struct error *err
     return loaded ? 0 : 1;
 }
 
-struct save_job {
-    struct writer_job job;
-    uint64_t context_id;
-    struct layer_task *task;
-    struct slice value;
-};
-
-/* Is the version still that of the layer? It is not after a truncate into it. */
-static bool is_current(struct catalog *catalog, const struct save_job *save)
+/* It is not that of the layer any more after a truncate into it. */
+static bool is_current(const struct layer *layer, const void *arg)
 {
-    pthread_mutex_lock(&catalog->lock);
-    struct context *context = map_get(&catalog->residents, save->context_id);
-    bool current = context != NULL && !context->dropping && context->record != NULL;
-    if (current) {
-        pthread_mutex_lock(&context->lock);
-        current = context->layers[save->task->layer].version == save->task->made;
-        pthread_mutex_unlock(&context->lock);
-    }
-    pthread_mutex_unlock(&catalog->lock);
-    return current;
-}
-
-static int run_save(struct writer_job *job, struct error *err)
-{
-    struct save_job *save = (struct save_job *)(void *)job;
-    if (!is_current(job->catalog, save)) return 0;
-    int rc = build_check_room(job->catalog, save->value.bytes, err);
-    CLEANUP(store_abort) struct store_txn txn = { 0 };
-    if (rc == 0) rc = store_begin(job->catalog->store, true, &txn, err);
-    if (rc < 0) return rc;
-    int64_t delta = 0;
-    struct layer_key key = { save->context_id, save->task->layer };
-    chain_put_index(&txn, &key, save->value, &delta);
-    rc = catalog_commit(job->catalog, &txn, delta, err);
-    if (rc == 0) CATALOG_COUNT(job->catalog, built_bytes_total, save->value.bytes);
-    return rc;
+    return layer->version == arg;
 }
 
 /* Unpins and pins the context. */
@@ -279,14 +237,11 @@ static int save(struct layer_task *task, struct error *err)
                                         .position = task->made->tokens,
                                         .model_hash = build->context->shape.model_hash },
                 value);
-    struct save_job job = { .job = { .run = run_save, .catalog = build->catalog },
-                            .context_id = build->context_id,
-                            .task = task,
-                            .value = { value, FORMAT_HEADER_BYTES + bytes } };
-    build_unpin(build);
-    int rc = writer_run(build->catalog->writer, &job.job, err);
-    build_pin(build);
-    return rc;
+    struct saving saving = { .layer = task->layer,
+                             .value = { value, FORMAT_HEADER_BYTES + bytes },
+                             .is_current = is_current,
+                             .arg = task->made };
+    return build_save(build, &saving, err);
 }
 
 /* Another version of one layer, if it is time. */

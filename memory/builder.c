@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* builder.c — the builder's thread and its queue: which context is looked at, when, and what
- * becomes of failures. What is done then stands in build_planes.c, build_index.c and rebuild.c.
+ * becomes of failures. What is done then stands in build_planes.c, build_index.c, build_folds.c and
+ * rebuild.c.
  *
  * One thread, and it does not split its work over the pool: a worker that codes a head (some
  * milliseconds) is a worker that no request has. It runs at a lower priority where the system
@@ -51,7 +52,8 @@ struct builder {
 void builder_add(struct builder *builder, struct context *context)
 {
     const struct method *method = context->method;
-    if (context->record == NULL || (!method->planes && !method_builds(method))) return;
+    bool builds = method->planes || method->fold != NULL || method_builds(method);
+    if (context->record == NULL || !builds) return;
     if (!context->build.woken) atomic_fetch_add(&builder->catalog->build_waiting, 1);
     context->build.woken = true;
     if (!list_linked(&context->build_link)) list_append(&builder->queue, &context->build_link);
@@ -166,9 +168,10 @@ static void work_on(struct builder *builder, struct context *context, bool retry
     builder->current = context->id;
     pthread_mutex_unlock(&builder->catalog->lock);
     uint64_t start_ns = clock_monotonic_ns();
-    bool planes = context->method->planes, indexes = method_builds(context->method);
-    if (planes) build_planes(&build, retry);
-    if (indexes && build.context != NULL) build_indexes(&build);
+    const struct method *method = context->method;
+    if (method->planes) build_planes(&build, retry);
+    if (method_builds(method) && build.context != NULL) build_indexes(&build);
+    if (method->fold != NULL && build.context != NULL) build_folds(&build);
     build_unpin(&build);
     CATALOG_COUNT(builder->catalog, build_ns_total, clock_monotonic_ns() - start_ns);
     CATALOG_COUNT(builder->catalog, build_failures_total, build.failed);

@@ -41,7 +41,8 @@ struct catalog_config {
     enum sync_mode sync;
     uint64_t sync_interval_ms; /* SYNC_INTERVAL */
     size_t contexts_max;       /* resident at once */
-    uint64_t resident_bytes_max; /* RAM for open tails; idle contexts leave memory above */
+    uint64_t resident_bytes_max; /* RAM for open tails and folds; idle contexts leave memory
+                                  * above */
     struct pool *pool;         /* attention inside an answer is split over it; may be NULL */
     /* Called on the writer thread after every commit or sync that may have fulfilled a waiter. */
     void (*on_progress)(void *arg);

@@ -181,7 +181,8 @@ static struct context *idle_resident(struct catalog *catalog)
 
 bool catalog_is_crowded(struct catalog *catalog)
 {
-    uint64_t held = atomic_load_explicit(&catalog->blocks.held_bytes, memory_order_relaxed);
+    uint64_t held = atomic_load_explicit(&catalog->blocks.held_bytes, memory_order_relaxed) +
+                    atomic_load_explicit(&catalog->fold_bytes, memory_order_relaxed);
     return atomic_load(&catalog->resident_count) > catalog->contexts_max ||
            held > catalog->resident_bytes_max;
 }

@@ -30,6 +30,8 @@ struct catalog {
     _Atomic uint64_t context_count, resident_count, stored_bytes, map_used_bytes, file_bytes;
     _Atomic uint64_t build_waiting; /* contexts that the builder has not looked at yet */
     _Atomic uint64_t recent_bytes;  /* of rings of recent queries */
+    _Atomic uint64_t fold_bytes;    /* of folds in memory */
+    _Atomic uint64_t folds_begun;
     struct {
 #define X(name) _Atomic uint64_t name;
         CATALOG_COUNTER_MAP(X)

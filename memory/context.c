@@ -13,17 +13,22 @@
 #include "index/layer_index.h"
 #include "memory/catalog_state.h"
 
+/* Readers come without a pause; who wants it alone must get its turn. */
+static void init_shared_lock(pthread_rwlock_t *lock)
+{
+    pthread_rwlockattr_t attributes;
+    pthread_rwlockattr_init(&attributes);
+    pthread_rwlockattr_setkind_np(&attributes, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+    pthread_rwlock_init(lock, &attributes);
+    pthread_rwlockattr_destroy(&attributes);
+}
+
 static void init_locks(struct context *context)
 {
     pthread_mutex_init(&context->append_lock, NULL);
     pthread_mutex_init(&context->map_lock, NULL);
     pthread_mutex_init(&context->lock, NULL);
-    /* Readers come without a pause; a truncate must get its turn. */
-    pthread_rwlockattr_t attributes;
-    pthread_rwlockattr_init(&attributes);
-    pthread_rwlockattr_setkind_np(&attributes, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
-    pthread_rwlock_init(&context->use, &attributes);
-    pthread_rwlockattr_destroy(&attributes);
+    init_shared_lock(&context->use);
 }
 
 static int init_model(struct context *context, struct error *err)
@@ -41,8 +46,10 @@ static int init_model(struct context *context, struct error *err)
                      method_state_width(context->method, context->options), &context->shape);
     context->layers = calloc(record->model.layers, sizeof *context->layers);
     if (context->layers == NULL) return error_set(err, MEMD_ENOMEM, "no memory for a context");
-    for (uint32_t i = 0; i < record->model.layers; i++)
+    for (uint32_t i = 0; i < record->model.layers; i++) {
         pthread_mutex_init(&context->layers[i].observed.lock, NULL);
+        init_shared_lock(&context->layers[i].folding.lock);
+    }
     planes_layout_init(context->shape.head_dim, &context->layout);
     /* A state is no key. */
     if (!model_rotates(&record->model) || context->shape.state_width > 0) return 0;
@@ -121,6 +128,8 @@ void context_free(struct context *context)
         free(layer->slots);
         layer_index_put(layer->version);
         observed_fini(context, &layer->observed);
+        fold_drop(context, layer);
+        pthread_rwlock_destroy(&layer->folding.lock);
     }
     free(context->layers);
     free(context->rope);
@@ -175,7 +184,7 @@ void context_cut_layer(struct context *context, struct layer *layer, uint64_t to
     atomic_store_explicit(&layer->tokens, tokens, memory_order_release);
     if (layer->committed > tokens) layer->committed = tokens;
     if (layer->synced > tokens) layer->synced = tokens;
-    (void)context;
+    fold_cut(context, layer, tokens);
 }
 
 void context_lock_alone(struct context *context)

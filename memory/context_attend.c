@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* context_attend.c — a query in three steps: what is there (snapshot), answer from it (method), say
- * what was done (quality). Search differs in the second step alone.
+ * what was done (quality). Search differs in the second step alone. Of a method with a fold the
+ * first includes bringing that up to date (context_fold.c).
  */
 #include <assert.h>
 #include <inttypes.h>
@@ -64,6 +65,28 @@ static int fill_limits(const struct query *query, uint64_t tokens, struct arena 
     return 0;
 }
 
+/* Does the method read rows that no query may see? An index or a fold names any row it covers. */
+static bool takes_all(const struct method *method)
+{
+    return method->layer != NULL || method->fold != NULL || method->sees_all;
+}
+
+/* What is consolidated cannot be taken out of the fold again. */
+static int check_fold(const struct context *context, const struct query *query,
+                      const uint64_t *limits, struct error *err)
+{
+    if (context->method->fold == NULL || !context->method->fold->forgets) return 0;
+    uint64_t folded = context->layers[query->layer].folding.fold->tokens;
+    for (size_t i = 0; i < query->q.shape[0]; i++) {
+        if (limits[i] < folded)
+            return error_set(err, MEMD_EPOSITION,
+                             "query %zu sees the first %" PRIu64 " tokens, but layer %" PRIu32
+                             " has consolidated %" PRIu64 ", which cannot be undone",
+                             i, limits[i], query->layer, folded);
+    }
+    return 0;
+}
+
 static void fill_reading(const struct context *context, const struct query *query,
                          const uint64_t *limits, struct asking *asking)
 {
@@ -96,6 +119,7 @@ static void fill_reading(const struct context *context, const struct query *quer
         .layers = context->record->model.layers,
         .tokens = snapshot->tokens,
         .columns = context->shape.columns,
+        .fold = context->layers[query->layer].folding.fold,
         .states = query->states,
         .plan = query->plan,
         .local = query->local,
@@ -117,24 +141,43 @@ static int make_quality(const struct query *query, struct arena *arena,
     return 0;
 }
 
-/* With use held shared; snapshot_release is due when it returns 0. */
+static int take_rows(struct context *context, const struct query *query, struct arena *arena,
+                     struct snapshot *ret_snapshot, struct error *err)
+{
+    uint64_t limit = highest_limit(query, query->q.shape[0]);
+    uint64_t taken = takes_all(context->method) ? UINT64_MAX : limit;
+    struct fold_wish wish = { .layer = query->layer,
+                              .no_wait = query->no_wait,
+                              .stop = query->stop,
+                              .stop_arg = query->stop_arg };
+    int rc = context->method->fold != NULL
+                 ? fold_hold(context, &wish, arena, ret_snapshot, err)
+                 : snapshot_take(context, query->layer, taken, arena, ret_snapshot, err);
+    if (rc == 0 && ret_snapshot->seen > limit) ret_snapshot->seen = limit;
+    return rc;
+}
+
+static void give_rows(struct context *context, struct asking *asking)
+{
+    if (context->method->fold != NULL) fold_let_go(context, asking->layer);
+    snapshot_release(&asking->snapshot);
+}
+
+/* With use held shared; give_rows is due when it returns 0. */
 static int begin_reading(struct context *context, const struct query *query, struct arena *arena,
                          struct asking *ret_asking, struct error *err)
 {
-    *ret_asking = (struct asking){ .context = context, .layer = query->layer };
-    struct snapshot *snapshot = &ret_asking->snapshot;
+    *ret_asking = (struct asking){ .context = context,
+                                   .layer = query->layer,
+                                   .no_wait = query->no_wait };
     const uint64_t *limits = NULL;
-    uint64_t limit = highest_limit(query, query->q.shape[0]);
-    /* An index of the layer may name any row it covers. */
-    bool takes_all = context->method->layer != NULL || context->method->sees_all;
-    uint64_t taken = takes_all ? UINT64_MAX : limit;
-    int rc = snapshot_take(context, query->layer, taken, arena, snapshot, err);
+    int rc = take_rows(context, query, arena, &ret_asking->snapshot, err);
     if (rc < 0) return rc;
-    if (snapshot->seen > limit) snapshot->seen = limit;
-    rc = fill_limits(query, snapshot->tokens, arena, &limits, err);
+    rc = fill_limits(query, ret_asking->snapshot.tokens, arena, &limits, err);
+    if (rc == 0) rc = check_fold(context, query, limits, err);
     if (rc == 0) rc = make_quality(query, arena, &ret_asking->quality, err);
     if (rc < 0) {
-        snapshot_release(snapshot);
+        give_rows(context, ret_asking);
         return rc;
     }
     fill_reading(context, query, limits, ret_asking);
@@ -205,8 +248,12 @@ int context_ask(struct context *context, const struct query *query, struct arena
 
 void context_asked(struct context *context, struct asking *asking)
 {
-    snapshot_release(&asking->snapshot);
+    bool folds = context->method->fold != NULL;
+    give_rows(context, asking);
     pthread_rwlock_unlock(&context->use);
+    /* A fold that grew may be too much. The loop, which let none grow, has no time to look. */
+    if (folds && !asking->no_wait && catalog_is_crowded(context->catalog))
+        catalog_unload_idle(context->catalog);
 }
 
 /* The loop has no time for it. */

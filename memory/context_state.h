@@ -9,6 +9,8 @@
  *   append_lock  serialises appends
  *   use          shared while rows are read or written, exclusive while rows are taken away
  *                (truncate, rollback); whoever holds it shared never waits for the writer thread
+ *   folding.lock of a layer; shared while its fold is read, exclusive while rows are taken into it.
+ *                `use` is held too; whoever holds that exclusively needs it not
  *   map_lock     serialises the first mapping of segments, and the first look for their planes
  *   lock         the fields that say so; held for microseconds, never across I/O
  * Only the writer thread takes rows away or replaces a block by its segment, so the writer reads
@@ -96,6 +98,16 @@ struct observed {
 };
 enum { RECENT_QUERIES = 32 };
 
+/* What the method has made of a layer's rows (index/fold.h). */
+struct folding {
+    pthread_rwlock_t lock;
+    struct fold *fold; /* NULL until somebody asks. As all below: changed with lock held
+                        * exclusively, or use */
+    size_t counted;    /* of its bytes, in catalog->fold_bytes */
+    _Atomic uint64_t begun; /* another number for every fold that was begun; 0 = there is none */
+    uint64_t saved;    /* tokens in its checkpoint */
+};
+
 struct layer {
     struct slot *slots; /* locked by lock */
     size_t slot_count, slot_capacity;
@@ -110,6 +122,7 @@ struct layer {
     bool index_loaded, index_failed; /* the store was asked for one; the last build failed.
                                       * builder */
     struct observed observed;
+    struct folding folding;
 };
 
 enum { FAILURES_MAX = 16 };
@@ -276,6 +289,33 @@ int snapshot_take(struct context *context, uint32_t layer, uint64_t limit, struc
                   struct snapshot *ret_snapshot, struct error *err);
 void snapshot_release(struct snapshot *snapshot);
 
+/* Who wants the fold of a layer up to date. */
+struct fold_wish {
+    uint32_t layer;
+    bool no_wait; /* rather MEMD_EBUSY than waiting, or folding; no other thread is used */
+    int (*stop)(void *arg);
+    void *stop_arg;
+};
+enum { FOLD_SCRATCH_BYTES_MAX = 64 << 20 };
+
+/* Hold the fold of a layer shared, up to date for a snapshot of all rows; fold_let_go and
+ * snapshot_release are due when it returns 0. With use held shared. Errors of fold_type.advance. */
+int fold_hold(struct context *context, const struct fold_wish *wish, struct arena *arena,
+              struct snapshot *ret_snapshot, struct error *err);
+void fold_let_go(struct context *context, uint32_t layer);
+/* Fold about `step` tokens. 1: there are more. With use held shared. */
+int fold_step(struct context *context, const struct fold_wish *wish, uint64_t step,
+              struct arena *arena, struct error *err);
+/* Throw it away; if it is further than `tokens` tokens want it. With use held exclusively, or
+ * before anybody else has the context. */
+void fold_drop(struct context *context, struct layer *layer);
+void fold_cut(struct context *context, struct layer *layer, uint64_t tokens);
+
+/* The saved index of a layer, or checkpoint of its fold, verified. 1: ret_payload is in the
+ * transaction. 0: there is none. */
+int context_find_saved(struct context *context, uint32_t layer, struct store_txn *txn,
+                       struct slice *ret_payload, uint64_t *ret_tokens, struct error *err);
+
 /* One query under way: what the method is given, and what must be given back. */
 struct asking {
     struct snapshot snapshot;
@@ -283,6 +323,7 @@ struct asking {
     struct index_quality quality; /* arrays are there */
     struct context *context;
     uint32_t layer;
+    bool no_wait;       /* of the query */
     atomic_int refused; /* 0, or why rows may not be used; `why` says more */
     struct error why;
 };

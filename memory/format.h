@@ -42,7 +42,7 @@ enum format_kind {
     FORMAT_KIND_HI = 6,      /* derived from one head of a segment: index/planes.h */
     FORMAT_KIND_LO = 7,
     FORMAT_KIND_QUERIES = 8, /* some queries of a segment: rows (m) u16, then q (m, H, D) fp16 */
-    FORMAT_KIND_INDEX = 9,   /* of a layer: what layer_index_type.save wrote */
+    FORMAT_KIND_INDEX = 9,   /* of a layer: what layer_index_type.save or fold_type.save wrote */
     FORMAT_KIND_COLUMNS = 10, /* of a segment: records (1024, token_bytes) of index/columns.h */
 };
 enum { FORMAT_KINDS = FORMAT_KIND_COLUMNS };

@@ -208,13 +208,15 @@ static int delete_planes(struct delete_job *delete, const struct ids *segments, 
     return rc;
 }
 
-/* Readers keep their reference. */
+/* Those of every layer; how many may be saved. Readers keep their reference. */
 static uint32_t take_versions(struct catalog *catalog, uint64_t context_id)
 {
     struct build build = { .catalog = catalog, .context_id = context_id };
     if (!build_pin(&build)) return 0;
     struct context *context = build.context;
-    uint32_t layers = context->method->layer == NULL ? 0 : context->record->model.layers;
+    const struct method *method = context->method;
+    bool any = method->layer != NULL || method->fold != NULL;
+    uint32_t layers = any ? context->record->model.layers : 0;
     for (uint32_t i = 0; i < layers; i++) {
         pthread_mutex_lock(&context->lock);
         struct layer_index *version = context->layers[i].version;
@@ -224,6 +226,16 @@ static uint32_t take_versions(struct catalog *catalog, uint64_t context_id)
     }
     build_unpin(&build);
     return layers;
+}
+
+/* When their checkpoints are gone. */
+static void take_folds(struct context *context)
+{
+    if (context->method->fold == NULL) return;
+    context_lock_alone(context);
+    for (uint32_t i = 0; i < context->record->model.layers; i++)
+        fold_drop(context, &context->layers[i]);
+    context_unlock_alone(context);
 }
 
 int build_delete(struct catalog *catalog, uint64_t context_id, struct rebuild_step *step,
@@ -239,7 +251,10 @@ int build_delete(struct catalog *catalog, uint64_t context_id, struct rebuild_st
         rc = writer_run(catalog->writer, &delete.job, err);
     }
     struct build build = { .catalog = catalog, .context_id = context_id };
-    if (build_pin(&build)) builder_wake(catalog->builder, build.context);
+    if (build_pin(&build)) {
+        take_folds(build.context);
+        builder_wake(catalog->builder, build.context);
+    }
     build_unpin(&build);
     if (rc < 0) return rc;
     step->segments = delete.deleted;

@@ -53,6 +53,7 @@ enum { TOKENS = 1100 };
 
 struct life {
     struct fixture *fx;
+    const char *method;
     struct tensor k, v;
     uint32_t ids[TOKENS];
 };
@@ -60,7 +61,7 @@ struct life {
 static int open_one(struct life *life, struct context **ret_context, struct error *err)
 {
     struct open_args args = {
-        .name = "book", .model = &life->fx->model, .method = "", .create = true
+        .name = "book", .model = &life->fx->model, .method = life->method, .create = true
     };
     bool created = false;
     return catalog_open_context(life->fx->catalog, &args, &life->fx->arena, ret_context, &created,
@@ -163,9 +164,8 @@ static int live_again(struct life *life, struct error *err)
     return rc == MEMD_ENOROW ? 0 : rc; /* the append never came */
 }
 
-static void test_every_allocation(void **state)
+static void fail_each(const char *method)
 {
-    (void)state;
     struct fixture fx;
     fixture_begin(&fx);
     arena_fini(&fx.arena);
@@ -173,6 +173,7 @@ static void test_every_allocation(void **state)
     fx.catalog = NULL;
     void *k = fixture_rows(&fx, 0, 0, TOKENS, 0), *v = fixture_rows(&fx, 0, 0, TOKENS, 1);
     struct life life = { .fx = &fx,
+                         .method = method,
                          .k = fixture_tensor(&fx, k, TOKENS),
                          .v = fixture_tensor(&fx, v, TOKENS) };
     long n = 0;
@@ -198,8 +199,21 @@ static void test_every_allocation(void **state)
     fixture_remove(fx.path);
 }
 
+static void test_every_allocation(void **state)
+{
+    (void)state;
+    fail_each("");
+}
+
+static void test_with_a_fold(void **state)
+{
+    (void)state;
+    fail_each("test-forgets");
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = { cmocka_unit_test(test_every_allocation) };
+    const struct CMUnitTest tests[] = { cmocka_unit_test(test_every_allocation),
+                                        cmocka_unit_test(test_with_a_fold) };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
