@@ -239,7 +239,7 @@ struct span {
 };
 
 /* Scratch of a task. */
-struct choice {
+struct scratch {
     uint64_t *ids;      /* (P) */
     struct span *spans; /* (P + 1) */
     float *scores;      /* (chunks) */
@@ -251,34 +251,34 @@ static size_t budget(const double *values)
     return (size_t)values[ATTENTION] / (size_t)values[CHUNK];
 }
 
-static size_t choice_bytes(size_t most, size_t chunks)
+static size_t task_bytes(size_t most, size_t chunks)
 {
     return (most + 1) * sizeof(struct span) + most * sizeof(uint64_t) +
            (most + chunks) * sizeof(float);
 }
 
-static struct choice choice_at(const struct pick *pick)
+static struct scratch scratch_at(const struct pick *pick)
 {
     size_t most = budget(pick->call->options);
-    struct choice choice = { .spans = pick->scratch };
-    choice.ids = (uint64_t *)(void *)(choice.spans + most + 1);
-    choice.best = (float *)(void *)(choice.ids + most);
-    choice.scores = choice.best + most;
-    return choice;
+    struct scratch scratch = { .spans = pick->scratch };
+    scratch.ids = (uint64_t *)(void *)(scratch.spans + most + 1);
+    scratch.best = (float *)(void *)(scratch.ids + most);
+    scratch.scores = scratch.best + most;
+    return scratch;
 }
 
 /* Spans of the chosen chunks and of everything behind the first `chunks` of them; how many. */
-static size_t spans_of(const struct choice *choice, size_t chosen, uint64_t tokens, uint64_t rest,
+static size_t spans_of(const struct scratch *scratch, size_t chosen, uint64_t tokens, uint64_t rest,
                        uint64_t limit)
 {
     size_t count = 0;
     for (size_t i = 0; i <= chosen; i++) {
         struct span span = { rest, limit };
-        if (i < chosen) span.begin = choice->ids[i] * tokens;
+        if (i < chosen) span.begin = scratch->ids[i] * tokens;
         if (i < chosen) span.end = span.begin + tokens;
-        if (count > 0 && choice->spans[count - 1].end == span.begin)
-            choice->spans[count - 1].end = span.end;
-        else choice->spans[count++] = span;
+        if (count > 0 && scratch->spans[count - 1].end == span.begin)
+            scratch->spans[count - 1].end = span.end;
+        else scratch->spans[count++] = span;
     }
     return count;
 }
@@ -332,14 +332,14 @@ static int task(struct pick *pick, struct error *err)
     bool prefill = pick->call->args->attend.q.shape[0] > 1;
     size_t chunks = (size_t)((prefill ? limit - 1 : limit) / tokens);
     struct blocks_wanted wanted = { .first = 1, .last = 1, .best = budget(values) - FORCED };
-    struct choice choice = choice_at(pick);
+    struct scratch scratch = scratch_at(pick);
     assert(blocks != NULL && chunks <= blocks->count); /* the fold is up to date */
     for (size_t m = 0; m < pick->group; m++) {
         blocks_scores(blocks, pick->kv_head * pick->group + m,
-                      pick->unplaced + m * pick->head_dim, 1, chunks, choice.scores);
-        size_t chosen = blocks_choose(choice.scores, chunks, &wanted, choice.best, choice.ids);
-        size_t spans = spans_of(&choice, chosen, tokens, chunks * tokens, limit);
-        read_spans(pick, m, choice.spans, spans);
+                      pick->unplaced + m * pick->head_dim, 1, chunks, scratch.scores);
+        size_t chosen = blocks_choose(scratch.scores, chunks, &wanted, scratch.best, scratch.ids);
+        size_t spans = spans_of(&scratch, chosen, tokens, chunks * tokens, limit);
+        read_spans(pick, m, scratch.spans, spans);
         if (chosen < chunks) pick_dropped(pick);
     }
     return 0;
@@ -351,7 +351,7 @@ static struct pick_call reading_chunks(const struct reading *reading)
     size_t chunks = blocks == NULL ? 0 : blocks->count;
     return (struct pick_call){ .task = task, .version = blocks,
                                .places = reading->attend.rope != NULL,
-                               .scratch_bytes = choice_bytes(budget(reading->options), chunks) };
+                               .scratch_bytes = task_bytes(budget(reading->options), chunks) };
 }
 
 static int attend_chunks(const struct method *method, const struct reading *reading,

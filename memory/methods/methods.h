@@ -130,7 +130,7 @@ extern const struct method method_retrieval_attention, method_faiss_flat, method
     method_faiss_hnsw, method_retroinfer, method_streaming, method_oracle_topk;
 extern const struct method method_memorizing;
 extern const struct method method_extended_mind;
-extern const struct method method_longheads;
+extern const struct method method_infllm, method_longheads;
 extern const struct method method_landmark;
 
 /* The method of contexts that are made without naming one. */
