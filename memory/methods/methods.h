@@ -131,6 +131,8 @@ extern const struct method method_retrieval_attention, method_faiss_flat, method
 extern const struct method method_memorizing;
 extern const struct method method_extended_mind;
 extern const struct method method_infllm, method_longheads;
+extern const struct method method_l2norm;
+extern const struct method method_pyramidkv, method_snapkv;
 extern const struct method method_landmark;
 
 /* The method of contexts that are made without naming one. */

@@ -17,6 +17,7 @@ struct asked {
     unsigned char *records; /* (T, token_bytes) columns */
     struct reply reply;     /* of attend */
     struct index_hits hits; /* of search; its arrays */
+    struct selection *selection;
 };
 
 static inline struct fold_source asked_source(const struct asked *asked)
@@ -83,6 +84,29 @@ static inline void asked_mark(struct asked *asked, uint64_t position, uint8_t ma
     asked->records[position * columns->token_bytes + columns->offset[COLUMN_MARKS]] = marks;
 }
 
+/* Compress the first `tokens` of the past; q: (w, H, D) fp32 of the last w of them, or NULL. */
+static inline int asked_compress(struct asked *asked, uint64_t tokens, const float *q, size_t w,
+                                 struct error *err)
+{
+    const struct attend_args *args = &asked->reading.attend;
+    struct compressing prompt = {
+        .rows = { args->views, args->view_count, asked->past->head_dim, args->rope },
+        .kv_heads = args->kv_heads, .query_heads = asked->past->query_heads,
+        .head_dim = asked->past->head_dim, .scale = args->scale, .rope = args->rope,
+        .tokens = tokens, .layer = asked->reading.layer, .layers = asked->reading.layers,
+        .options = asked->options, .pool = args->pool, .stop = args->stop };
+    if (q != NULL)
+        prompt.q = (struct tensor){ q, DTYPE_FP32, 3, { w, prompt.query_heads, prompt.head_dim } };
+    struct arena arena;
+    arena_init(&arena, (size_t)256 << 20);
+    selection_free(asked->selection);
+    asked->selection = NULL;
+    int rc = asked->method->compress(asked->method, &prompt, &arena, &asked->selection, err);
+    arena_fini(&arena);
+    asked->reading.selection = asked->selection;
+    return rc;
+}
+
 static inline int asked_attend(struct asked *asked)
 {
     struct error err = { 0 };
@@ -135,6 +159,7 @@ static inline bool asked_found(const struct asked *asked, size_t i, size_t h, co
 static inline void asked_end(struct asked *asked)
 {
     if (asked->fold != NULL) asked->fold->type->free(asked->fold);
+    selection_free(asked->selection);
     free(asked->records);
     free(asked->hits.ids);
     free(asked->hits.scores);
