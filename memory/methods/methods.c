@@ -36,6 +36,8 @@ extern const struct method method_test_forgets, method_test_reads_back;
     FAISS_METHOD_MAP(X)                      \
     X(method_retroinfer, "retroinfer")       \
     X(method_streaming, "streaming")         \
+    X(method_longheads, "longheads")         \
+    X(method_infllm, "infllm")               \
     X(method_oracle_topk, "oracle-topk")
 
 static const struct method *const methods[] = {

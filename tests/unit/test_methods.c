@@ -118,6 +118,19 @@ static void expect_exact(struct fixture *fx, struct context *context)
     }
 }
 
+/* A method that moves keys wants a model whose keys memd rotates. */
+static void choose_model(struct fixture *fx, const char *name)
+{
+    struct error err = { 0 };
+    double options[OPTIONS_MAX];
+    const struct method *method = method_find(name);
+    ASSERT_OK(method_parse(method, NULL, 0, options, &err), err);
+    if (method_check(method, &fx->model, options, NULL) != MEMD_EUNSUPPORTED) return;
+    fx->model.has_rope = true;
+    fx->model.rope = (struct rope_config){ .theta = 1e4 };
+    ASSERT_OK(model_check(&fx->model, &err), err);
+}
+
 /* Every method: few tokens are read exactly; with more an index comes, is answered from, survives
  * a restart and a truncate, and the store stays sound. */
 static void live(struct fixture *fx, const char *name)
@@ -125,6 +138,7 @@ static void live(struct fixture *fx, const char *name)
     struct error err = { 0 };
     struct build_progress built;
     struct answer answer;
+    choose_model(fx, name);
     fx->method = "full";
     append_queries(fx, fixture_context(fx, "full"), 0, 300);
     fx->method = name;
