@@ -6,7 +6,7 @@
  * and a store that verifies. The linker's --wrap puts the functions below in front of the
  * allocator for all of memd; LMDB and libc keep their own.
  */
-#include "tests/unit/store_fixture.h"
+#include "tests/unit/method_fixture.h"
 
 #include <stdatomic.h>
 
@@ -49,35 +49,55 @@ int __wrap_posix_memalign(void **ret, size_t align, size_t bytes)
     return fails() ? ENOMEM : __real_posix_memalign(ret, align, bytes);
 }
 
-enum { TOKENS = 1100 };
+enum { TOKENS = 1100, APPENDS = 2, LAYERS = 2 };
 
 struct life {
     struct fixture *fx;
-    const char *method;
     struct tensor k, v;
+    /* What the method keeps, of all positions; NULL when it is not asked for. */
+    void *states[LAYERS];
+    float *q[LAYERS];
+    uint8_t *marks[LAYERS];
     uint32_t ids[TOKENS];
 };
 
 static int open_one(struct life *life, struct context **ret_context, struct error *err)
 {
     struct open_args args = {
-        .name = "book", .model = &life->fx->model, .method = life->method, .create = true
+        .name = "book", .model = &life->fx->model, .method = life->fx->method, .create = true
     };
     bool created = false;
     return catalog_open_context(life->fx->catalog, &args, &life->fx->arena, ret_context, &created,
                                 err);
 }
 
+/* TOKENS more of a layer. */
+static struct append_layer part_of(const struct life *life, struct context *context, uint32_t layer)
+{
+    const struct fixture *fx = life->fx;
+    size_t position = (size_t)context_layer_tokens(context, layer);
+    struct append_layer part = { .layer = layer, .position = position, .token_ids = life->ids };
+    size_t values = (size_t)fx->model.query_heads * fx->model.head_dim;
+    if (life->states[layer] == NULL) {
+        part.k = life->k;
+        part.v = life->v;
+    } else {
+        part.states = (struct tensor){
+            .data = (uint16_t *)life->states[layer] + position * fx->state_width,
+            .dtype = DTYPE_FP16, .dims = 2, .shape = { TOKENS, fx->state_width } };
+    }
+    if (life->q[layer] != NULL)
+        part.q = (struct tensor){ .data = life->q[layer] + position * values, .dtype = DTYPE_FP32,
+                                  .dims = 3,
+                                  .shape = { TOKENS, fx->model.query_heads, fx->model.head_dim } };
+    if (life->marks[layer] != NULL) part.marks = life->marks[layer] + position;
+    return part;
+}
+
 static int append_all(struct life *life, struct context *context, struct error *err)
 {
-    struct append_layer parts[2];
-    for (uint32_t i = 0; i < 2; i++) {
-        parts[i] = (struct append_layer){ .layer = i,
-                                          .position = context_layer_tokens(context, i),
-                                          .k = life->k,
-                                          .v = life->v,
-                                          .token_ids = life->ids };
-    }
+    struct append_layer parts[LAYERS];
+    for (uint32_t i = 0; i < LAYERS; i++) parts[i] = part_of(life, context, i);
     struct progress progress = { 0 };
     int rc = context_append(context, parts, 2, &progress, err);
     if (rc == 0) rc = catalog_sync(life->fx->catalog, err);
@@ -89,9 +109,9 @@ static int read_all(struct life *life, struct context *context, struct error *er
 {
     struct answer answer;
     uint64_t ids[] = { 0, 1099 };
-    uint16_t k[2 * 32], v[2 * 32];
+    uint16_t k[2 * 32], v[2 * 32], states[2 * 48];
     uint32_t token_ids[2];
-    struct fetch_out out = { .k = k, .v = v, .token_ids = token_ids };
+    struct fetch_out out = { .k = k, .v = v, .states = states, .token_ids = token_ids };
     int rc = fixture_attend(life->fx, context, 1, UINT64_MAX, &answer, err);
     return rc < 0 ? rc : context_fetch(context, 0, ids, 2, &out, err);
 }
@@ -106,7 +126,8 @@ static int build_all(struct life *life, struct context *context, struct error *e
     if (rc == 0 && built.built != built.segments && !atomic_load(&failed))
         fail_msg("%llu of %llu segments have planes", (unsigned long long)built.built,
                  (unsigned long long)built.segments);
-    return rc < 0 ? rc : catalog_recall(life->fx->catalog, &recall, &life->fx->arena, &layer, err);
+    if (rc < 0 || life->fx->state_width > 0) return rc;
+    return catalog_recall(life->fx->catalog, &recall, &life->fx->arena, &layer, err);
 }
 
 static int look_around(struct life *life, struct error *err)
@@ -164,18 +185,41 @@ static int live_again(struct life *life, struct error *err)
     return rc == MEMD_ENOROW ? 0 : rc; /* the append never came */
 }
 
+static void make_kept(struct life *life)
+{
+    struct fixture *fx = life->fx;
+    for (uint32_t i = 0; i < LAYERS; i++) {
+        struct place place = { i, 0 };
+        if (fx->state_width > 0) life->states[i] = fixture_states(fx, place, APPENDS * TOKENS);
+        if ((fx->columns & COLUMNS_QUERIES) != 0)
+            life->q[i] = fixture_queries(fx, place, APPENDS * TOKENS);
+        if ((fx->columns & COLUMNS_MARKS) != 0)
+            life->marks[i] = fixture_marks(fx, place, APPENDS * TOKENS);
+    }
+}
+
+static void free_kept(struct life *life)
+{
+    for (uint32_t i = 0; i < LAYERS; i++) {
+        free(life->states[i]);
+        free(life->q[i]);
+        free(life->marks[i]);
+    }
+}
+
 static void fail_each(const char *method)
 {
     struct fixture fx;
     fixture_begin(&fx);
+    if (method[0] != 0) method_use(&fx, method);
     arena_fini(&fx.arena);
     catalog_close(fx.catalog);
     fx.catalog = NULL;
     void *k = fixture_rows(&fx, 0, 0, TOKENS, 0), *v = fixture_rows(&fx, 0, 0, TOKENS, 1);
     struct life life = { .fx = &fx,
-                         .method = method,
                          .k = fixture_tensor(&fx, k, TOKENS),
                          .v = fixture_tensor(&fx, v, TOKENS) };
+    make_kept(&life);
     long n = 0;
     bool more = true;
     do {
@@ -196,6 +240,7 @@ static void fail_each(const char *method)
     assert_true(n > 30);
     free(k);
     free(v);
+    free_kept(&life);
     fixture_remove(fx.path);
 }
 
@@ -211,9 +256,19 @@ static void test_with_a_fold(void **state)
     fail_each("test-forgets");
 }
 
+static void test_columns_and_states(void **state)
+{
+    (void)state;
+    fail_each("test-planes");
+    fail_each("test-all");
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = { cmocka_unit_test(test_every_allocation),
-                                        cmocka_unit_test(test_with_a_fold) };
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_every_allocation),
+        cmocka_unit_test(test_with_a_fold),
+        cmocka_unit_test(test_columns_and_states),
+    };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

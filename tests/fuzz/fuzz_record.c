@@ -26,6 +26,9 @@ static void decode_value(const uint8_t *data, size_t bytes)
     if (rc == 0) {
         assert(header.payload_bytes == bytes - FORMAT_HEADER_BYTES);
         assert(header.kind == FORMAT_KIND_CONTEXT || header.tokens <= FORMAT_SEGMENT_TOKENS);
+        uint64_t columns = format_columns_bytes(&header);
+        assert(columns == 0 || columns * header.tokens <= header.payload_bytes);
+        assert(columns != 0 || header.kind != FORMAT_KIND_COLUMNS);
         rc = format_verify(data, bytes, &err);
     }
     assert(rc == 0 || rc == MEMD_ECORRUPT || rc == MEMD_EVERSION);

@@ -13,6 +13,7 @@
  *     test-planes     marks, beside planes
  *     test-states     states of 32 elements
  *     test-all        states of 48 elements, queries and marks
+ *     test-sees-all   marks, and is given every row whatever the limits
  */
 #ifndef MEMD_TESTS_METHOD_FIXTURE_H
 #define MEMD_TESTS_METHOD_FIXTURE_H
@@ -31,6 +32,12 @@ static struct {
     uint32_t below, above;
     uint64_t cut;
 } method_salts = { 1, 1, 0 };
+
+/* What the last query was given. */
+static struct {
+    uint64_t tokens, rows;
+    uint32_t layer, layers;
+} method_saw;
 
 static inline int method_differs(const struct reading *reading, uint64_t position, const char *what,
                                  struct error *err)
@@ -76,6 +83,10 @@ static inline int method_check_tokens(const struct method *method, const struct 
                          .head_dim = width > 0 ? width / 2 : reading->attend.q.shape[2],
                          .rope = reading->attend.rope };
     int rc = 0;
+    method_saw.tokens = reading->tokens;
+    method_saw.rows = rows_tokens(&rows);
+    method_saw.layer = reading->layer;
+    method_saw.layers = reading->layers;
     if (width > 0 && (reading->attend.kv_heads != 1 || reading->attend.rope != NULL))
         return error_set(err, MEMD_ECORRUPT, "%zu heads of states", reading->attend.kv_heads);
     for (uint64_t t = 0; rc == 0 && t < rows_tokens(&rows); t++)
@@ -144,6 +155,7 @@ static const struct method method_fixtures[] = {
     { .name = "test-queries", .columns = method_keeps_queries, METHOD_CHECKED },
     { .name = "test-both", .columns = method_keeps_both, METHOD_CHECKED },
     { .name = "test-planes", .columns = method_keeps_marks, .planes = true, METHOD_CHECKED },
+    { .name = "test-sees-all", .columns = method_keeps_marks, .sees_all = true, METHOD_CHECKED },
     { .name = "test-states", .state_width = method_width_32, METHOD_CHECKED },
     { .name = "test-all", .state_width = method_width_48, .columns = method_keeps_both,
       METHOD_CHECKED },
@@ -165,6 +177,15 @@ static inline void method_use(struct fixture *fx, const char *name)
     fx->method = method->name;
     fx->columns = method_columns(method, NULL);
     fx->state_width = method_state_width(method, NULL);
+}
+
+/* A fixture whose contexts have this method. */
+static inline void method_begin(struct fixture *fx, const char *name)
+{
+    fixture_begin(fx);
+    method_use(fx, name);
+    method_salts.below = method_salts.above = 1;
+    method_salts.cut = 0;
 }
 
 /* Columns and states of all tokens below `limit` are what was appended. */

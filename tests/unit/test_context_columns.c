@@ -10,20 +10,12 @@ static const char *const all_methods[] = { "test-marks", "test-queries", "test-b
                                            "test-planes", "test-states", "test-all" };
 enum { ALL_METHODS = sizeof all_methods / sizeof all_methods[0] };
 
-static void begin(struct fixture *fx, const char *method)
-{
-    fixture_begin(fx);
-    method_use(fx, method);
-    method_salts.below = method_salts.above = 1;
-    method_salts.cut = 0;
-}
-
 /* Blocks, tails of several records, segments; in memory, committed and from the disk. */
 static void check_life(const char *method)
 {
     struct fixture fx;
     struct error err = { 0 };
-    begin(&fx, method);
+    method_begin(&fx, method);
     struct context *context = fixture_context(&fx, "book");
     fixture_append(&fx, context, 0, 3);
     method_expect(&fx, context, UINT64_MAX);
@@ -61,7 +53,7 @@ static void test_split_appends(void **state)
     (void)state;
     struct fixture fx;
     struct error err = { 0 };
-    begin(&fx, "test-all");
+    method_begin(&fx, "test-all");
     struct context *context = fixture_context(&fx, "parts");
     uint64_t position = 0;
     for (size_t count = 1; position < 2100; count = count * 7 % 61) {
@@ -80,7 +72,7 @@ static void check_truncate(const char *method, uint64_t position)
 {
     struct fixture fx;
     struct error err = { 0 };
-    begin(&fx, method);
+    method_begin(&fx, method);
     struct context *context = fixture_context(&fx, "book");
     fixture_append(&fx, context, 0, 2600);
     ASSERT_OK(context_truncate(context, position, &err), err);
@@ -117,7 +109,7 @@ static void test_fork(void **state)
         struct fixture fx;
         struct error err = { 0 };
         uint64_t id = 0, tokens = 0, bytes = 0;
-        begin(&fx, all_methods[i]);
+        method_begin(&fx, all_methods[i]);
         struct context *parent = fixture_context(&fx, "parent");
         fixture_append(&fx, parent, 0, 2500);
         ASSERT_OK(catalog_fork(fx.catalog, parent, "child", &id, &tokens, &err), err);
@@ -199,7 +191,7 @@ static void test_refused_columns(void **state)
     struct pair pair;
     struct progress progress = { 0 };
     struct error err = { 0 };
-    begin(&fx, "test-both");
+    method_begin(&fx, "test-both");
     struct context *context = fixture_context(&fx, "book");
     make_pair(&fx, 0, &pair);
     struct append_layer part = pair.part;
@@ -235,7 +227,7 @@ static void test_repeats(void **state)
         struct fixture fx;
         struct progress progress = { 0 };
         struct error err = { 0 };
-        begin(&fx, kinds[i]);
+        method_begin(&fx, kinds[i]);
         struct context *context = fixture_context(&fx, "book");
         fixture_append(&fx, context, 0, 1300);
         for (int restarted = 0; restarted < 2; restarted++) {
@@ -271,7 +263,7 @@ static void test_unwanted(void **state)
     struct pair pair;
     struct progress progress = { 0 };
     struct error err = { 0 };
-    begin(&fx, "test-queries");
+    method_begin(&fx, "test-queries");
     struct context *context = fixture_context(&fx, "book");
     make_pair(&fx, 0, &pair);
     expect_refused(context, &pair.part, MEMD_EUNSUPPORTED, "keeps no marks");
@@ -295,7 +287,7 @@ static void test_absent_marks(void **state)
     struct pair pair;
     struct progress progress = { 0 };
     struct error err = { 0 };
-    begin(&fx, "test-marks");
+    method_begin(&fx, "test-marks");
     struct context *context = fixture_context(&fx, "book");
     make_pair(&fx, 0, &pair);
     pair.part.q = (struct tensor){ 0 };
@@ -318,7 +310,7 @@ static void test_refused_states(void **state)
     struct pair pair;
     struct progress progress = { 0 };
     struct error err = { 0 };
-    begin(&fx, "test-states");
+    method_begin(&fx, "test-states");
     struct context *context = fixture_context(&fx, "book");
     make_pair(&fx, 0, &pair);
     pair.part.marks = NULL;
@@ -364,7 +356,7 @@ static void test_states_of_queries(void **state)
     struct error err = { 0 };
     float q[64] = { 0 }, o[64], lse[4], states[32] = { 0 };
     uint64_t position = 100;
-    begin(&fx, "test-states");
+    method_begin(&fx, "test-states");
     struct query query = {
         .q = { .data = q, .dtype = DTYPE_FP32, .dims = 3, .shape = { 1, 4, 16 } },
         .positions = &position,
@@ -400,7 +392,7 @@ static void test_accounts(void **state)
     (void)state;
     struct fixture fx;
     struct error err = { 0 };
-    begin(&fx, "test-both");
+    method_begin(&fx, "test-both");
     struct context *context = fixture_context(&fx, "book");
     fixture_append(&fx, context, 0, 1100);
     ASSERT_OK(catalog_sync(fx.catalog, &err), err);
@@ -422,12 +414,32 @@ static void test_accounts(void **state)
     fixture_end(&fx);
 }
 
+static void test_what_a_method_is_given(void **state)
+{
+    (void)state;
+    struct fixture fx;
+    method_begin(&fx, "test-marks");
+    struct context *context = fixture_context(&fx, "book");
+    fixture_append(&fx, context, 0, 1100);
+    method_expect(&fx, context, 30);
+    assert_int_equal(method_saw.tokens, 1100);
+    assert_int_equal(method_saw.rows, 30);
+    assert_int_equal(method_saw.layer, 1);
+    assert_int_equal(method_saw.layers, 2);
+    method_use(&fx, "test-sees-all");
+    context = fixture_context(&fx, "all");
+    fixture_append(&fx, context, 0, 1100);
+    method_expect(&fx, context, 30);
+    assert_int_equal(method_saw.rows, 1100);
+    fixture_end(&fx);
+}
+
 static void test_dump(void **state)
 {
     (void)state;
     struct fixture fx;
     struct error err = { 0 };
-    begin(&fx, "test-both");
+    method_begin(&fx, "test-both");
     struct context *context = fixture_context(&fx, "book");
     fixture_append(&fx, context, 0, 1100);
     ASSERT_OK(catalog_sync(fx.catalog, &err), err);
@@ -448,74 +460,6 @@ static void test_dump(void **state)
     fixture_end(&fx);
 }
 
-/* A bit of the columns of a sealed segment: an error for whoever reads them, and verify sees it. */
-static void check_damage(const char *method)
-{
-    struct fixture fx;
-    struct error err = { 0 };
-    struct answer answer;
-    begin(&fx, method);
-    fixture_append(&fx, fixture_context(&fx, "book"), 0, 1100);
-    arena_reset(&fx.arena);
-    catalog_close(fx.catalog);
-    char name[128];
-    snprintf(name, sizeof name, "%s/data.mdb", fx.path);
-    FILE *file = fopen(name, "r+b");
-    assert_non_null(file);
-    static unsigned char data[4 << 20];
-    size_t bytes = fread(data, 1, sizeof data, file), at = 0, found = 0;
-    for (; at + 48 < bytes; at++) {
-        if (memcmp(data + at, "MEMV\x03\x0a", 6) != 0) continue;
-        assert_int_equal(fseek(file, (long)at + 48 + 700, SEEK_SET), 0);
-        assert_int_not_equal(fputc(data[at + 48 + 700] ^ 1, file), EOF);
-        found++;
-    }
-    assert_int_equal(fclose(file), 0);
-    assert_true(found >= 2); /* a page that was copied on write holds it too */
-    fixture_open(&fx);
-    char text[256];
-    assert_int_equal(verify(&fx, text), 2);
-    if (strstr(text, "columns") == NULL && strstr(text, "kind 10") == NULL) fail_msg("%s", text);
-    struct context *context = fixture_context(&fx, "book");
-    ASSERT_CODE(MEMD_ECORRUPT, fixture_attend(&fx, context, 0, UINT64_MAX, &answer, &err), err);
-    assert_non_null(strstr(err.text, "kind 10"));
-    assert_true(stats_of(&fx).checksum_failures_total > 0);
-    fixture_end(&fx);
-}
-
-static void test_damage(void **state)
-{
-    (void)state;
-    check_damage("test-marks");
-    check_damage("test-both");
-    check_damage("test-planes");
-}
-
-/* Small values move inside the file whenever their page is written; what a reader was given must
- * not. */
-static void test_marks_stay_while_pages_move(void **state)
-{
-    (void)state;
-    struct fixture fx;
-    struct error err = { 0 };
-    begin(&fx, "test-marks");
-    struct context *first = fixture_context(&fx, "first");
-    fixture_append(&fx, first, 0, 2100);
-    ASSERT_OK(catalog_sync(fx.catalog, &err), err);
-    method_expect(&fx, first, UINT64_MAX); /* mapped */
-    for (int i = 0; i < 20; i++) {
-        char name[16];
-        snprintf(name, sizeof name, "other-%d", i);
-        fx.salt = 7;
-        struct context *other = fixture_context(&fx, name);
-        fixture_append(&fx, other, 0, 1024);
-        ASSERT_OK(catalog_sync(fx.catalog, &err), err);
-        fx.salt = 1;
-        method_expect(&fx, first, UINT64_MAX);
-    }
-    fixture_end(&fx);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -530,9 +474,8 @@ int main(void)
         cmocka_unit_test(test_refused_states),
         cmocka_unit_test(test_states_of_queries),
         cmocka_unit_test(test_accounts),
+        cmocka_unit_test(test_what_a_method_is_given),
         cmocka_unit_test(test_dump),
-        cmocka_unit_test(test_damage),
-        cmocka_unit_test(test_marks_stay_while_pages_move),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

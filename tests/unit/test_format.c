@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include <ctype.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,7 +21,7 @@
 #include "memory/format.h"
 #include "memory/record.h"
 
-enum { EXAMPLE_BYTES = 48 + 2 * 2 * 8 * 2 + 2 * 4 };
+enum { EXAMPLE_BYTES = 48 + 2 * 2 * 8 * 2 + 2 * 4, MARKED_BYTES = EXAMPLE_BYTES + 2 };
 
 static const struct block_shape shape = {
     .heads = 1,
@@ -31,9 +32,11 @@ static const struct block_shape shape = {
     .model_hash = UINT64_C(0x1122334455667788),
 };
 
-/* The tail record of the document. */
-static void make_example(unsigned char value[EXAMPLE_BYTES])
+/* The tail records of the document. */
+static void make_example(unsigned char value[MARKED_BYTES], bool marked)
 {
+    struct block_shape kept = shape;
+    columns_init(marked ? COLUMNS_MARKS : COLUMNS_NONE, 1, 8, &kept.columns);
     uint16_t k[16], v[16];
     uint32_t ids[] = { 7, 9 };
     for (size_t i = 0; i < 16; i++) {
@@ -42,13 +45,14 @@ static void make_example(unsigned char value[EXAMPLE_BYTES])
     }
     struct block_cache cache;
     block_cache_init(&cache, 0);
-    struct block *block = block_new(&cache, &shape);
+    struct block *block = block_new(&cache, &kept);
     assert_non_null(block);
     struct given_rows rows = { .k = (unsigned char *)k, .v = (unsigned char *)v, .ids = ids,
                                .stride_bytes = 16, .count = 2 };
-    block_write(block, &shape, 5, &rows);
-    assert_int_equal(block_tail_bytes(&shape, 2, true), EXAMPLE_BYTES);
-    block_tail_encode(block, &shape, 5, 2, true, value);
+    block_write(block, &kept, 5, &rows);
+    if (marked) memcpy(block_columns(block, &kept) + 5, (unsigned char[]){ 0, MARK_LANDMARK }, 2);
+    assert_int_equal(block_tail_bytes(&kept, 2, true), marked ? MARKED_BYTES : EXAMPLE_BYTES);
+    block_tail_encode(block, &kept, 5, 2, true, value);
     block_put(block);
     block_cache_fini(&cache);
 }
@@ -80,46 +84,107 @@ static size_t read_example(const char *marker, unsigned char *ret_bytes, size_t 
     return count;
 }
 
-static void test_document(void **state)
+static void expect_documented(const char *marker, const unsigned char *value, size_t value_bytes)
 {
-    (void)state;
-    unsigned char value[EXAMPLE_BYTES], key[FORMAT_KEY_BYTES_MAX], documented[256];
-    make_example(value);
+    unsigned char documented[256];
     if (getenv("MEMD_PRINT_EXAMPLE") != NULL) {
-        for (size_t i = 0; i < sizeof value; i++)
+        for (size_t i = 0; i < value_bytes; i++)
             printf("%02x%s", value[i], i % 16 == 15 ? "\n" : "");
         printf("\n");
     }
-    size_t bytes = read_example("<!-- example value -->", documented, sizeof documented);
-    assert_int_equal(bytes, sizeof value);
-    assert_memory_equal(documented, value, sizeof value);
-    bytes = read_example("<!-- example key -->", documented, sizeof documented);
+    size_t bytes = read_example(marker, documented, sizeof documented);
+    assert_int_equal(bytes, value_bytes);
+    assert_memory_equal(documented, value, value_bytes);
+}
+
+static void test_document(void **state)
+{
+    (void)state;
+    unsigned char value[MARKED_BYTES], key[FORMAT_KEY_BYTES_MAX], documented[256];
+    make_example(value, false);
+    expect_documented("<!-- example value -->", value, EXAMPLE_BYTES);
+    make_example(value, true);
+    expect_documented("<!-- example marked -->", value, MARKED_BYTES);
+    size_t bytes = read_example("<!-- example key -->", documented, sizeof documented);
     assert_int_equal(bytes, format_key_tail(3, 2, 5, key));
     assert_memory_equal(documented, key, bytes);
+}
+
+static void expect_every_bit_counts(unsigned char *value, size_t value_bytes)
+{
+    struct value_header header;
+    struct error err = { 0 };
+    assert_int_equal(format_decode(value, value_bytes, &header, &err), 0);
+    assert_int_equal(format_verify(value, value_bytes, &err), 0);
+    assert_int_equal(header.position, 5);
+    assert_int_equal(header.tokens, 2);
+    assert_int_equal(header.heads, 1);
+    for (size_t bit = 0; bit < value_bytes * 8; bit++) {
+        value[bit / 8] ^= (unsigned char)(1u << bit % 8);
+        int rc = format_decode(value, value_bytes, &header, &err);
+        if (rc == 0) rc = format_verify(value, value_bytes, &err);
+        if (rc != MEMD_ECORRUPT && !(rc == MEMD_EVERSION && bit / 8 == 4))
+            fail_msg("bit %zu flipped: %s", bit, error_name(rc));
+        value[bit / 8] ^= (unsigned char)(1u << bit % 8);
+    }
+    for (size_t bytes = 0; bytes < value_bytes; bytes++)
+        assert_int_equal(format_decode(value, bytes, &header, &err), MEMD_ECORRUPT);
 }
 
 static void test_every_bit_counts(void **state)
 {
     (void)state;
-    unsigned char value[EXAMPLE_BYTES];
-    make_example(value);
-    struct value_header header;
-    struct error err = { 0 };
-    assert_int_equal(format_decode(value, sizeof value, &header, &err), 0);
-    assert_int_equal(format_verify(value, sizeof value, &err), 0);
-    assert_int_equal(header.position, 5);
-    assert_int_equal(header.tokens, 2);
-    assert_int_equal(header.heads, 1);
-    for (size_t bit = 0; bit < sizeof value * 8; bit++) {
-        value[bit / 8] ^= (unsigned char)(1u << bit % 8);
-        int rc = format_decode(value, sizeof value, &header, &err);
-        if (rc == 0) rc = format_verify(value, sizeof value, &err);
-        if (rc != MEMD_ECORRUPT && !(rc == MEMD_EVERSION && bit / 8 == 4))
-            fail_msg("bit %zu flipped: %s", bit, error_name(rc));
-        value[bit / 8] ^= (unsigned char)(1u << bit % 8);
-    }
-    for (size_t bytes = 0; bytes < sizeof value; bytes++)
-        assert_int_equal(format_decode(value, bytes, &header, &err), MEMD_ECORRUPT);
+    unsigned char value[MARKED_BYTES];
+    make_example(value, false);
+    expect_every_bit_counts(value, EXAMPLE_BYTES);
+    make_example(value, true);
+    expect_every_bit_counts(value, MARKED_BYTES);
+}
+
+/* A sealed header in front of `payload_bytes` of anything. */
+static int decode_again(struct value_header header, size_t payload_bytes,
+                        struct value_header *ret_header)
+{
+    unsigned char value[48 + 4096] = { 0 };
+    assert_true(payload_bytes <= 4096);
+    header.payload_bytes = payload_bytes;
+    format_seal(&header, value);
+    return format_decode(value, 48 + payload_bytes, ret_header, NULL);
+}
+
+/* Their length is what is left: there must be some, the same for every token. */
+static void test_columns(void **state)
+{
+    (void)state;
+    struct value_header header, tail = { .kind = FORMAT_KIND_TAIL, .dtype = DTYPE_FP16,
+                                         .tokens = 2, .head_dim = 8, .heads = 1 };
+    const size_t rows = 2 * 2 * 8 * 2;
+    assert_int_equal(decode_again(tail, rows, &header), 0);
+    assert_int_equal(format_columns_bytes(&header), 0);
+    assert_int_equal(decode_again(tail, rows + 2, &header), MEMD_ECORRUPT);
+    tail.flags = FORMAT_FLAG_COLUMNS;
+    assert_int_equal(decode_again(tail, rows, &header), MEMD_ECORRUPT);
+    assert_int_equal(decode_again(tail, rows + 1, &header), MEMD_ECORRUPT);
+    assert_int_equal(decode_again(tail, rows - 2, &header), MEMD_ECORRUPT);
+    assert_int_equal(decode_again(tail, rows + 6, &header), 0);
+    assert_int_equal(format_columns_bytes(&header), 3);
+    tail.flags = FORMAT_FLAG_COLUMNS | FORMAT_FLAG_IDS;
+    assert_int_equal(decode_again(tail, rows + 6, &header), MEMD_ECORRUPT);
+    assert_int_equal(decode_again(tail, rows + 8, &header), MEMD_ECORRUPT);
+    assert_int_equal(decode_again(tail, rows + 10, &header), 0);
+    assert_int_equal(format_columns_bytes(&header), 1);
+    tail.flags = 4; /* of a later version */
+    assert_int_equal(decode_again(tail, rows, &header), MEMD_ECORRUPT);
+    struct value_header columns = { .kind = FORMAT_KIND_COLUMNS, .tokens = 1024 };
+    assert_int_equal(decode_again(columns, 3072, &header), 0);
+    assert_int_equal(format_columns_bytes(&header), 3);
+    assert_int_equal(decode_again(columns, 3073, &header), MEMD_ECORRUPT);
+    assert_int_equal(decode_again(columns, 0, &header), MEMD_ECORRUPT);
+    columns.flags = FORMAT_FLAG_COLUMNS;
+    assert_int_equal(decode_again(columns, 3072, &header), MEMD_ECORRUPT);
+    columns.flags = 0;
+    columns.dtype = DTYPE_FP16;
+    assert_int_equal(decode_again(columns, 3072, &header), MEMD_ECORRUPT);
 }
 
 static void test_keys_sort_and_return(void **state)
@@ -202,6 +267,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_document),
         cmocka_unit_test(test_every_bit_counts),
+        cmocka_unit_test(test_columns),
         cmocka_unit_test(test_keys_sort_and_return),
         cmocka_unit_test(test_record_round_trip),
     };

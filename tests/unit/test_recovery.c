@@ -127,6 +127,7 @@ static void inspect(struct fixture *fx, const struct claim *claim, uint64_t max_
         if (!unused) assert_int_equal(held, tokens);
         if (held > 0) fixture_expect(fx, context, layer, 0, held);
     }
+    if (fx->columns != 0) method_expect(fx, context, UINT64_MAX);
     struct error err = { 0 };
     uint64_t keep = begun ? 0 : tokens > max_tokens ? max_tokens / 3 : tokens;
     if (keep < tokens) ASSERT_OK(context_truncate(context, keep, &err), err);
@@ -134,6 +135,7 @@ static void inspect(struct fixture *fx, const struct claim *claim, uint64_t max_
     if (catalog_find(fx->catalog, "fork", &id, &err) == 0) {
         struct context *fork = fixture_context(fx, "fork");
         if (context_tokens(fork) > 0) fixture_expect(fx, fork, 1, 0, context_tokens(fork));
+        if (fx->columns != 0) method_expect(fx, fork, UINT64_MAX);
     }
     verify_whole(fx);
     arena_reset(&fx->arena);
@@ -165,20 +167,39 @@ static void one_round(struct fixture *fx, uint64_t seed)
     inspect(fx, &last, 20000);
 }
 
-static void test_kill_at_any_moment(void **state)
+static void kill_often(const char *method, int rounds)
 {
-    (void)state;
     const char *wish = getenv("MEMD_TEST_SEED"), *more = getenv("MEMD_TEST_ROUNDS");
     uint64_t seed = wish != NULL ? strtoull(wish, NULL, 0) : (uint64_t)time(NULL) * 2654435761u + 1;
-    int rounds = more != NULL ? (int)strtol(more, NULL, 10) : 25;
+    if (more != NULL) rounds = (int)strtol(more, NULL, 10);
     print_message("MEMD_TEST_SEED=%llu\n", (unsigned long long)seed);
     struct fixture fx;
     fixture_begin(&fx);
+    if (method[0] != 0) method_use(&fx, method);
     arena_reset(&fx.arena);
     catalog_close(fx.catalog);
     fx.catalog = NULL;
     for (int i = 0; i < rounds; i++) one_round(&fx, next_random(&seed));
     fixture_end(&fx);
+}
+
+static void test_kill_at_any_moment(void **state)
+{
+    (void)state;
+    kill_often("", 25);
+}
+
+static void test_kill_with_columns(void **state)
+{
+    (void)state;
+    kill_often("test-marks", 6);
+    kill_often("test-both", 6);
+}
+
+static void test_kill_with_states(void **state)
+{
+    (void)state;
+    kill_often("test-all", 10);
 }
 
 /* Layers that a kill leaves uneven are cut to the common count; a clean end leaves them as they
@@ -226,6 +247,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_uneven_layers),
         cmocka_unit_test(test_kill_at_any_moment),
+        cmocka_unit_test(test_kill_with_columns),
+        cmocka_unit_test(test_kill_with_states),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
