@@ -21,7 +21,7 @@
  *          pick.h, positions.h
  * Quality  every key of the memory is scored, so the mass of what was left out is known, unless
  *          tokens lie behind the newest `memory`; the error is not
- * Tests    tests/unit/test_extended_mind.c
+ * Tests    tests/unit/test_extended_mind.c, tests/python/test_extended_mind.py
  */
 #include <math.h>
 

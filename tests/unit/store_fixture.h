@@ -37,6 +37,8 @@ struct fixture {
     struct catalog *catalog;
     struct model model;
     const char *method; /* of new contexts; "" = the default */
+    const struct parameter *parameters; /* of new contexts */
+    size_t parameter_count;
     /* What that method keeps, if it is one of method_fixture.h: appended by the same rule. */
     uint32_t columns;   /* COLUMNS_… */
     size_t state_width; /* or 0: K and V */
@@ -117,7 +119,8 @@ static inline struct context *fixture_context(struct fixture *fx, const char *na
     struct context *context = NULL;
     bool created = false;
     struct open_args args = {
-        .name = name, .model = &fx->model, .method = fx->method, .create = true
+        .name = name, .model = &fx->model, .method = fx->method, .create = true,
+        .parameters = fx->parameters, .parameter_count = fx->parameter_count,
     };
     ASSERT_OK(catalog_open_context(fx->catalog, &args, &fx->arena, &context, &created, &err), err);
     return context;
