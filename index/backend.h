@@ -12,6 +12,8 @@ struct plane_backend {
     plane_turn_fn *turn;
     plane_score_fn *score;
     plane_centroid_fn *centroid;
+    plane_rank_fn *rank;
+    plane_estimate_fn *estimate;
     plane_soften_fn *soften;
     plane_weigh_fn *weigh;
     plane_means_fn *means;

@@ -133,6 +133,7 @@ static void lane_segments(struct lane_memory *memory, size_t rows, size_t head_d
     block->centre = take_floats(memory, clusters * rows);
     block->mass = take_floats(memory, clusters * rows);
     block->priority = take_floats(memory, clusters * rows);
+    block->mass_top = take_floats(memory, at);
     block->priority_top = take_floats(memory, at);
     block->chunks = lane_take(memory, segments * (BLOCK_ROUNDS + 1) * sizeof *block->chunks);
     block->tiles = lane_take(memory, clusters * sizeof *block->tiles);

@@ -94,6 +94,7 @@ struct block_segment {
     const struct view *view;
     uint64_t opened; /* bit c: K-hi of cluster c was read */
     uint64_t valued; /* V-hi too; never without K-hi */
+    bool blank;      /* no cluster counts for any row: masses and priorities are not there */
 };
 
 /* Opened tiles of one segment, with the weights of their tokens. */
@@ -143,6 +144,7 @@ struct block {
     float *mass;       /* (P, M, 64): W, 16 exp(centroid score + …); of opened ones the sum */
     float *priority;   /* (P, M, 64): which to read more of first; own unit per query row */
     float *shift;      /* (M) */
+    float *mass_top;       /* (P, M): the largest logarithm of a mass per token */
     float *priority_top;   /* (P, M): no priority of the segment is larger */
     float *priority_shift; /* (M): priority = exp(… - priority_shift) */
     double *priority_unit; /* (M): from weights to priorities, exp(shift - priority_shift) */

@@ -22,12 +22,17 @@
 
 enum {
     RISES = 448, /* by half, from the least float to beyond the largest */
+    LINE_BYTES = 64,
+    TOUCHED = 8, /* segments whose bytes are asked for together */
     SMALL = 16,  /* of what is allowed, that segments may have without being looked at */
 };
 
-static const float spread_most = 4.0F;    /* of s² in the mass */
-static const float deviations = 3.0F;     /* above the centroid, in the priority */
-static const float deviations_most = 16.0F; /* of deviations * s */
+/* s² in the mass counts up to 4; the priority is of a token 3 deviations above the centroid, but no
+ * more than 16 nats. */
+static const struct plane_reach reach = { 4.0F, 3.0F, 16.0F };
+/* Priorities count as 0 where all of them together, were there one in every cluster, have less than
+ * this times the target of the largest. */
+static const double blank_share = 1e-3;
 /* Clusters with less than this times the target of the average mass are left out (0042). */
 static const double negligible = 3.0;
 
@@ -48,93 +53,69 @@ static inline void four_store(float *at, four a)
     memcpy(at, &a, sizeof a);
 }
 
-/* a where `bits` are set, else b. */
-static inline four four_pick(four_bits bits, four a, four b)
-{
-    return (four)(((four_bits)a & bits) | ((four_bits)b & ~bits));
-}
-
-static inline four four_min(four a, four b)
-{
-    return four_pick(a < b, a, b);
-}
-
-static inline four four_max(four a, four b)
-{
-    return four_pick(a > b, a, b);
-}
-
 static inline float four_sum(four a)
 {
     return (a[0] + a[1]) + (a[2] + a[3]);
 }
 
-static inline float four_largest(four a)
+/* Scores of the centroids of segment p: the largest logarithms of mass and priority, in the segment
+ * and so far. */
+static void rank(struct block *block, size_t p, float *shift, float *high)
 {
-    return fmaxf(fmaxf(a[0], a[1]), fmaxf(a[2], a[3]));
-}
-
-/* Scores of the centroids of segment p -> logarithms of mass and priority; the largest of each into
- * ret_tops. */
-static void prepare(struct block *block, size_t p, float *ret_top, float *ret_priority_top)
-{
-    const struct planes *planes = block->segments[p].planes;
-    float root[PLANES_CLUSTERS];
-    for (size_t c = 0; c < PLANES_CLUSTERS; c++) root[c] = sqrtf(planes->key_spread[c]);
+    size_t at = p * block->rows;
+    block->call->planes->rank(&(struct plane_rank_args){
+        .reach = reach, .centre = block->centre + at * PLANES_CLUSTERS,
+        .deviation = block->deviation + at, .key_spread = block->segments[p].planes->key_spread,
+        .queries = block->rows, .mass_top = block->mass_top + at,
+        .priority_top = block->priority_top + at });
     for (size_t m = 0; m < block->rows; m++) {
-        size_t at = p * block->rows + m;
-        const float *centre = block->centre + at * PLANES_CLUSTERS;
-        float *mass = block->mass + at * PLANES_CLUSTERS;
-        float *priority = block->priority + at * PLANES_CLUSTERS;
-        four top = (four){ 0 } + ret_top[m], high = (four){ 0 } + ret_priority_top[m];
-        for (size_t c = 0; c < PLANES_CLUSTERS; c += FOUR) {
-            four s = block->deviation[at] * four_load(root + c), score = four_load(centre + c);
-            four above = score + four_min(deviations * s, (four){ 0 } + deviations_most);
-            four whole = score + 0.5F * four_min(s * s, (four){ 0 } + spread_most);
-            four_store(priority + c, above);
-            four_store(mass + c, whole);
-            top = four_max(whole, top);
-            high = four_max(above, high);
-        }
-        ret_top[m] = four_largest(top);
-        ret_priority_top[m] = four_largest(high);
+        float mass = block->mass_top[at + m], priority = block->priority_top[at + m];
+        shift[m] = mass > shift[m] ? mass : shift[m];
+        high[m] = priority > high[m] ? priority : high[m];
     }
 }
 
-/* Logarithms of segment p -> masses and priorities. */
-static void soften(struct block *block, size_t p, const float *mass_shift,
-                   const float *priority_shift)
+/* Masses and priorities of segment p, whose logarithms are in reach of the largest for some row. */
+static void estimate(struct block *block, size_t p, const float *mass_shift)
 {
+    size_t rows = block->rows, at = p * rows;
+    float masses[BLOCK_ROWS], priorities[BLOCK_ROWS];
     const struct planes *planes = block->segments[p].planes;
-    const struct plane_backend *kernels = block->call->planes;
-    size_t rows = block->rows, at = p * rows * PLANES_CLUSTERS;
-    float sum[BLOCK_ROWS * PLANES_CLUSTERS / PLANE_TILE];
-    float square[BLOCK_ROWS * PLANES_CLUSTERS / PLANE_TILE];
-    struct plane_soften_args args = { .scores = block->mass + at, .shift = mass_shift,
-                                      .queries = rows, .count = PLANES_CLUSTERS / PLANE_TILE,
-                                      .stride = PLANES_CLUSTERS, .tile_sum = sum,
-                                      .tile_square = square };
-    kernels->soften(&args);
-    for (size_t m = 0; m < rows; m++)
-        for (size_t i = 0; i < args.count; i++)
-            block->mass_shut[m] += (double)sum[m * args.count + i];
-    args.scores = block->priority + at;
-    args.shift = priority_shift;
-    kernels->soften(&args);
-    float root[PLANES_CLUSTERS];
-    for (size_t c = 0; c < PLANES_CLUSTERS; c++) root[c] = sqrtf(planes->value_spread[c]);
+    block->call->planes->estimate(&(struct plane_estimate_args){
+        .reach = reach, .centre = block->centre + at * PLANES_CLUSTERS,
+        .deviation = block->deviation + at, .key_spread = planes->key_spread,
+        .value_spread = planes->value_spread, .mass_shift = mass_shift,
+        .priority_shift = block->priority_shift, .queries = rows,
+        .mass = block->mass + at * PLANES_CLUSTERS,
+        .priority = block->priority + at * PLANES_CLUSTERS, .mass_sum = masses,
+        .priority_sum = priorities, .priority_top = block->priority_top + at });
     for (size_t m = 0; m < rows; m++) {
-        float *priority = block->priority + at + m * PLANES_CLUSTERS;
-        four total = { 0 }, top = { 0 };
-        for (size_t c = 0; c < PLANES_CLUSTERS; c += FOUR) {
-            four here = four_load(priority + c) * four_load(root + c);
-            four_store(priority + c, here);
-            total += here;
-            top = four_max(here, top);
-        }
-        block->priority_shut[m] += (double)four_sum(total);
-        block->priority_all[m] += (double)four_sum(total);
-        block->priority_top[p * rows + m] = four_largest(top);
+        block->mass_shut[m] += (double)masses[m];
+        block->priority_shut[m] += (double)priorities[m];
+        block->priority_all[m] += (double)priorities[m];
+    }
+}
+
+/* Masses and priorities of all clusters. A segment is *blank* where no row has a mass that
+ * add_means would keep (the sum of all is at least that of the largest, 1) nor a priority in range:
+ * it counts as 0 and nothing is written for it. Segments with sinks never are. */
+static void estimate_all(struct block *block)
+{
+    size_t rows = block->rows, clusters = block->segment_count * PLANES_CLUSTERS;
+    double target = (double)block->call->target / (double)clusters;
+    float least = (float)log(negligible * target + 1e-30), shift[BLOCK_ROWS];
+    float range = (float)log(blank_share * target + 1e-30);
+    for (size_t m = 0; m < rows; m++) shift[m] = block->shift[m] - logf((float)PLANES_CLUSTER);
+    for (size_t p = 0; p < block->segment_count; p++) {
+        struct block_segment *segment = &block->segments[p];
+        const float *mass = block->mass_top + p * rows, *priority = block->priority_top + p * rows;
+        segment->blank = segment->view->position != 0;
+        for (size_t m = 0; m < rows && segment->blank; m++)
+            segment->blank = mass[m] < shift[m] + least &&
+                             priority[m] < block->priority_shift[m] + range;
+        if (segment->blank)
+            memset(block->priority_top + p * rows, 0, rows * sizeof *block->priority_top);
+        else estimate(block, p, shift);
     }
 }
 
@@ -179,7 +160,7 @@ static void add_means(struct block *block)
     }
     for (size_t p = 0; p < segments; p++) {
         const struct planes *planes = block->segments[p].planes;
-        size_t here = drop_negligible(block, p, cut);
+        size_t here = block->segments[p].blank ? 0 : drop_negligible(block, p, cut);
         kept += here;
         if (here == 0) continue;
         block->call->planes->means(&(struct plane_means_args){
@@ -194,29 +175,68 @@ static void add_means(struct block *block)
         kept * (block->head_dim + sizeof(float));
 }
 
+/* Bytes of a segment that a stage is about to read. */
+struct stretch {
+    const unsigned char *at;
+    size_t bytes;
+};
+
+/* Read one number per line of `count` ≤ TOUCHED stretches, a line of each in turn. Segments lie
+ * apart, and what a stage reads of one is too short for the CPU's prefetchers to get going; eight
+ * places at once are read as fast as one long one (docs/decisions/0044). */
+static void touch(const struct stretch *stretches, size_t count)
+{
+    size_t most = 0;
+    unsigned char sum = 0;
+    for (size_t i = 0; i < count; i++)
+        most = stretches[i].bytes > most ? stretches[i].bytes : most;
+    for (size_t at = 0; at < most; at += LINE_BYTES)
+        for (size_t i = 0; i < count; i++)
+            if (at < stretches[i].bytes)
+                sum += *(const volatile unsigned char *)(stretches[i].at + at);
+    (void)sum;
+}
+
+/* What scoring the clusters of TOUCHED segments from p reads. Vectors and centroids stand in the
+ * order of planes.h, with the rows of the tokens between them. */
+static void touch_centroids(const struct block *block, size_t p)
+{
+    struct stretch vectors[TOUCHED], clusters[TOUCHED];
+    size_t count = block->segment_count - p;
+    if (count > TOUCHED) count = TOUCHED;
+    for (size_t i = 0; i < count; i++) {
+        const struct planes *planes = block->segments[p + i].planes;
+        const unsigned char *from = (const unsigned char *)planes->balance;
+        vectors[i] = (struct stretch){ from, (size_t)((const unsigned char *)planes->rows - from) };
+        from = (const unsigned char *)planes->centroid_scale;
+        clusters[i] = (struct stretch){
+            from, (size_t)((const unsigned char *)planes->means - from) };
+    }
+    touch(vectors, count);
+    touch(clusters, count);
+}
+
 void block_score_clusters(struct block *block)
 {
     const struct plane_backend *kernels = block->call->planes;
     size_t rows = block->rows;
-    float *high = block->priority_shift, mass_shift[BLOCK_ROWS];
+    float *high = block->priority_shift;
     for (size_t m = 0; m < rows; m++) {
         block->shift[m] = block->exact.max[m];
         high[m] = -INFINITY;
     }
     for (size_t p = 0; p < block->segment_count; p++) {
         const struct planes *planes = block->segments[p].planes;
+        if (p % TOUCHED == 0) touch_centroids(block, p);
         block_turn_queries(block, p);
         struct plane_queries queries = block_plane_queries(block, p);
         kernels->centroid(&(struct plane_centroid_args){
             .queries = &queries, .centroids = planes->centroids, .scale = planes->centroid_scale,
             .scores = block->centre + p * rows * PLANES_CLUSTERS });
-        prepare(block, p, block->shift, high);
+        rank(block, p, block->shift, high);
     }
-    for (size_t m = 0; m < rows; m++) {
-        mass_shift[m] = block->shift[m] - logf((float)PLANES_CLUSTER);
-        block_set_unit(block, m);
-    }
-    for (size_t p = 0; p < block->segment_count; p++) soften(block, p, mass_shift, high);
+    for (size_t m = 0; m < rows; m++) block_set_unit(block, m);
+    estimate_all(block);
     add_means(block);
 }
 
@@ -228,7 +248,7 @@ static float threshold(const struct block *block, size_t m, double allowed)
     double low = allowed / (double)(SMALL * block->segment_count * PLANES_CLUSTERS), sum = 0.0;
     for (size_t p = 0; p < block->segment_count; p++) {
         double top = (double)block->priority_top[p * block->rows + m];
-        if (top <= low) { /* all of it, at most 1/16 of what is allowed */
+        if (block->segments[p].blank || top <= low) { /* together 1/16 of what is allowed */
             sum += top * PLANES_CLUSTERS;
             continue;
         }
@@ -264,6 +284,8 @@ static size_t mark(const struct block *block, const float *thresholds, uint64_t 
     size_t count = 0;
     for (size_t p = 0; p < block->segment_count; p++) {
         uint64_t wanted = 0;
+        ret_fresh[p] = 0;
+        if (block->segments[p].blank) continue;
         for (size_t m = 0; m < block->rows; m++) {
             const float *priority = block->priority + (p * block->rows + m) * PLANES_CLUSTERS;
             if (block->priority_top[p * block->rows + m] < thresholds[m]) continue;

@@ -40,6 +40,7 @@ static double chances(const struct block *block, size_t p, const float *inverse,
 {
     float sums[LANES] = { 0 };
     memset(ret_chance, 0, PLANES_CLUSTERS * sizeof *ret_chance);
+    if (block->segments[p].blank) return 0.0;
     for (size_t m = 0; m < block->rows; m++) {
         const float *priority = block->priority + (p * block->rows + m) * PLANES_CLUSTERS;
         for (size_t c = 0; c < PLANES_CLUSTERS; c++) ret_chance[c] += priority[c] * inverse[m];
@@ -58,6 +59,7 @@ static double shut_priority(const struct block *block, size_t m)
     if (block->priority_shut[m] > 1e-8 * block->priority_all[m]) return block->priority_shut[m];
     double sum = 0.0;
     for (size_t p = 0; p < block->segment_count; p++) {
+        if (block->segments[p].blank) continue;
         const float *priority = block->priority + (p * block->rows + m) * PLANES_CLUSTERS;
         for (uint64_t shut = ~block->segments[p].valued; shut != 0; shut &= shut - 1)
             sum += (double)priority[__builtin_ctzll(shut)];

@@ -46,7 +46,8 @@ static void scale_row(struct block *block, size_t m, float factor)
 {
     size_t rows = block->rows, head_dim = block->head_dim;
     for (size_t p = 0; p < block->segment_count; p++)
-        scale_floats(block->mass + (p * rows + m) * PLANES_CLUSTERS, PLANES_CLUSTERS, factor);
+        if (!block->segments[p].blank)
+            scale_floats(block->mass + (p * rows + m) * PLANES_CLUSTERS, PLANES_CLUSTERS, factor);
     for (size_t i = 0; i < block->chunk_count; i++) {
         struct block_chunk *chunk = &block->chunks[i];
         scale_floats(chunk->weights + m * chunk->count * PLANE_TILE, chunk->count * PLANE_TILE,

@@ -34,6 +34,9 @@ static inline vec vec_round(vec a)
 /* The larger; `b` where one of them is NaN. */
 static inline vec vec_max(vec a, vec b) { return _mm512_max_ps(a, b); }
 
+static inline vec vec_min(vec a, vec b) { return _mm512_min_ps(a, b); }
+static inline vec vec_sqrt(vec a) { return _mm512_sqrt_ps(a); }
+
 /* a * 2^n for whole n in -127 … 127; n = -127 gives 0. */
 static inline vec vec_scale2(vec a, vec n)
 {

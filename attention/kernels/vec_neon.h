@@ -30,6 +30,9 @@ static inline vec vec_round(vec a) { return vrndnq_f32(a); }
 /* The larger; `b` where one of them is NaN. */
 static inline vec vec_max(vec a, vec b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
 
+static inline vec vec_min(vec a, vec b) { return vminq_f32(a, b); }
+static inline vec vec_sqrt(vec a) { return vsqrtq_f32(a); }
+
 /* a * 2^n for whole n in -127 … 127; n = -127 gives 0. */
 static inline vec vec_scale2(vec a, vec n)
 {

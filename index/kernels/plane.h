@@ -80,6 +80,41 @@ struct plane_centroid_args {
 };
 typedef void plane_centroid_fn(const struct plane_centroid_args *args);
 
+/* What a cluster may hold. s is the deviation of the scores inside it, deviation[m] *
+ * sqrt(key_spread[c]), and its logarithms are
+ *
+ *     of its mass per token  centre + min(s², spread_most) / 2
+ *     of its priority        centre + min(deviations * s, above_most)
+ */
+struct plane_reach {
+    float spread_most, deviations, above_most;
+};
+
+/* The largest of both logarithms in a segment. */
+struct plane_rank_args {
+    struct plane_reach reach;
+    const float *centre;     /* (M, 64) scores of the centroids */
+    const float *deviation;  /* (M) */
+    const float *key_spread; /* (64) ≥ 0 */
+    size_t queries;
+    float *mass_top, *priority_top; /* (M) out */
+};
+typedef void plane_rank_fn(const struct plane_rank_args *args);
+
+/* Both logarithms over a shift (they are at most 0 then), exponentials of them; priorities times
+ * sqrt(value_spread). */
+struct plane_estimate_args {
+    struct plane_reach reach;
+    const float *centre;                     /* (M, 64) */
+    const float *deviation;                  /* (M) */
+    const float *key_spread, *value_spread;  /* (64) ≥ 0 */
+    const float *mass_shift, *priority_shift; /* (M) */
+    size_t queries;
+    float *mass, *priority;                          /* (M, 64) out */
+    float *mass_sum, *priority_sum, *priority_top;   /* (M) out, of the 64 */
+};
+typedef void plane_estimate_fn(const struct plane_estimate_args *args);
+
 /* scores → weights exp(score - shift[m]) in place, with their sums and sums of squares per tile.
  * score - shift ≤ 40, so that squares are finite; below -88 the weight is 0. */
 struct plane_soften_args {
@@ -124,9 +159,12 @@ struct plane_row_args {
 };
 typedef void plane_row_fn(const struct plane_row_args *args);
 
-plane_turn_fn plane_turn_ref, plane_turn_avx2, plane_turn_neon;
+plane_turn_fn plane_turn_ref, plane_turn_avx2, plane_turn_avx512, plane_turn_neon;
 plane_score_fn plane_score_ref, plane_score_avx2, plane_score_vnni, plane_score_neon;
 plane_centroid_fn plane_centroid_ref, plane_centroid_avx2, plane_centroid_vnni, plane_centroid_neon;
+plane_rank_fn plane_rank_ref, plane_rank_avx2, plane_rank_avx512, plane_rank_neon;
+plane_estimate_fn plane_estimate_ref, plane_estimate_avx2, plane_estimate_avx512,
+    plane_estimate_neon;
 plane_soften_fn plane_soften_ref, plane_soften_avx2, plane_soften_avx512, plane_soften_neon;
 plane_weigh_fn plane_weigh_ref, plane_weigh_avx2, plane_weigh_vnni, plane_weigh_neon;
 plane_means_fn plane_means_ref, plane_means_avx2, plane_means_avx512, plane_means_neon;

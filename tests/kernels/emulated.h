@@ -55,6 +55,17 @@ static inline simde__m512 emulate_cvtph_ps(simde__m256i a)
     return simde__m512_from_private(to);
 }
 
+/* Quarters of a, then of b, two bits each. */
+static inline simde__m512 emulate_shuffle_f32x4(simde__m512 a, simde__m512 b, int quarters)
+{
+    simde__m512_private from[2] = { simde__m512_to_private(a), simde__m512_to_private(b) }, to;
+    for (int i = 0; i < 16; i++)
+        to.f32[i] = from[i / 8].f32[(quarters >> i / 4 * 2 & 3) * 4 + i % 4];
+    return simde__m512_from_private(to);
+}
+
+#undef _mm512_shuffle_f32x4
+#define _mm512_shuffle_f32x4 emulate_shuffle_f32x4
 #undef _mm512_cvtps_epi32
 #define _mm512_cvtps_epi32 emulate_cvtps_epi32
 #undef _mm512_cvtepi32_ps

@@ -17,11 +17,11 @@ attention="attention/backend.c attention/rope.c attention/softmax.c
     attention/kernels/rotate.c attention/kernels/rotate_neon.c
     attention/kernels/score.c attention/kernels/score_neon.c"
 planes="index/backend.c"
-for op in turn score centroid soften weigh means row; do
+for op in turn score centroid rank estimate soften weigh means row; do
     planes="$planes index/kernels/plane_$op.c index/kernels/plane_${op}_neon.c"
 done
 coding="index/encode_backend.c index/rotation.c index/kernels/encode.c index/kernels/encode_neon.c"
-for test in partial score rotate plane encode; do
+for test in partial score rotate plane clusters encode; do
     # shellcheck disable=SC2086
     "$cc" -std=c17 -D_GNU_SOURCE -O2 -Wall -Wextra -Wconversion -Werror -I. -static \
         $base $attention $planes $coding "tests/kernels/test_$test.c" -lm -o "$out/test_$test"

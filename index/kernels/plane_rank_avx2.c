@@ -1,0 +1,12 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* plane_rank_avx2.c — plane_rank_tile.h in AVX2. */
+#include "index/kernels/plane.h"
+
+#include "attention/kernels/vec_avx2.h"
+
+#include "index/kernels/plane_rank_tile.h"
+
+void plane_rank_avx2(const struct plane_rank_args *args)
+{
+    rank_clusters(args);
+}
