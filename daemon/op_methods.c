@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* op_methods.c — the memory methods and what can be set for each, straight from their tables. Not
  * part of Hello, which every connection pays for. */
+#include <assert.h>
+
 #include "base/error.h"
 #include "daemon/dispatch.h"
 #include "daemon/request.h"
@@ -25,6 +27,39 @@ static Memd__MethodOption *encode_option(const struct option_spec *spec, struct 
     return option;
 }
 
+static bool encode_tensors(const struct param_table *table, struct arena *arena,
+                           Memd__MethodInfo *info)
+{
+    if (table == NULL) return true;
+    info->tensors = arena_calloc(arena, table->count, sizeof(Memd__MethodTensor *));
+    Memd__MethodTensor *tensors = arena_calloc(arena, table->count, sizeof *tensors);
+    if (info->tensors == NULL || tensors == NULL) return false;
+    for (size_t i = 0; i < table->count; i++) {
+        tensors[i] = (Memd__MethodTensor)MEMD__METHOD_TENSOR__INIT;
+        tensors[i].name = (char *)table->specs[i].name;
+        tensors[i].shape = (char *)table->specs[i].shape;
+        tensors[i].help = (char *)table->specs[i].help;
+        info->tensors[i] = &tensors[i];
+    }
+    info->n_tensors = table->count;
+    return true;
+}
+
+static void encode_abilities(const struct method *method, Memd__MethodInfo *info)
+{
+    double options[OPTIONS_MAX];
+    int rc = method_parse(method, NULL, 0, options, NULL);
+    assert(rc == 0); /* defaults are parameters too */
+    uint32_t columns = method->columns == NULL ? COLUMNS_NONE : method->columns(options);
+    info->takes_mass = method->takes_mass;
+    info->compresses = method->compress != NULL;
+    info->wants_queries = (columns & COLUMNS_QUERIES) != 0;
+    info->samples_queries = method->keeps_queries;
+    info->wants_marks = (columns & COLUMNS_MARKS) != 0;
+    info->folds = method->fold != NULL;
+    info->state_width = method->state_width == NULL ? 0 : method->state_width(options);
+}
+
 static Memd__MethodInfo *encode_method(const struct method *method, struct arena *arena)
 {
     const struct option_table *table = method_options(method);
@@ -37,6 +72,8 @@ static Memd__MethodInfo *encode_method(const struct method *method, struct arena
     info->help = (char *)method->help;
     info->is_default = method == method_default();
     info->options = options;
+    encode_abilities(method, info);
+    if (!encode_tensors(method->params, arena, info)) return NULL;
     for (; info->n_options < count; info->n_options++) {
         options[info->n_options] = encode_option(&table->specs[info->n_options], arena);
         if (options[info->n_options] == NULL) return NULL;

@@ -255,7 +255,8 @@ static Memd__PlanRuns *encode_runs(const struct plan *plan, struct arena *arena)
         !NEW_COLUMN(arena, runs, head, count) || !NEW_COLUMN(arena, runs, heads, count) ||
         !NEW_COLUMN(arena, runs, group, count) || !NEW_COLUMN(arena, runs, kind, count) ||
         !NEW_COLUMN(arena, runs, first, count) || !NEW_COLUMN(arena, runs, count, count) ||
-        !NEW_COLUMN(arena, runs, placed, count) || !NEW_COLUMN(arena, runs, query_placed, count))
+        !NEW_COLUMN(arena, runs, placed, count) || !NEW_COLUMN(arena, runs, query_placed, count) ||
+        !NEW_COLUMN(arena, runs, share, count))
         return NULL;
     for (size_t i = 0; i < count; i++) {
         const struct plan_run *run = &plan->runs[i];
@@ -268,6 +269,7 @@ static Memd__PlanRuns *encode_runs(const struct plan *plan, struct arena *arena)
         runs->count[i] = run->count;
         runs->placed[i] = run->placed;
         runs->query_placed[i] = run->query_placed;
+        runs->share[i] = run->share;
     }
     return runs;
 }

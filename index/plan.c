@@ -3,6 +3,7 @@
 #include "index/plan.h"
 
 #include <assert.h>
+#include <math.h>
 
 #include "base/arena.h"
 #include "base/error.h"
@@ -34,6 +35,7 @@ void plan_add(struct plan *plan, const struct plan_run *run)
     if (run->count == 0) return;
     struct plan_run entry = *run;
     entry.group = plan->group;
+    entry.share = NAN;
     struct plan_run *last = plan->run_count == 0 ? NULL : &plan->runs[plan->run_count - 1];
     if (last != NULL && continues(last, &entry)) {
         last->count += entry.count;

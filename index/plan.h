@@ -43,6 +43,8 @@ struct plan_run {
     uint64_t placed;             /* where key `first` was rotated, the others behind it; or
                                   * PLAN_UNPLACED */
     uint64_t query_placed;       /* where the query was rotated */
+    float share; /* of the answer, mean of its heads; NaN until plan_share.h looks at it, and where
+                  * that cannot tell */
 };
 
 struct plan_group {

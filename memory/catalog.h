@@ -22,6 +22,7 @@
 #include <stdint.h>
 
 #include "index/index.h"
+#include "memory/context.h"
 #include "memory/model.h"
 #include "proto/limits.h"
 
@@ -207,6 +208,30 @@ struct recall_layer {
 };
 int catalog_recall(struct catalog *catalog, const struct recall_args *args, struct arena *arena,
                    struct recall_layer *ret_layer, struct error *err);
+
+/* One of the latest queries of a layer again, over everything that is stored, with its plan. */
+struct explain_args {
+    uint64_t context_id;
+    uint32_t layer;
+    uint64_t query;      /* 0: the newest, 1: the one before it … */
+    double target_error; /* as in struct query */
+    uint64_t max_bytes;
+    int (*stop)(void *arg);
+    void *stop_arg;
+};
+struct plan;
+struct explained {
+    uint64_t queries;    /* that are kept; 0: nothing below means anything */
+    uint64_t position;   /* of the query */
+    uint64_t tokens;     /* of the layer */
+    size_t heads;
+    float *lse;          /* (H) */
+    struct plan *plan;
+    struct quality quality;
+};
+/* MEMD_ENOROW when queries are kept, but not so many. */
+int catalog_explain(struct catalog *catalog, const struct explain_args *args, struct arena *arena,
+                    struct explained *ret_explained, struct error *err);
 
 struct record_info {
     const char *table;

@@ -10,6 +10,7 @@
 #include "base/arena.h"
 #include "base/error.h"
 #include "base/half.h"
+#include "index/plan_share.h"
 #include "memory/catalog_state.h"
 
 /* Those of the queries, where they are given. */
@@ -287,7 +288,7 @@ static int join(const struct context *context, const struct reading *reading,
     return 0;
 }
 
-int context_attend(struct context *context, const struct query *query, struct arena *arena,
+int context_answer(struct context *context, const struct query *query, struct arena *arena,
                    const struct partial *ret_partial, struct quality *ret_quality,
                    struct error *err)
 {
@@ -297,10 +298,21 @@ int context_attend(struct context *context, const struct query *query, struct ar
     if (rc < 0) return rc;
     struct index_answer answer = { .partial = *ret_partial, .quality = &asking.quality };
     rc = context->method->attend(context->method, &asking.reading, arena, &answer, err);
+    /* Rows that are states cannot be scored as they are. */
+    if (rc == 0 && query->plan != NULL && context->method->state_width == NULL)
+        rc = plan_share(query->plan, &asking.reading.attend, ret_partial->lse, arena, err);
     rc = context_answered(&asking, rc, err);
     if (rc == 0) rc = join(context, &asking.reading, query, ret_partial, err);
     if (rc == 0) rc = fill_quality(context, &asking, arena, ret_quality, err);
     context_asked(context, &asking);
+    return rc;
+}
+
+int context_attend(struct context *context, const struct query *query, struct arena *arena,
+                   const struct partial *ret_partial, struct quality *ret_quality,
+                   struct error *err)
+{
+    int rc = context_answer(context, query, arena, ret_partial, ret_quality, err);
     if (rc == 0) observe(context, query);
     return rc;
 }

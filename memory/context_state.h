@@ -336,6 +336,10 @@ int context_answered(const struct asking *asking, int rc, struct error *err);
 int context_ask(struct context *context, const struct query *query, struct arena *arena,
                 struct asking *ret_asking, struct error *err);
 void context_asked(struct context *context, struct asking *asking);
+/* context_attend, but the query is not remembered as one of the latest. */
+int context_answer(struct context *context, const struct query *query, struct arena *arena,
+                   const struct partial *ret_partial, struct quality *ret_quality,
+                   struct error *err);
 
 /* Note some of the queries q (n, H, D) of a layer, at `positions` or from `first` on. Cheap, and
  * does nothing rather than wait. */

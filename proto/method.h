@@ -34,7 +34,8 @@ enum role { ROLE_NONE, ROLE_READ, ROLE_WRITE, ROLE_ADMIN };
     X(COMPACT, 52, compact, Compact, ROLE_ADMIN)           \
     X(DRAIN, 53, drain, Drain, ROLE_ADMIN)                 \
     X(RECALL, 54, recall, Recall, ROLE_READ)               \
-    X(REBUILD, 55, rebuild, Rebuild, ROLE_READ)
+    X(REBUILD, 55, rebuild, Rebuild, ROLE_READ)            \
+    X(EXPLAIN, 56, explain, Explain, ROLE_READ)
 
 enum method_number {
 #define X(NAME, number, snake, Message, role) METHOD_##NAME = (number),

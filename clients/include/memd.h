@@ -424,6 +424,7 @@ struct memd_plan_run {
     uint64_t first, count; /* ids */
     uint64_t placed;       /* where key `first` was rotated, the others behind; or MEMD_UNPLACED */
     uint64_t query_placed; /* where the query was rotated */
+    float share;           /* of the answer, mean of its heads; NaN = it cannot be told */
 };
 
 struct memd_plan_group {

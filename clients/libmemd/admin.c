@@ -1,33 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* admin.c — what an operator asks: hello, methods, health, status, stats, verify, dump, recall,
- * rebuild, compact, drain. */
+/* admin.c — what an operator asks: hello, health, status, stats, verify, dump, recall, rebuild,
+ * compact, drain. */
 #include "clients/libmemd/client.h"
 #include "clients/libmemd/wire.h"
 #include "proto/limits.h"
 #include "proto/method.h"
-
-/* One shape for all of them: a request, a function that reads the reply, a result. */
-struct question {
-    unsigned method;
-    bool repeatable;
-    const ProtobufCMessage *request;
-    ticket_place_fn *place;
-};
-
-static int ask(struct memd_client *client, const struct question *question, const void **ret_result,
-               struct memd_error *err)
-{
-    struct memd_ticket *ticket = ticket_new(client, question->method, 0);
-    int rc = 0;
-    if (ticket != NULL) {
-        ticket->repeatable = question->repeatable;
-        ticket->place = question->place;
-        rc = ticket_pack(ticket, question->request);
-    }
-    rc = ticket_call(ticket, rc, err);
-    if (rc == 0) *ret_result = ticket->result;
-    return rc;
-}
 
 /* ---- hello and health ---- */
 
@@ -59,47 +36,10 @@ int memd_hello(struct memd_client *client, const struct memd_hello **ret_hello,
     request.client = client->target.client_name;
     request.token = client->target.token;
     const void *result = NULL;
-    int rc = ask(client, &(struct question){ METHOD_HELLO, true, &request.base, place_hello },
-                 &result, err);
+    int rc = ticket_ask(client,
+                        &(struct ticket_question){ METHOD_HELLO, true, &request.base, place_hello },
+                        &result, err);
     if (rc == 0) *ret_hello = result;
-    return rc;
-}
-
-static int place_methods(struct memd_ticket *ticket, ProtobufCMessage *message)
-{
-    const Memd__MethodsReply *reply = (const Memd__MethodsReply *)message;
-    struct memd_methods *result = ticket_result(ticket, 1, sizeof *result);
-    struct memd_method *methods = ticket_alloc(ticket, reply->n_methods, sizeof *methods);
-    if (result == NULL || methods == NULL) return MEMD_ENOMEM;
-    for (size_t i = 0; i < reply->n_methods; i++) {
-        const Memd__MethodInfo *wire = reply->methods[i];
-        struct memd_option *options = ticket_alloc(ticket, wire->n_options, sizeof *options);
-        if (options == NULL) return MEMD_ENOMEM;
-        for (size_t o = 0; o < wire->n_options; o++) {
-            const Memd__MethodOption *option = wire->options[o];
-            options[o] = (struct memd_option){ .name = option->name, .help = option->help,
-                                               .fallback = option->fallback,
-                                               .least = option->least, .most = option->most,
-                                               .whole = option->whole,
-                                               .choices = (const char *const *)option->choices,
-                                               .choice_count = option->n_choices };
-        }
-        methods[i] = (struct memd_method){ .name = wire->name, .help = wire->help,
-                                           .options = options, .option_count = wire->n_options,
-                                           .is_default = wire->is_default };
-    }
-    *result = (struct memd_methods){ .methods = methods, .count = reply->n_methods };
-    return 0;
-}
-
-int memd_methods(struct memd_client *client, const struct memd_methods **ret_methods,
-                 struct memd_error *err)
-{
-    Memd__MethodsRequest request = MEMD__METHODS_REQUEST__INIT;
-    const void *result = NULL;
-    int rc = ask(client, &(struct question){ METHOD_METHODS, true, &request.base, place_methods },
-                 &result, err);
-    if (rc == 0) *ret_methods = result;
     return rc;
 }
 
@@ -120,8 +60,10 @@ int memd_health(struct memd_client *client, const struct memd_health **ret_healt
 {
     Memd__HealthRequest request = MEMD__HEALTH_REQUEST__INIT;
     const void *result = NULL;
-    int rc = ask(client, &(struct question){ METHOD_HEALTH, true, &request.base, place_health },
-                 &result, err);
+    int rc = ticket_ask(client,
+                        &(struct ticket_question){ METHOD_HEALTH, true, &request.base,
+                                                   place_health },
+                        &result, err);
     if (rc == 0) *ret_health = result;
     return rc;
 }
@@ -162,8 +104,10 @@ int memd_status(struct memd_client *client, const struct memd_status **ret_statu
 {
     Memd__StatusRequest request = MEMD__STATUS_REQUEST__INIT;
     const void *result = NULL;
-    int rc = ask(client, &(struct question){ METHOD_STATUS, true, &request.base, place_status },
-                 &result, err);
+    int rc = ticket_ask(client,
+                        &(struct ticket_question){ METHOD_STATUS, true, &request.base,
+                                                   place_status },
+                        &result, err);
     if (rc == 0) *ret_status = result;
     return rc;
 }
@@ -212,8 +156,9 @@ int memd_stats(struct memd_client *client, const struct memd_stats **ret_stats,
 {
     Memd__StatsRequest request = MEMD__STATS_REQUEST__INIT;
     const void *result = NULL;
-    int rc = ask(client, &(struct question){ METHOD_STATS, true, &request.base, place_stats },
-                 &result, err);
+    int rc = ticket_ask(client,
+                        &(struct ticket_question){ METHOD_STATS, true, &request.base, place_stats },
+                        &result, err);
     if (rc == 0) *ret_stats = result;
     return rc;
 }
@@ -243,8 +188,10 @@ int memd_verify(struct memd_client *client, uint64_t context_id, struct memd_cur
     request.context_id = context_id;
     request.cursor = (ProtobufCBinaryData){ .len = cursor.bytes, .data = (uint8_t *)cursor.data };
     const void *result = NULL;
-    int rc = ask(client, &(struct question){ METHOD_VERIFY, true, &request.base, place_verify },
-                 &result, err);
+    int rc = ticket_ask(client,
+                        &(struct ticket_question){ METHOD_VERIFY, true, &request.base,
+                                                   place_verify },
+                        &result, err);
     if (rc == 0) *ret_verify = result;
     return rc;
 }
@@ -276,8 +223,9 @@ int memd_dump(struct memd_client *client, const struct memd_dump_args *args,
                                             .data = (uint8_t *)args->cursor.data };
     request.limit = args->limit == 0 ? LIMIT_LIST : args->limit;
     const void *result = NULL;
-    int rc = ask(client, &(struct question){ METHOD_DUMP, true, &request.base, place_dump },
-                 &result, err);
+    int rc = ticket_ask(client,
+                        &(struct ticket_question){ METHOD_DUMP, true, &request.base, place_dump },
+                        &result, err);
     if (rc == 0) *ret_dump = result;
     return rc;
 }
@@ -338,9 +286,10 @@ int memd_recall(const struct memd_context *context, const struct memd_recall_arg
     if (wire_max_bytes(args->max_bytes, &request.max_bytes))
         request.budget_case = MEMD__RECALL_REQUEST__BUDGET_MAX_BYTES;
     const void *result = NULL;
-    int rc = ask(context->client,
-                 &(struct question){ METHOD_RECALL, true, &request.base, place_recall }, &result,
-                 err);
+    int rc = ticket_ask(context->client,
+                        &(struct ticket_question){ METHOD_RECALL, true, &request.base,
+                                                   place_recall },
+                        &result, err);
     if (rc == 0) *ret_recall = result;
     return rc;
 }
@@ -370,8 +319,10 @@ static int rebuild_request(struct memd_client *client, const Memd__RebuildReques
                            const struct memd_rebuild **ret_rebuild, struct memd_error *err)
 {
     const void *result = NULL;
-    int rc = ask(client, &(struct question){ METHOD_REBUILD, true, &request->base, place_rebuild },
-                 &result, err);
+    int rc = ticket_ask(client,
+                        &(struct ticket_question){ METHOD_REBUILD, true, &request->base,
+                                                   place_rebuild },
+                        &result, err);
     if (rc == 0) *ret_rebuild = result;
     return rc;
 }
@@ -415,8 +366,10 @@ int memd_compact(struct memd_client *client, const char *path, uint64_t *ret_byt
     Memd__CompactRequest request = MEMD__COMPACT_REQUEST__INIT;
     request.path = (char *)path;
     const void *result = NULL;
-    int rc = ask(client, &(struct question){ METHOD_COMPACT, false, &request.base, place_compact },
-                 &result, err);
+    int rc = ticket_ask(client,
+                        &(struct ticket_question){ METHOD_COMPACT, false, &request.base,
+                                                   place_compact },
+                        &result, err);
     if (rc < 0) return rc;
     const struct two_numbers *numbers = result;
     if (ret_bytes_before != NULL) *ret_bytes_before = numbers->first;
@@ -440,8 +393,10 @@ int memd_drain(struct memd_client *client, uint32_t deadline_ms, uint64_t *ret_r
     Memd__DrainRequest request = MEMD__DRAIN_REQUEST__INIT;
     request.deadline_ms = deadline_ms;
     const void *result = NULL;
-    int rc = ask(client, &(struct question){ METHOD_DRAIN, false, &request.base, place_drain },
-                 &result, err);
+    int rc = ticket_ask(client,
+                        &(struct ticket_question){ METHOD_DRAIN, false, &request.base,
+                                                   place_drain },
+                        &result, err);
     if (rc < 0) return rc;
     const struct two_numbers *numbers = result;
     if (ret_requests_left != NULL) *ret_requests_left = numbers->first;

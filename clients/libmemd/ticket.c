@@ -251,6 +251,21 @@ int ticket_report(int code, const struct error *from, struct memd_error *err)
     return code;
 }
 
+int ticket_ask(struct memd_client *client, const struct ticket_question *question,
+               const void **ret_result, struct memd_error *err)
+{
+    struct memd_ticket *ticket = ticket_new(client, question->method, 0);
+    int rc = 0;
+    if (ticket != NULL) {
+        ticket->repeatable = question->repeatable;
+        ticket->place = question->place;
+        rc = ticket_pack(ticket, question->request);
+    }
+    rc = ticket_call(ticket, rc, err);
+    if (rc == 0) *ret_result = ticket->result;
+    return rc;
+}
+
 int ticket_start(struct memd_ticket *ticket, int rc, struct memd_ticket **ret_ticket,
                  struct memd_error *err)
 {

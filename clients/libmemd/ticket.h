@@ -121,6 +121,16 @@ void *ticket_alloc(struct memd_ticket *ticket, size_t count, size_t bytes);
 /* Submit unless `rc`, what building it returned, is an error, and wait. On failure the ticket is
  * freed. A NULL ticket is MEMD_ENOMEM. */
 int ticket_call(struct memd_ticket *ticket, int rc, struct memd_error *err);
+/* A call without tensors: a request, a function that reads the reply, a result. */
+struct ticket_question {
+    unsigned method;
+    bool repeatable;
+    const ProtobufCMessage *request;
+    ticket_place_fn *place;
+};
+int ticket_ask(struct memd_client *client, const struct ticket_question *question,
+               const void **ret_result, struct memd_error *err);
+
 /* Submit unless rc is an error; then *ret_ticket is the ticket. */
 int ticket_start(struct memd_ticket *ticket, int rc, struct memd_ticket **ret_ticket,
                  struct memd_error *err);

@@ -2,6 +2,7 @@
 /* wire.c — field by field, in the order of memd.proto, so that a missing one is easy to see. */
 #include "clients/libmemd/wire.h"
 
+#include <math.h>
 #include <string.h>
 
 Memd__Model *wire_model(struct memd_ticket *ticket, const struct memd_model *model)
@@ -193,6 +194,7 @@ static int read_runs(struct memd_ticket *ticket, const Memd__PlanRuns *wire, str
                                wire->n_group, wire->n_kind,  wire->n_first,
                                wire->n_count, wire->n_placed, wire->n_query_placed };
     int rc = check_columns(ticket, "runs", lengths, sizeof lengths / sizeof lengths[0]);
+    if (rc == 0) rc = check_count(ticket, "shares", wire->n_share, lengths[0]);
     if (rc < 0 || lengths[0] == 0) return rc;
     struct memd_plan_run *runs = ticket_alloc(ticket, lengths[0], sizeof *runs);
     if (runs == NULL) return MEMD_ENOMEM;
@@ -205,7 +207,8 @@ static int read_runs(struct memd_ticket *ticket, const Memd__PlanRuns *wire, str
                                           .first = wire->first[i],
                                           .count = wire->count[i],
                                           .placed = wire->placed[i],
-                                          .query_placed = wire->query_placed[i] };
+                                          .query_placed = wire->query_placed[i],
+                                          .share = wire->n_share > 0 ? wire->share[i] : NAN };
     plan->runs = runs;
     plan->run_count = lengths[0];
     return 0;

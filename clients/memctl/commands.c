@@ -33,6 +33,14 @@ static const struct option recall_options[] = {
     OPTIONS_END,
 };
 
+static const struct option explain_options[] = {
+    { 'l', "layer", "NUMBER", KIND_NONE, "layer, counted from 0 (default 0)" },
+    { 'q', "query", "NUMBER", KIND_NONE, "0 = the newest, 1 = the one before it ... (default 0)" },
+    { 'H', "head", "NUMBER", KIND_NONE, "what this query head reads alone (default: all)" },
+    TARGET_OPTION,
+    OPTIONS_END,
+};
+
 static const struct option rebuild_options[] = {
     { 'a', "all", NULL, KIND_NONE, "all contexts" },
     { 'n', "no-wait", NULL, KIND_NONE, "return as soon as the daemon has begun" },
@@ -72,6 +80,8 @@ const struct command commands[] = {
       "prove every checksum and invariant of the store, or of one context", NULL },
     { "recall", recall_main, "NAME", 1, 1, KIND_CONTEXT,
       "ask the latest queries again, and exactly: predicted and true error", recall_options },
+    { "explain", explain_main, "NAME", 1, 1, KIND_CONTEXT,
+      "show what is read for one of the latest queries, where and why", explain_options },
     { "dump", dump_main, "[NAME]", 0, 1, KIND_CONTEXT, "list the records of the store",
       dump_options },
     { "drop", drop_main, "NAME...", 1, MANY, KIND_CONTEXT, "delete contexts", drop_options },

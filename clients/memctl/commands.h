@@ -45,6 +45,7 @@ int drain_main(struct ctl *ctl);
 int health_main(struct ctl *ctl);
 int methods_main(struct ctl *ctl);
 int recall_main(struct ctl *ctl);
+int explain_main(struct ctl *ctl);
 int rebuild_main(struct ctl *ctl);
 int top_main(struct ctl *ctl);
 int help_main(struct ctl *ctl);

@@ -43,6 +43,26 @@ static void json_option(struct json *json, const struct memd_option *option)
     json_close(json);
 }
 
+static void json_abilities(struct json *json, const struct memd_method *method)
+{
+    json_open(json, "tensors", '[');
+    for (size_t i = 0; i < method->tensor_count; i++) {
+        json_open(json, NULL, '{');
+        json_text(json, "name", method->tensors[i].name);
+        json_text(json, "shape", method->tensors[i].shape);
+        json_text(json, "help", method->tensors[i].help);
+        json_close(json);
+    }
+    json_close(json);
+    json_bool(json, "wants_queries", method->wants_queries);
+    json_bool(json, "samples_queries", method->samples_queries);
+    json_bool(json, "wants_marks", method->wants_marks);
+    json_bool(json, "takes_mass", method->takes_mass);
+    json_bool(json, "compresses", method->compresses);
+    json_bool(json, "folds", method->folds);
+    json_uint(json, "state_width", method->state_width);
+}
+
 static void print_json(const struct ctl *ctl, const struct memd_methods *methods)
 {
     struct json json = json_writer(ctl->out);
@@ -58,6 +78,7 @@ static void print_json(const struct ctl *ctl, const struct memd_methods *methods
         for (size_t o = 0; o < method->option_count; o++)
             json_option(&json, &method->options[o]);
         json_close(&json);
+        json_abilities(&json, method);
         json_close(&json);
     }
     json_close(&json);
@@ -95,6 +116,33 @@ static void add_option(struct table *table, const struct memd_option *option)
     table_addf(table, "%s: %s", option->help, names);
 }
 
+/* What a client has to bring, or may ask for, besides keys, values and queries of attends. */
+static void add_abilities(struct table *table, const struct memd_method *method)
+{
+    const struct {
+        bool is;
+        const char *text;
+    } abilities[] = {
+        { method->wants_queries, "wants the queries of appended tokens" },
+        { method->samples_queries, "wants the queries of the first tokens, and of some later" },
+        { method->wants_marks, "wants marks of appended tokens" },
+        { method->takes_mass, "takes the attention mass of tokens" },
+        { method->compresses, "compresses a prompt" },
+        { method->state_width > 0, "keeps a state of each token instead of its key and value" },
+    };
+    for (size_t i = 0; i < sizeof abilities / sizeof abilities[0]; i++) {
+        if (!abilities[i].is) continue;
+        for (size_t c = 0; c + 1 < COLUMNS; c++) table_add(table, "");
+        table_addf(table, "%s", abilities[i].text);
+    }
+    for (size_t i = 0; i < method->tensor_count; i++) {
+        const struct memd_method_tensor *tensor = &method->tensors[i];
+        table_addf(table, "  %s", tensor->name);
+        for (size_t c = 2; c < COLUMNS; c++) table_add(table, "");
+        table_addf(table, "tensor (%s): %s", tensor->shape, tensor->help);
+    }
+}
+
 static int print_table(struct ctl *ctl, const struct memd_methods *methods)
 {
     CLEANUP(table_freep) struct table *table = table_new(columns, COLUMNS);
@@ -104,6 +152,7 @@ static int print_table(struct ctl *ctl, const struct memd_methods *methods)
         for (size_t c = 2; c < COLUMNS; c++) table_add(table, "");
         table_addf(table, "%s%s", method->help,
                    method->is_default ? " (what open takes when it is told none)" : "");
+        add_abilities(table, method);
         for (size_t o = 0; o < method->option_count; o++) add_option(table, &method->options[o]);
     }
     return ctl_print(ctl, table);

@@ -112,6 +112,34 @@ static void answer_attend(int fd, struct fake_request *request, const unsigned c
     fake_reply(fd, request, &reply.base, payload, bytes);
 }
 
+/* As attend does, without what stands beside the plan. */
+static void answer_explain(int fd, struct fake_request *request)
+{
+    const Memd__ExplainRequest *explain = (const Memd__ExplainRequest *)request->message;
+    assert(explain->query == 3 && explain->layer == 1);
+    assert(explain->target_case == MEMD__EXPLAIN_REQUEST__TARGET_TARGET_ERROR);
+    uint32_t one[1] = { 0 }, heads[1] = { H };
+    Memd__PlanKind kind[1] = { MEMD__PLAN_KIND__PLAN_TOKENS };
+    uint64_t zero[1] = { 0 }, count[1] = { 9 };
+    float share[1] = { 0.75f }, weight[1] = { 1.0f }, lse[H] = { 1, 2, 3, 4 };
+    Memd__PlanRuns runs = MEMD__PLAN_RUNS__INIT;
+    runs.n_query = runs.n_head = runs.n_heads = runs.n_group = runs.n_kind = runs.n_share = 1;
+    runs.n_first = runs.n_count = runs.n_placed = runs.n_query_placed = 1;
+    runs.query = runs.head = runs.group = one, runs.heads = heads, runs.kind = kind;
+    runs.first = runs.placed = runs.query_placed = zero, runs.count = count, runs.share = share;
+    Memd__PlanMerge merge[1] = { MEMD__PLAN_MERGE__PLAN_JOINT };
+    Memd__PlanGroups groups = MEMD__PLAN_GROUPS__INIT;
+    groups.n_query = groups.n_head = groups.n_merge = groups.n_weight = 1;
+    groups.query = groups.head = one, groups.merge = merge, groups.weight = weight;
+    Memd__Plan plan = MEMD__PLAN__INIT;
+    plan.runs = &runs, plan.groups = &groups;
+    Memd__ExplainReply reply = MEMD__EXPLAIN_REPLY__INIT;
+    reply.queries = 5, reply.position = 70, reply.tokens = 69;
+    reply.lse = lse, reply.n_lse = H;
+    reply.plan = explain->context_id == 1 ? NULL : &plan;
+    fake_reply(fd, request, &reply.base, NULL, 0);
+}
+
 static void answer_fetch(int fd, struct fake_request *request, const unsigned char *payload)
 {
     uint64_t bytes = 0;
@@ -132,6 +160,7 @@ static void script(struct fake *fake, int fd, int number)
         switch (request.frame.method) {
         case METHOD_APPEND: answer_append(fd, &request); break;
         case METHOD_ATTEND: answer_attend(fd, &request, payload); break;
+        case METHOD_EXPLAIN: answer_explain(fd, &request); break;
         case METHOD_FETCH: answer_fetch(fd, &request, payload); break;
         default: fake_error(fd, &request, MEMD_EUNSUPPORTED, "not in this test"); break;
         }
@@ -222,6 +251,7 @@ static void plans(void **state)
     assert_int_equal(plan->runs[0].count, 4);
     assert_int_equal(plan->groups[1].merge, MEMD_PLAN_GATED);
     assert_true(plan->groups[run->group].weight == 0.25f);
+    assert_true(isnan(run->share)); /* a daemon that does not tell */
     memd_free(answer);
 
     for (query.layer = PLAN_SHORT_RUNS; query.layer <= PLAN_NO_GROUP; query.layer++)
@@ -234,11 +264,32 @@ static void plans(void **state)
     assert_int_equal(memd_attend(&query, &answer, &err), MEMD_EINVAL);
 }
 
+static void explained(void **state)
+{
+    struct fixture *fixture = *state;
+    struct memd_explain_args args = { .layer = 1, .query = 3, .target_error = MEMD_EXACT };
+    const struct memd_explained *explained = NULL;
+    struct memd_error err = { 0 };
+    fixture->context.id = 7;
+    assert_int_equal(memd_explain(&fixture->context, &args, &explained, &err), 0);
+    assert_int_equal(explained->queries, 5);
+    assert_int_equal(explained->position, 70);
+    assert_int_equal(explained->tokens, 69);
+    assert_int_equal(explained->heads, H);
+    assert_true(explained->lse[2] == 3.0f);
+    assert_true(explained->plan->runs[0].share == 0.75f);
+    assert_int_equal(explained->plan->runs[0].count, 9);
+    memd_free(explained);
+    fixture->context.id = 1; /* no plan */
+    assert_int_equal(memd_explain(&fixture->context, &args, &explained, &err), MEMD_EPROTO);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(rows_and_states, set_up, tear_down),
         cmocka_unit_test_setup_teardown(plans, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(explained, set_up, tear_down),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -55,6 +55,7 @@ def good_requests(past):
         "methods": ({}, b""),
         "recall": ({"context_id": past.id, "layer": 0, "target_error": 0.1, "max_bytes": 4096}, b""),
         "rebuild": ({"context_id": past.id, "cursor": b"", "ask": True}, b""),
+        "explain": ({"context_id": past.id, "layer": 0, "query": 0, "target_error": 0.1, "max_bytes": 4096}, b""),
         "status": ({}, b""),
         "stats": ({}, b""),
         "verify": ({"context_id": past.id}, b""),
@@ -208,7 +209,8 @@ def wishes(past):
     client = past.client
     attend, payload = past.attend_fields()
     item = attend["items"][0]
-    other = {"search": {**item, "k": 3}, "recall": {"context_id": past.id, "layer": 0}}
+    other = {"search": {**item, "k": 3}, "recall": {"context_id": past.id, "layer": 0},
+             "explain": {"context_id": past.id, "layer": 0}}
     for target in (-1e-9, 0.500001, 1e308, float("nan"), float("inf"), float("-inf")):
         wrong = {**item, "target_error": target}
         answers = client.ask("attend", {"items": [wrong, item]}, payload)["answers"]
@@ -226,6 +228,9 @@ def wishes(past):
             client.ask("search", {**good, "k": 3}, payload)
     client.fails("EINVAL", "recall", {"context_id": past.id, "layer": 2})
     client.fails("ENOCONTEXT", "recall", {"context_id": 999})
+    client.fails("EINVAL", "explain", {"context_id": past.id, "layer": 2})
+    client.fails("ENOCONTEXT", "explain", {"context_id": 999})
+    client.fails("ENOROW", "explain", {"context_id": past.id, "layer": 0, "query": 1 << 40})
     client.fails("ENOCONTEXT", "rebuild", {"context_id": 999})
     client.fails("ENOCONTEXT", "rebuild", {"context_id": 999, "ask": True})
     client.fails("EINVAL", "rebuild", {"ask": True})

@@ -73,6 +73,16 @@ def explained(client):
     assert set(runs["group"]) == set(runs["kind"]) == {0} and not plan["cut"], plan
     assert groups == {"query": [0], "head": [0], "merge": [0], "weight": [1.0]}, groups
 
+    shares = [share for head, query, share in zip(runs["head"], runs["query"], runs["share"])
+              if (head, query) == (0, 0)]
+    assert len(shares) == 2 and abs(sum(shares) - 1) < 1e-4, shares  # of what was read, all of the answer
+    assert all(abs(share - 1) < 1e-4 for query, share in zip(runs["query"], runs["share"]) if query == 1), runs
+    again = client.ask("explain", {"context_id": past.id, "layer": 0, "query": 1})
+    assert (again["queries"], again["position"], again["tokens"]) == (4, 1 << 20, 20), again
+    assert again["plan"]["runs"]["first"] == [0, 15, 0, 15] and len(again["lse"]) == 4, again
+    assert again["quality"]["method"] == "streaming", again
+    assert client.ask("explain", {"context_id": past.id, "layer": 1})["queries"] == 0
+
     fields, body = past.attend_fields()
     item = fields["items"][0]
     whole = client.call("attend", fields, body)
@@ -157,13 +167,17 @@ def changes(client, past):
 def operation(client, daemon):
     hello = client.ask("hello", {"version": 1, "client": "test"})
     assert hello["role"] == "admin" and "full" in hello["methods"], hello
-    assert {"levels", "methods", "recall", "rebuild"} <= set(hello["features"]), hello
+    assert {"levels", "methods", "recall", "rebuild", "inputs", "explain", "local"} <= set(hello["features"]), hello
     methods = client.ask("methods")["methods"]
     assert [method["name"] for method in methods] == hello["methods"], methods
     chosen = [method for method in methods if method["is_default"]]
     assert [method["name"] for method in chosen] == ["progressive"], methods
     options = {option["name"]: option for option in chosen[0]["options"]}
     assert options["target_error"]["fallback"] == 0.02 and options["target_error"]["help"], options
+    abilities = {method["name"]: method for method in methods}
+    assert abilities["retrieval-attention"]["samples_queries"], abilities
+    assert not any(abilities["full"][key] for key in ("tensors", "takes_mass", "compresses", "wants_queries",
+                                                      "wants_marks", "folds", "state_width")), abilities
     assert client.ask("health")["ready"]
     status = client.ask("status")
     assert status["pid"] == daemon.process.pid and status["contexts"] == 1, status

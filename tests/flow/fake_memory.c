@@ -189,6 +189,17 @@ int catalog_rebuild(struct catalog *catalog, const struct walk_args *args, struc
     return 0;
 }
 
+int catalog_explain(struct catalog *catalog, const struct explain_args *args, struct arena *arena,
+                    struct explained *ret_explained, struct error *err)
+{
+    (void)catalog;
+    (void)args;
+    (void)arena;
+    (void)err;
+    *ret_explained = (struct explained){ 0 };
+    return 0;
+}
+
 int catalog_recall(struct catalog *catalog, const struct recall_args *args, struct arena *arena,
                    struct recall_layer *ret_layer, struct error *err)
 {

@@ -86,7 +86,7 @@ def wrong_usage(ctl):
                   ["truncate", "a", "x"], ["bench", "nonsense"], ["bench", "--repeat", "0"],
                   ["top", "--interval", "1ms"], ["dump", "--limit", "x"], ["status", "--timeout", "x"],
                   ["status", "--socket"], ["help", "nonsense"], ["help", "_complete"],
-                  ["drain", "--deadline", "2d"], ["rebuild"], ["rebuild", "--all", "a"], ["recall"],
+                  ["drain", "--deadline", "2d"], ["rebuild"], ["rebuild", "--all", "a"], ["recall"], ["explain"],
                   ["bench", "attend", "--target-error", "0.6"], ["bench", "--target-error", "x"]]:
         ctl.run(*words, expect=USAGE)
     nowhere = Memctl(ctl.address + ".gone")
@@ -110,7 +110,7 @@ def help_and_manual(ctl):
         assert one == ctl.run(command, "--help"), command
         for option in re.findall(r"--([\w-]+)", one.split("Usage:")[1]):
             assert re.search(rf"Fl -{option}\b|, -{option}\b", MANUAL), f"--{option} of {command}"
-    assert len(listed) == 20, listed
+    assert len(listed) == 21, listed
 
 
 def looking(ctl, daemon):
@@ -227,6 +227,10 @@ def proving(ctl, daemon):
     assert "nothing to prove" in ctl.run("recall", "büchlein 2")
     assert ctl.json("recall", "büchlein 2")["target_error"] is None
     ctl.run("recall", "book", "--layer", "2", expect=USAGE)
+    assert methods["full"]["tensors"] == [] and methods["full"]["state_width"] == 0, methods["full"]
+    assert methods["retrieval-attention"]["samples_queries"] and not methods["full"]["folds"], methods
+    for tensor in (tensor for method in methods.values() for tensor in method["tensors"]):
+        assert f"tensor ({tensor['shape']}): {tensor['help']}" in table, tensor
     ctl.run("recall", "book", "--target-error", "-1", expect=USAGE)
     assert "ENOCONTEXT" in ctl.fails(ERROR, "recall", "nobody")
     assert "ENOCONTEXT" in ctl.fails(ERROR, "rebuild", "nobody")
@@ -240,6 +244,34 @@ def proving(ctl, daemon):
     info = ctl.json("context", "book")
     assert info["built_segments"] == info["sealed_segments"] > 0 and info["derived_bytes"] > 0, info
     assert re.search(r"^derived +.*segments built$", ctl.run("context", "book"), re.M)
+
+
+def explaining(ctl, daemon):
+    """What was read for a query that somebody asked; asking for it changes nothing."""
+    client = Client(daemon.address)
+    make_context(client, "told", "streaming", 800)
+    assert "no queries of layer 1 are kept" in ctl.run("explain", "told", "--layer", "1")
+    assert ctl.json("explain", "told") == {"name": "told", "layer": 0, "queries": 0}
+    ask_attend(client, "told", 1)
+    client.close()
+    for _ in range(2):
+        plan = ctl.json("explain", "told", "-l", "1")
+        assert (plan["queries"], plan["position"], plan["tokens"]) == (3, 2000, 800), plan
+        runs = sorted((run["head"], run["heads"], run["first"], run["count"]) for run in plan["runs"])
+        assert runs == [(0, 2, 0, 4), (0, 2, 288, 512), (2, 2, 0, 4), (2, 2, 288, 512)], runs
+        assert all(run["placed"] == run["first"] and run["kind"] == "tokens" for run in plan["runs"]), plan
+        shares = [run["share"] for run in plan["runs"] if run["head"] == 0]
+        assert abs(sum(shares) - 1) < 1e-3 and len(plan["lse"]) == 4, plan
+        assert plan["groups"] == [{"head": 0, "merge": "joint", "weight": 1}] and not plan["cut"], plan
+    assert len(ctl.json("explain", "told", "-l", "1", "--head", "3", "--query", "2")["runs"]) == 2
+    table = ctl.run("explain", "told", "--layer", "1")
+    assert re.search(r"^ +2-3 +tokens +288-799 +512 +288-799 +2000 +joint +- +[\d.]+ %$", table, re.M), table
+    assert "a head reads 516 of 800 tokens" in table.splitlines()[-1], table
+    assert "ENOROW" in ctl.fails(ERROR, "explain", "told", "-l", "1", "-q", "3")
+    assert "ENOCONTEXT" in ctl.fails(ERROR, "explain", "nobody")
+    for words in ["--layer", "2"], ["--head", "4"], ["--query", "x"], ["-e", "2"]:
+        ctl.run("explain", "told", *words, expect=USAGE)
+    ctl.run("drop", "told")
 
 
 def completing(ctl):
@@ -389,7 +421,8 @@ def main():
         make_context(client, "büchlein 2", "full", 10)
         client.close()
         steps = [(wrong_usage, ctl), (help_and_manual, ctl), (looking, ctl, daemon), (changing, ctl),
-                 (operating, ctl, daemon), (proving, ctl, daemon), (completing, ctl), (shells, ctl), (top, ctl),
+                 (operating, ctl, daemon), (proving, ctl, daemon), (explaining, ctl, daemon),
+                 (completing, ctl), (shells, ctl), (top, ctl),
                  (bench, ctl, daemon), (interrupted, ctl), (over_tcp,), (damage, ctl, daemon), (drain, ctl, daemon)]
         for step, *arguments in steps:
             step(*arguments)

@@ -112,7 +112,8 @@ class Wire(unittest.TestCase):
         self.assertEqual([a.plan is None for a in answers], [True, False, False, True, True])
         plan = answers[1].plan
         self.assertTrue(plan.cut)
-        self.assertEqual(plan.runs.tolist(), RUNS)
+        self.assertEqual([run[:-1] for run in plan.runs.tolist()], RUNS)
+        self.assertTrue(np.isnan(plan.runs["share"]).all())  # a daemon that does not tell
         self.assertEqual(plan.groups.tolist(), GROUPS)
         for head, ids, places in ((0, [10, 11, 12], [4, 5, 6]), (1, [2, 3, 10, 11, 12], [-1, -1, 4, 5, 6]),
                                   (3, [2, 3, 11], [-1, -1, 8])):
@@ -167,7 +168,6 @@ class Daemon(unittest.TestCase):
         context = self.opened("topk", "oracle-topk", k=7, sinks=2, window=9)
         q = self.rng.standard_normal((2, 4, 16), dtype=np.float32)
         answer = context.attend(0, q, [600, 600], limits=[600, 300], explain=True)
-        self.assertIsNone(context.attend(0, q, [600, 600]).plan)
         for query, limit in enumerate((600, 300)):
             ids = context.search(0, q[query:query + 1], 600, limits=[limit], positions=[600]).ids[0]
             for head in range(4):
@@ -175,8 +175,23 @@ class Daemon(unittest.TestCase):
                 got, places = answer.plan.tokens(query, head)
                 self.assertEqual(got.tolist(), sorted([0, 1, *range(limit - 9, limit), *middle]))
                 np.testing.assert_array_equal(places, got)
-        self.assertEqual(set(answer.plan.runs["query_placed"]), {600})
+        runs = answer.plan.runs
+        self.assertEqual(set(runs["query_placed"]), {600})
+        again = context.explain(0, query=1)  # the older of the two; a batch is remembered in order
+        self.assertEqual((again.queries, again.position, again.tokens), (2, 600, 600))
+        np.testing.assert_allclose(again.lse[0], answer.lse[0], atol=2e-2)  # kept as float16
+        for head in range(4):
+            mine = runs[(runs["query"] == 0) & (runs["head"] <= head) & (head < runs["head"] + runs["heads"])]
+            of_head = mine[mine["heads"] == 1]["share"].sum()
+            self.assertTrue(0 < of_head < 1)
+            self.assertEqual(again.plan.tokens(0, head)[0].tolist(), answer.plan.tokens(0, head)[0].tolist())
+        self.assertAlmostEqual(float((runs["share"] * runs["heads"])[runs["query"] == 0].sum()), 4, places=3)
+        with self.assertRaises(memd.NoRowError):
+            context.explain(0, query=9)
         self.assertEqual(answer.plan.groups.tolist(), [(0, 0, 0, 1.0)])
+        self.assertIsNone(context.attend(0, q, [600, 600]).plan)
+        self.assertFalse(self.live.client.methods["oracle-topk"].wants_marks)
+        self.assertTrue(self.live.client.methods["retrieval-attention"].samples_queries)
 
     def test_everything_is_told_where_everything_is_read(self):
         for method in ("full", "progressive"):

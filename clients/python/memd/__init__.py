@@ -11,8 +11,8 @@
 """
 from .algebra import Partial, merge
 from .answers import (LEVELS, PLAN_KINDS, PLAN_MERGES, UNPLACED, Answer, Appended, Built,
-                      ContextInfo, Health, Histogram, Hits, Method, Option, Plan, Quality, Recall,
-                      Record, Rows, Stats, Status, Summary, VerifyReport)
+                      ContextInfo, Explained, Health, Histogram, Hits, Method, MethodTensor,
+                      Option, Plan, Quality, Recall, Record, Rows, Stats, Status, Summary, VerifyReport)
 from .dtypes import bfloat16_to_float32, float32_to_bfloat16
 from .errors import *  # noqa: F401,F403  (one class per error code)
 from .errors import __all__ as _errors
@@ -24,8 +24,9 @@ from .client import (MARK_LANDMARK, MARK_SPECIAL, Client, Context, Query, Tokens
                      connect)  # (needs __version__)
 
 __all__ = ["LEVELS", "MARK_LANDMARK", "MARK_SPECIAL", "PLAN_KINDS", "PLAN_MERGES", "UNPLACED",
-           "Answer", "Appended", "Built", "Client", "Context", "ContextInfo", "Health", "Histogram",
-           "Hits", "Method", "Model", "Option", "Partial", "Plan", "Quality", "Query", "Recall",
+           "Answer", "Appended", "Built", "Client", "Context", "ContextInfo", "Explained", "Health",
+           "Histogram", "Hits", "Method", "MethodTensor", "Model", "Option", "Partial", "Plan",
+           "Quality", "Query", "Recall",
            "Record", "Rope", "Rows", "Stats", "Status", "Summary", "Tokens", "VerifyReport",
            "bfloat16_to_float32", "connect", "float32_to_bfloat16", "merge"]
 __all__ += _errors

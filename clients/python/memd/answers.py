@@ -76,7 +76,8 @@ PLAN_MERGES = ("joint", "gated", "separate")
 UNPLACED = 2**64 - 1  # as `placed` or `query_placed` of a run: not rotated at all
 
 _RUN = np.dtype([(name, np.uint32) for name in ("query", "head", "heads", "group", "kind")]
-                + [(name, np.uint64) for name in ("first", "count", "placed", "query_placed")])
+                + [(name, np.uint64) for name in ("first", "count", "placed", "query_placed")]
+                + [("share", np.float32)])
 _GROUP = np.dtype([("query", np.uint32), ("head", np.uint32), ("merge", np.uint32),
                    ("weight", np.float32)])
 
@@ -86,6 +87,8 @@ def _columns(wire, dtype: np.dtype) -> np.ndarray:
     table = np.empty(len(getattr(wire, dtype.names[0])), dtype)
     for name in dtype.names:
         column = getattr(wire, name)
+        if name == "share" and not len(column):  # of a daemon that does not tell
+            column = [np.nan] * len(table)
         if len(column) != len(table):
             raise ProtocolError(f"a plan has columns of {len(table)} and {len(column)} entries")
         table[name] = column
@@ -100,7 +103,8 @@ class Plan:
              `head`, `heads`: query heads head … head + heads - 1; `group`: place in `groups`; `kind`: what
              the ids `first` … `first` + `count` - 1 are (PLAN_KINDS: positions in the layer, or entries of
              the method's state); `placed`: where the key of `first` was rotated, the others behind it;
-             `query_placed`: where the query was. UNPLACED: not rotated.
+             `query_placed`: where the query was. UNPLACED: not rotated. `share`: of the answer, mean over
+             its heads; NaN: it cannot be told.
     groups   a structured array: `merge` (PLAN_MERGES: one softmax with everything else, the softmax of the
              group alone times `weight`, an answer of its own), and of which `query` and `head` it is
     cut      more was read than is told here
@@ -230,17 +234,56 @@ class Option:
         return cls(wire.name, wire.help, fallback, wire.least, wire.most, wire.whole, choices)
 
 
+class MethodTensor(NamedTuple):
+    """A tensor that a client uploads for a method. shape: a letter for each axis: G, H, D of the model, W of a
+    state, h = any, but the same in all tensors that name it."""
+
+    shape: str
+    help: str
+
+
 @dataclass(frozen=True)
 class Method:
+    """What depends on options is said of those that are in force where none are given."""
+
     name: str
     help: str
     options: dict[str, Option]
-    is_default: bool   # of contexts that are made without naming one
+    is_default: bool       # of contexts that are made without naming one
+    tensors: dict[str, MethodTensor]
+    takes_mass: bool       # attention mass of tokens: `scores` of `Context.append`
+    compresses: bool       # a prompt, once
+    wants_queries: bool    # with every append
+    samples_queries: bool  # with the first append of a layer, and some later ones
+    wants_marks: bool      # with appends
+    folds: bool            # keeps a state of its own
+    state_width: int       # W where it keeps states instead of keys and values, 0: it keeps rows
 
     @classmethod
     def _read(cls, wire) -> "Method":
-        options = {option.name: Option._read(option) for option in wire.options}
-        return cls(wire.name, wire.help, options, wire.is_default)
+        values = {name: getattr(wire, name) for name in cls.__dataclass_fields__}
+        values["options"] = {option.name: Option._read(option) for option in wire.options}
+        values["tensors"] = {tensor.name: MethodTensor(tensor.shape, tensor.help)
+                             for tensor in wire.tensors}
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Explained:
+    """One of the latest queries of a layer again, over everything stored, and what was read for it."""
+
+    queries: int            # that are kept; 0: nothing below means anything
+    position: int           # of the query
+    tokens: int             # of the layer
+    lse: np.ndarray         # (1, H) of the answer
+    plan: Plan
+    quality: Quality
+
+    @classmethod
+    def _read(cls, wire) -> "Explained":
+        lse = np.array([wire.lse], np.float32)
+        return cls(wire.queries, wire.position, wire.tokens, lse, Plan._read(wire.plan),
+                   Quality._read(wire.quality, lse.shape))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Callable, Iterable, Iterator, NamedTuple, Sequence
 import numpy as np
 
 from . import dtypes, wire
-from .answers import (Appended, Answer, Built, ContextInfo, Health, Hits, Method, Plan, Quality,
+from .answers import (Appended, Answer, Built, ContextInfo, Explained, Health, Hits, Method, Plan, Quality,
                       Recall, Record, Rows, Stats, Status, VerifyReport, fill)
 from .connection import Connection
 from .errors import Error, ProtocolError, error_from_code
@@ -444,6 +444,21 @@ class Context:
             _add_wish(request.message, target_error, max_bytes)
             found.append(Recall._read(layer, self.client._connection.call(request).message))
         return found
+
+    def explain(self, layer: int, query: int = 0, target_error: float | None = None,
+                max_bytes: int | None = None) -> Explained:
+        """What is read, and why, for one of the queries that `recall` answers again: over everything that
+        is stored now. To see it for a query of one's own: `attend` with `explain`.
+
+        query    0: the newest, 1: the one before it, …; NoRowError where so many are not kept
+        target_error, max_bytes   as in `attend`
+        """
+        request = wire.Request("explain")
+        request.message.context_id = self.id
+        request.message.layer = layer
+        request.message.query = query
+        _add_wish(request.message, target_error, max_bytes)
+        return Explained._read(self.client._connection.call(request).message)
 
     def rebuild(self, wait: bool = True,
                 progress: Callable[[str, Built], None] | None = None) -> Built:

@@ -36,6 +36,7 @@ METHODS = {
     "verify": (50, "Verify", True), "dump": (51, "Dump", True),
     "compact": (52, "Compact", False), "drain": (53, "Drain", False),
     "recall": (54, "Recall", True), "rebuild": (55, "Rebuild", True),
+    "explain": (56, "Explain", True),
 }
 
 _schema = Schema()
