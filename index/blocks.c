@@ -208,7 +208,7 @@ int blocks_load(const struct fold_type *type, const struct blocks_shape *shape, 
     if (rc == 0) rc = grow(blocks, (size_t)count, err);
     if (rc < 0) return rc;
     size_t floats = (size_t)count * block_floats(shape);
-    for (size_t i = 0; i < floats; i++) {
+    for (size_t i = 0; blocks->vectors != NULL && i < floats; i++) {
         uint32_t bits = bytes_get_le32(&in);
         memcpy(&blocks->vectors[i], &bits, sizeof bits);
     }

@@ -34,7 +34,7 @@ struct option_spec {
     { name, help, fallback, least, most, true, NULL }
 /* names: an array of strings; fallback: the place of one of them */
 #define OPTION_CHOICE(name, help, fallback, names) \
-    { name, help, fallback, 0, sizeof(names) / sizeof((names)[0]) - 1, true, names }
+    { name, help, fallback, 0, (size_t)(sizeof(names) / sizeof((names)[0]) - 1), true, names }
 
 struct option_table {
     const char *owner; /* "retrieval-attention", for error texts */

@@ -72,7 +72,7 @@ static void test_fold(void **state)
     assert_int_equal(once->lacking, (once->count + 2) / 3);
     assert_true(once->base.bytes >= once->count * 3 * 8 * sizeof(float));
     for (size_t i = 0; i < once->count * 24; i++)
-        assert_true(once->vectors[i] == (float)(i / 24) + (float)(i % 24) / 64.0F);
+        assert_true(once->vectors[i] == (float)(size_t)(i / 24) + (float)(i % 24) / 64.0F);
     static const uint64_t steps[] = { 1, 7, 300 };
     for (size_t i = 0; i < 3; i++) {
         struct blocks *slowly = made(&shape, &source, steps[i], 1000);

@@ -287,7 +287,7 @@ static void test_all_in_the_window(void **state)
     struct folded_token tokens[40];
     for (size_t row = 0; row < 40 * H; row++) {
         for (size_t t = 0; t < 40; t++)
-            tokens[t] = (struct folded_token){ t, (double)t, (double)(row / H) };
+            tokens[t] = (struct folded_token){ t, (double)t, (double)(size_t)(row / H) };
         assert_true(folded_equals(&folded, row / H, row % H, tokens, row / H + 1));
         assert_true(folded.reply.quality.mass[row * INDEX_LEVELS + INDEX_EXACT] == 1.0F);
     }
@@ -363,8 +363,8 @@ static void test_models(void **state)
     assert_int_equal(method_parse(&method_infllm, NULL, 0, options, NULL), 0);
     static const double published[OPTIONS] = { 128, 4096, 128, 16, MASS, 4, HEADS, 512, AUTO };
     assert_memory_equal(options, published, sizeof published);
-    for (double choice = AUTO; choice <= ORIGINAL; choice++) {
-        options[POSITIONS] = choice;
+    for (int choice = AUTO; choice <= ORIGINAL; choice++) {
+        options[POSITIONS] = (double)choice;
         assert_int_equal(method_check(&method_infllm, &rotates, options, &err), 0);
         assert_int_equal(method_check(&method_infllm, &comes, options, &err),
                          choice == CONSTANT ? MEMD_EUNSUPPORTED : 0);
