@@ -86,6 +86,14 @@ struct compressing {
     void *stop_arg;
 };
 
+/* Hidden states that a client sent in place of states. */
+struct encoding {
+    struct tensor given;         /* (n, any) */
+    const struct params *params; /* may be NULL */
+    const double *options;
+    uint32_t layer;
+};
+
 struct method {
     const char *name;
     const char *help; /* one line */
@@ -104,6 +112,12 @@ struct method {
      * Views then have one head, of half as many dimensions: K is the first half of a state, V the
      * second. NULL: it keeps rows. */
     size_t (*state_width)(const double *options);
+    /* Make states, ret_states (n, W), of what is of another width; appends and queries may bring
+     * that where tensors were uploaded for it, else MEMD_ESHAPE. NULL: they never may. */
+    int (*encode)(const struct encoding *encoding, struct arena *arena, float *ret_states,
+                  struct error *err);
+    /* The layer whose rows a query of `layer` reads; params are those of `layer`. NULL: itself. */
+    uint32_t (*rows_layer)(const double *options, uint32_t layer);
     /* Do these options fit the model? NULL: all do. */
     int (*check)(const struct method *method, const struct model *model, const double *options,
                  struct error *err);
@@ -134,6 +148,7 @@ extern const struct method method_infllm, method_longheads;
 extern const struct method method_l2norm;
 extern const struct method method_pyramidkv, method_snapkv;
 extern const struct method method_landmark;
+extern const struct method method_neurocache;
 
 /* The method of contexts that are made without naming one. */
 const struct method *method_default(void);

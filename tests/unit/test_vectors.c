@@ -1,0 +1,232 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* test_vectors.c — rings of states: every search against a search in double that writes each slot
+ * in turn, as the published code does. */
+#include "index/vectors.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "base/arena.h"
+#include "base/error.h"
+#include "base/pool.h"
+#include "index/index.h"
+#include "tests/unit/past.h"
+
+static const struct fold_type type = { .name = "vectors" };
+
+static struct vectors *fold(const struct past *past)
+{
+    struct fold_source source = { .rows = { past->views, past->view_count, past->head_dim, NULL } };
+    struct vectors *vectors = NULL;
+    assert_int_equal(vectors_new(&type, &vectors, NULL), 0);
+    for (uint64_t end = past->tokens / 3; vectors->base.tokens < past->tokens; end = past->tokens)
+        assert_int_equal(vectors_advance(vectors, &source, end, NULL), 0);
+    return vectors;
+}
+
+struct slot {
+    double score;
+    uint64_t slot;
+};
+
+static int better_first(const void *a, const void *b)
+{
+    const struct slot *left = a, *right = b;
+    if (left->score != right->score) return left->score > right->score ? -1 : 1;
+    return left->slot < right->slot ? -1 : left->slot > right->slot;
+}
+
+/* The best k slots of a ring that tokens 0 … limit-1 were written to, one after the other. */
+static void truth(const struct past *past, const struct vectors_args *args, size_t query,
+                  struct slot *ret_found)
+{
+    size_t half = past->head_dim, buckets = args->buckets;
+    const float *q = args->q + query * 2 * half;
+    struct slot *all = past_alloc(args->slots, sizeof *all);
+    for (uint64_t s = 0; s < args->slots; s++)
+        all[s] = (struct slot){ (double)VECTORS_UNWRITTEN, s };
+    for (uint64_t t = 0; t < args->limits[query]; t++) {
+        double dot = 0.0, square = 0.0;
+        for (size_t d = 0; d < 2 * half; d++) {
+            const float *rows = d < half ? past->k : past->v;
+            double c = (double)rows[t * half + d % half];
+            dot += (double)q[d] * c;
+            square += c * c;
+        }
+        all[t % args->slots].score = args->metric == VECTORS_L2 ? 2.0 * dot - square : dot;
+    }
+    for (uint64_t s = 0; buckets > 0 && s < args->slots; s++) /* keep the best of each bucket */
+        for (uint64_t o = s % buckets; o < args->slots; o += buckets)
+            if (o != s && better_first(&all[o], &all[s]) < 0 && all[o].score > -1e30)
+                all[s].score = -INFINITY;
+    qsort(all, args->slots, sizeof *all, better_first);
+    memcpy(ret_found, all, args->k * sizeof *all);
+    free(all);
+}
+
+static void test_search(void **state)
+{
+    (void)state;
+    uint64_t random = random_seed();
+    static const struct {
+        size_t tokens, slots, k, buckets;
+    } cases[] = { { 100, 64, 4, 0 },     { 100, 64, 4, 8 },        { 3, 64, 5, 0 },
+                  { 3, 64, 5, 16 },      { 20000, 4096, 16, 512 }, { 20000, 4096, 16, 0 },
+                  { 64, 64, 64, 0 },     { 500, 512, 16, 512 },    { 70, 64, 64, 64 },
+                  { 9000, 16384, 16, 0 } };
+    static const uint32_t dtypes[] = { DTYPE_FP32, DTYPE_FP16, DTYPE_BF16 };
+    for (size_t turn = 0; turn < 40; turn++) {
+        size_t at = turn % (sizeof cases / sizeof cases[0]), queries = turn % 5 * 8 + 1;
+        struct past past = { .query_heads = 1,
+                             .kv_heads = 1,
+                             .head_dim = turn % 2 == 0 ? 16 : 24,
+                             .tokens = cases[at].tokens,
+                             .queries = queries,
+                             .dtype = dtypes[turn % 3] };
+        past_make(&past, &random);
+        past_cut(&past, 300, &random);
+        size_t width = 2 * past.head_dim, k = cases[at].k;
+        float *q = past_alloc(queries * width, sizeof *q);
+        for (size_t i = 0; i < queries * width; i++) q[i] = random_float(&random);
+        struct vectors *vectors = fold(&past);
+        struct pool *pool = NULL;
+        if (turn % 2 == 0) assert_int_equal(pool_open(2, 1, &pool, NULL), 0);
+        struct vectors_args args = { .vectors = vectors,
+                                     .rows = { past.views, past.view_count, past.head_dim, NULL },
+                                     .q = q,
+                                     .limits = past.limits,
+                                     .queries = queries,
+                                     .slots = cases[at].slots,
+                                     .k = k,
+                                     .buckets = cases[at].buckets,
+                                     .metric = turn % 4 == 3 ? VECTORS_DOT : VECTORS_L2,
+                                     .pool = pool };
+        uint64_t *slots = past_alloc(queries * k, sizeof *slots), states = 0;
+        float *scores = past_alloc(queries * k, sizeof *scores);
+        struct slot *wanted = past_alloc(k, sizeof *wanted);
+        struct arena arena;
+        arena_init(&arena, (size_t)64 << 20);
+        assert_int_equal(vectors_search(&args, &arena, slots, scores, &states, NULL), 0);
+        for (size_t i = 0; i < queries; i++) {
+            truth(&past, &args, i, wanted);
+            for (size_t j = 0; j < k; j++)
+                if (slots[i * k + j] != wanted[j].slot ||
+                    fabs((double)scores[i * k + j] - wanted[j].score) > 1e-3)
+                    fail_msg("turn %zu query %zu rank %zu: slot %zu (%g), not %zu (%g)", turn, i, j,
+                             (size_t)slots[i * k + j], (double)scores[i * k + j],
+                             (size_t)wanted[j].slot, wanted[j].score);
+        }
+        assert_true(states > 0 || past.limits[0] == 0);
+        arena_fini(&arena);
+        free(slots);
+        free(scores);
+        free(wanted);
+        free(q);
+        vectors_free(&vectors->base);
+        pool_close(pool);
+        past_free(&past);
+    }
+}
+
+static void test_positions(void **state)
+{
+    (void)state;
+    for (uint64_t written = 0; written < 30; written++) {
+        uint64_t ring[8];
+        for (size_t s = 0; s < 8; s++) ring[s] = INDEX_NONE;
+        for (uint64_t t = 0; t < written; t++) ring[t % 8] = t;
+        for (size_t s = 0; s < 8; s++) assert_true(vectors_position(8, written, s) == ring[s]);
+    }
+}
+
+static void test_load_and_products(void **state)
+{
+    (void)state;
+    uint64_t random = random_seed();
+    struct past past = { .query_heads = 1,
+                         .kv_heads = 1,
+                         .head_dim = 1024,
+                         .tokens = 200,
+                         .queries = 1,
+                         .dtype = DTYPE_BF16 };
+    past_make(&past, &random);
+    past_cut(&past, 50, &random);
+    struct rows rows = { past.views, past.view_count, 1024, NULL };
+    uint64_t positions[150];
+    float *states = past_alloc(150 * 2048, sizeof *states), products[150];
+    for (size_t i = 0; i < 150; i++) positions[i] = i % 7 == 0 ? INDEX_NONE : 199 - i;
+    vectors_load(&rows, positions, 150, states);
+    for (size_t i = 0; i < 150; i++)
+        for (size_t d = 0; d < 2048; d++) {
+            size_t at = (199 - i) * 1024 + d % 1024;
+            float wanted = i % 7 == 0 ? 0.0F : d < 1024 ? past.k[at] : past.v[at];
+            assert_true(states[i * 2048 + d] == wanted);
+        }
+    vectors_products(states + 2048, states, 150, 2048, products);
+    for (size_t i = 0; i < 150; i++) {
+        double sum = 0.0;
+        for (size_t d = 0; d < 2048; d++)
+            sum += (double)states[2048 + d] * (double)states[i * 2048 + d];
+        assert_true(fabs((double)products[i] - sum) < 1e-2);
+    }
+    free(states);
+    past_free(&past);
+}
+
+static int refuse(void *arg)
+{
+    (void)arg;
+    return MEMD_ECANCELLED;
+}
+
+static void test_stop(void **state)
+{
+    (void)state;
+    uint64_t random = random_seed(), slots[4], states = 0;
+    struct past past = { .query_heads = 1,
+                         .kv_heads = 1,
+                         .head_dim = 16,
+                         .tokens = 200,
+                         .queries = 1,
+                         .dtype = DTYPE_FP32 };
+    past_make(&past, &random);
+    struct vectors *vectors = fold(&past);
+    float q[32] = { 1 }, scores[4];
+    struct vectors_args args = { .vectors = vectors,
+                                 .rows = { past.views, 1, 16, NULL },
+                                 .q = q,
+                                 .limits = past.limits,
+                                 .queries = 1,
+                                 .slots = 64,
+                                 .k = 4,
+                                 .stop = refuse };
+    struct arena arena;
+    struct error err = { 0 };
+    arena_init(&arena, (size_t)64 << 20);
+    assert_int_equal(vectors_search(&args, &arena, slots, scores, &states, &err), MEMD_ECANCELLED);
+    arena_fini(&arena);
+    args.stop = NULL;
+    arena_init(&arena, 16);
+    assert_int_equal(vectors_search(&args, &arena, slots, scores, &states, &err), MEMD_ENOMEM);
+    arena_fini(&arena);
+    vectors_free(&vectors->base);
+    past_free(&past);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_search),
+        cmocka_unit_test(test_positions),
+        cmocka_unit_test(test_load_and_products),
+        cmocka_unit_test(test_stop),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
