@@ -38,6 +38,7 @@ extern const struct method method_test_forgets, method_test_reads_back;
     X(method_streaming, "streaming")         \
     X(method_longheads, "longheads")         \
     X(method_infllm, "infllm")               \
+    X(method_landmark, "landmark")           \
     X(method_extended_mind, "extended-mind") \
     X(method_oracle_topk, "oracle-topk")
 

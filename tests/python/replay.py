@@ -105,6 +105,10 @@ class Replay:
         dtype = past.model.dtype
         past.append(0, begin, self.capture.k[begin:end].astype(dtype), self.capture.v[begin:end].astype(dtype))
 
+    def attend(self, capture, head, q, read):
+        """o (D) and the scores of the tokens; methods with another softmax have their own."""
+        return attend(capture, head, q, read)
+
     def check(self, past, q, positions, limits):
         """o of the answer, after all was compared."""
         capture = self.capture.stored(past.model.dtype)
@@ -122,7 +126,7 @@ class Replay:
                 self.assertTrue((hits[i, head][len(tokens):] == NONE).all())
                 if len(tokens) == 0:
                     continue
-                o, scores = attend(capture, head, q[i, head], read)
+                o, scores = self.attend(capture, head, q[i, head], read)
                 np.testing.assert_allclose(answer.o[i, head], o, rtol=0, atol=TOLERANCE[past.model.dtype])
                 ranked = scores[np.searchsorted(tokens, hits[i, head][:len(tokens)])]
                 self.assertTrue((np.diff(ranked) <= 1e-4).all(), "hits are not best first")
