@@ -40,6 +40,7 @@ extern const struct method method_test_forgets, method_test_reads_back;
     X(method_infllm, "infllm")               \
     X(method_landmark, "landmark")           \
     X(method_extended_mind, "extended-mind") \
+    X(method_loki, "loki")                   \
     X(method_oracle_topk, "oracle-topk")
 
 static const struct method *const methods[] = {

@@ -110,6 +110,7 @@ struct generous {
 };
 static const struct generous generous[] = {
     { "extended-mind", { { "k", "65536" } } },
+    { "loki", { { "calibration", "301" } } },
 };
 
 static void be_generous(struct fixture *fx, const char *method)
