@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* pca.c — in the order of execution: A = Q T Qᵀ by reflections, T = Z Λ Zᵀ by rotations. Eigenvectors
- * are the columns of Q Z and are kept as rows of its transpose throughout, so that reflections and
- * rotations go along rows, which lie together in memory.
+/* pca.c — in the order of execution: A = Q T Qᵀ by reflections, T = Z Λ Zᵀ by rotations.
+ * Eigenvectors are the columns of Q Z and are kept as rows of its transpose throughout, so that
+ * reflections and rotations go along rows, which lie together in memory.
  */
 #include "index/pca.h"
 

@@ -6,11 +6,11 @@
  * are products q·k and not distances from a centre.
  *
  * The eigensolver is ours and small: Householder reflections bring the matrix to three diagonals,
- * QR steps with implicit shifts (in its QL form) take those to one. It is deterministic, and bounded:
- * an eigenvalue that has not settled after PCA_STEPS_MAX steps is left as it is. Then rows are not
- * quite eigenvectors, but still orthonormal, which is all that a caller relies on. Rejected: LAPACK
- * (a dependency for one call, and answers that differ from build to build), Jacobi rotations (ten
- * times the work at D 128).
+ * QL steps with implicit shifts take those to one. It is deterministic, and bounded: an eigenvalue
+ * that has not settled after PCA_STEPS_MAX steps is left as it is. Then rows are not quite
+ * eigenvectors, but still orthonormal, which is all that a caller relies on. Rejected: LAPACK (a
+ * dependency for one call, and answers that differ from build to build), Jacobi rotations (several
+ * times the work).
  *
  * Shapes   moments (D, D), row-major
  * Cost     add: n D² / 2 multiplications; solve: about 9 D³ operations, one thread. D 128: some ten

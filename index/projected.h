@@ -4,8 +4,8 @@
  *
  * The basis P (G, D, D) has the components as columns, the most important first; a projected key is
  * the first r numbers of k·P. It comes from a client, or from the layer itself: principal
- * components (pca.h) of its first tokens. Where r is a share of the variance, it is the largest that
- * any head needs, so that all heads have equally many.
+ * components (pca.h) of its first tokens. Where r is a share of the variance, it is the largest
+ * that any head needs, so that all heads have equally many.
  *
  * What is projected is the key as attention sees it, rotated at its position (a basis of rotated
  * keys), or the one before rotation (`unrotated`), where memd rotates.
