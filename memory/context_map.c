@@ -74,7 +74,7 @@ int context_find_columns(struct context *context, struct store_txn *txn, enum va
     const unsigned char *records = NULL;
     int rc = find_value(context, txn, &place, look, &records, err);
     if (rc < 0) return rc;
-    assert(copy != NULL || (uintptr_t)records % 16 == 0);
+    assert(records != NULL && (copy != NULL || (uintptr_t)records % 16 == 0));
     if (copy != NULL)
         memcpy(copy, records, FORMAT_SEGMENT_TOKENS * context->shape.columns.token_bytes);
     values->columns = copy != NULL ? copy : records;

@@ -33,8 +33,8 @@ static struct {
     uint64_t cut;
 } method_salts = { 1, 1, 0 };
 
-/* What the last query was given. */
-static struct {
+/* What the last query of this thread was given. */
+static _Thread_local struct {
     uint64_t tokens, rows;
     uint32_t layer, layers;
 } method_saw;

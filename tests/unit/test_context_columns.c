@@ -4,6 +4,9 @@
  */
 #include "tests/unit/method_fixture.h"
 
+#include <pthread.h>
+#include <stdatomic.h>
+
 #include "tests/unit/builder_fixture.h"
 
 static const char *const all_methods[] = { "test-marks", "test-queries", "test-both",
@@ -218,6 +221,28 @@ static void test_refused_columns(void **state)
     fixture_end(&fx);
 }
 
+/* Two tokens that are stored are taken again, and not with one thing changed. */
+static void check_repeat(struct fixture *fx, struct context *context, uint64_t position)
+{
+    struct progress progress = { 0 };
+    struct error err = { 0 };
+    struct pair pair;
+    make_pair(fx, position, &pair);
+    if ((fx->columns & COLUMNS_QUERIES) == 0) pair.part.q = (struct tensor){ 0 };
+    ASSERT_OK(context_append(context, &pair.part, 1, &progress, &err), err);
+    pair.marks[1] ^= MARK_SPECIAL;
+    expect_refused(context, &pair.part, MEMD_EPOSITION, "other bytes");
+    pair.marks[1] ^= MARK_SPECIAL;
+    pair.q[127] += 1;
+    if ((fx->columns & COLUMNS_QUERIES) != 0)
+        expect_refused(context, &pair.part, MEMD_EPOSITION, "other bytes");
+    pair.q[127] -= 1;
+    ((unsigned char *)pair.states)[2 * fx->state_width] ^= 1;
+    if (fx->state_width > 0)
+        expect_refused(context, &pair.part, MEMD_EPOSITION, "other bytes");
+    free_pair(&pair);
+}
+
 /* In a block, and in a segment. */
 static void test_repeats(void **state)
 {
@@ -225,29 +250,12 @@ static void test_repeats(void **state)
     static const char *const kinds[] = { "test-marks", "test-both", "test-all" };
     for (size_t i = 0; i < 3; i++) {
         struct fixture fx;
-        struct progress progress = { 0 };
-        struct error err = { 0 };
         method_begin(&fx, kinds[i]);
         struct context *context = fixture_context(&fx, "book");
         fixture_append(&fx, context, 0, 1300);
         for (int restarted = 0; restarted < 2; restarted++) {
-            for (uint64_t position = 10; position < 1300; position += 1200) {
-                struct pair pair;
-                make_pair(&fx, position, &pair);
-                if ((fx.columns & COLUMNS_QUERIES) == 0) pair.part.q = (struct tensor){ 0 };
-                ASSERT_OK(context_append(context, &pair.part, 1, &progress, &err), err);
-                pair.marks[1] ^= MARK_SPECIAL;
-                expect_refused(context, &pair.part, MEMD_EPOSITION, "other bytes");
-                pair.marks[1] ^= MARK_SPECIAL;
-                pair.q[127] += 1;
-                if ((fx.columns & COLUMNS_QUERIES) != 0)
-                    expect_refused(context, &pair.part, MEMD_EPOSITION, "other bytes");
-                pair.q[127] -= 1;
-                ((unsigned char *)pair.states)[2 * fx.state_width] ^= 1;
-                if (fx.state_width > 0)
-                    expect_refused(context, &pair.part, MEMD_EPOSITION, "other bytes");
-                free_pair(&pair);
-            }
+            check_repeat(&fx, context, 10);
+            check_repeat(&fx, context, 1210);
             fixture_restart(&fx);
             context = fixture_context(&fx, "book");
         }
@@ -460,6 +468,60 @@ static void test_dump(void **state)
     fixture_end(&fx);
 }
 
+struct reader {
+    const struct fixture *fx;
+    struct context *context;
+    atomic_bool stop;
+    atomic_ulong answers;
+};
+
+/* Every answer compares every column. */
+static void *read_on(void *arg)
+{
+    struct reader *reader = arg;
+    struct fixture mine = *reader->fx;
+    arena_init(&mine.arena, (size_t)64 << 20);
+    struct error err = { 0 };
+    bool failed = false;
+    while (!failed && !atomic_load(&reader->stop)) {
+        struct answer answer;
+        failed = fixture_attend(&mine, reader->context, 0, UINT64_MAX, &answer, &err) < 0;
+        if (failed) fprintf(stderr, "%s\n", err.text);
+        arena_reset(&mine.arena);
+        atomic_fetch_add(&reader->answers, 1);
+    }
+    arena_fini(&mine.arena);
+    return failed ? arg : NULL;
+}
+
+/* While rows come, are committed, sealed and mapped. */
+static void test_reading_while_appending(void **state)
+{
+    (void)state;
+    for (size_t kind = 0; kind < 2; kind++) {
+        struct fixture fx;
+        method_begin(&fx, kind == 0 ? "test-marks" : "test-all");
+        struct reader reader = { .fx = &fx, .context = fixture_context(&fx, "book") };
+        pthread_t threads[2];
+        for (size_t i = 0; i < 2; i++)
+            assert_int_equal(pthread_create(&threads[i], NULL, read_on, &reader), 0);
+        uint64_t position = 0;
+        while (position < 20000 && (position < 4000 || atomic_load(&reader.answers) < 20)) {
+            size_t count = 1 + position % 97;
+            fixture_append(&fx, reader.context, position, count);
+            position += count;
+        }
+        atomic_store(&reader.stop, true);
+        for (size_t i = 0; i < 2; i++) {
+            void *failed = NULL;
+            assert_int_equal(pthread_join(threads[i], &failed), 0);
+            assert_null(failed);
+        }
+        method_expect(&fx, reader.context, UINT64_MAX);
+        fixture_end(&fx);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -476,6 +538,7 @@ int main(void)
         cmocka_unit_test(test_accounts),
         cmocka_unit_test(test_what_a_method_is_given),
         cmocka_unit_test(test_dump),
+        cmocka_unit_test(test_reading_while_appending),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
