@@ -21,6 +21,7 @@
 #include <string.h>
 
 #include "attention/backend.h"
+#include "attention/cuda/accelerator.h"
 #include "attention/scan.h"
 #include "base/arena.h"
 #include "base/error.h"
@@ -198,6 +199,10 @@ int attend(const struct attend_args *args, struct arena *arena, const struct par
     if (tokens == 0) {
         partial_clear(ret_partial);
         return 0;
+    }
+    if (args->accelerator != NULL) {
+        int answered = accelerator_attend(args->accelerator, args->window, args, ret_partial, err);
+        if (answered != ACCELERATOR_DECLINED) return answered;
     }
     size_t step = wave_queries(args);
     size_t last = queries % step == 0 ? step : queries % step; /* the smallest wave splits most */

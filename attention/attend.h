@@ -12,6 +12,8 @@
  *          over `pool` by KV head and by runs of rows, the splits merged exactly
  * Memory   nothing retained; scratch from `arena`
  * Threads  any, concurrently; the views stay pinned by the caller for the call
+ *          An accelerator is asked first where there is one; the result is the same but for the
+ *          order of sums
  * Errors   MEMD_ENOMEM arena limit · MEMD_ECANCELLED / MEMD_EDEADLINE by `stop` · by `admit`
  * Tests    tests/unit/test_attend.c, tests/golden; oracle kernels/partial.c
  */
@@ -25,10 +27,12 @@
 #include "attention/view.h"
 #include "base/tensor.h"
 
+struct accelerator;
 struct arena;
 struct error;
 struct pool;
 struct rope;
+struct window;
 
 struct attend_args {
     struct tensor q;            /* (n, H, D) */
@@ -39,6 +43,9 @@ struct attend_args {
     const struct view *views;   /* (G, view_count) */
     size_t kv_heads, view_count;
     struct pool *pool;          /* NULL: this thread alone */
+    /* Asked before the CPU (attention/cuda/accelerator.h); window: of these very rows, or NULL. */
+    struct accelerator *accelerator; /* NULL: the CPU alone */
+    struct window *window;
     /* Asked now and then on any worker: a non-zero code ends the work with that error. May be
      * NULL. */
     int (*stop)(void *arg);

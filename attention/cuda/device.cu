@@ -221,10 +221,10 @@ static int device_rope(struct device *device, enum device_stream stream,
 }
 
 static const struct device_table table = {
-    DEVICE_TABLE_VERSION, device_open,      device_close,   device_describe,
-    device_alloc,         device_free,      device_alloc_host, device_free_host,
-    device_copy,          device_record,    device_await,   device_finish,
-    device_partial,       device_gather,    device_merge,   device_rope,
+    DEVICE_TABLE_VERSION, "cuda",         device_open,       device_close,   device_describe,
+    device_alloc,         device_free,    device_alloc_host, device_free_host, device_copy,
+    device_record,        device_await,   device_finish,     device_partial, device_gather,
+    device_merge,         device_rope,
 };
 
 extern "C" __attribute__((visibility("default"))) const struct device_table *memd_device_table(void)

@@ -3,19 +3,19 @@
  *
  * The table is all that memd knows of a device. The one of CUDA (device.cu) lives in the plugin
  * memd-cuda.so, the only thing that is linked with NVIDIA's runtime, so that one package serves
- * machines with and without a GPU. tests/simt has another, whose memory is the host's
+ * machines with and without a GPU. tests/simt/fake_device.c has another, whose memory is the host's
  * and whose kernels are the emulated ones: so everything above this line is tested without a GPU.
  *
  * Order    what is queued on one stream happens in that order; between streams an event is recorded
  *          on one and awaited by the other. Nothing here waits but `finish`.
  * Memory   `alloc` is the device's; `alloc_host` is pinned memory of the host that kernels can read
  *          and write at the same address, and copies do not have to stage. Neither is called on the
- *          way of a query.
+ *          way of a query (accelerator.h).
  * Threads  any; the caller sees to it that calls for one device do not overlap
  * Errors   0, MEMD_ENOMEM (the device goes on), or MEMD_EDEVICE. A launch or copy that fails on the
  *          device is known at the next `finish`. After MEMD_EDEVICE from `finish` a device is lost:
  *          the errors of CUDA that get there are sticky
- * Tests    tests/simt; device.cu itself needs a GPU
+ * Tests    tests/simt/test_accelerator.c; device.cu itself needs a GPU
  */
 #ifndef MEMD_ATTENTION_CUDA_DEVICE_H
 #define MEMD_ATTENTION_CUDA_DEVICE_H
@@ -43,6 +43,7 @@ struct device_info {
 
 struct device_table {
     uint32_t version;
+    const char *name; /* "cuda" */
     /* ordinal < 0: the one with most free memory. MEMD_EUNSUPPORTED with a sentence when there is
      * none that can be used (no driver, too old, none). */
     int (*open)(int ordinal, struct device **ret_device, struct error *err);

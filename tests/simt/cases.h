@@ -51,8 +51,9 @@ static inline void *case_rows(enum fill fill, bool keys, uint32_t dtype, size_t 
                               uint32_t head_dim, uint64_t *random)
 {
     size_t element = dtype_bytes(dtype);
-    unsigned char *rows = malloc(count * head_dim * element);
-    if (rows == NULL && count > 0) exit(1);
+    size_t bytes = count * head_dim * element;
+    unsigned char *rows = malloc(bytes > 0 ? bytes : 1);
+    if (rows == NULL) exit(1);
     for (size_t i = 0; i < count * head_dim; i++) {
         float value =
             keys ? case_key(fill, (uint32_t)(i % head_dim), random) : checks_normal(random);
