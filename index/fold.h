@@ -64,7 +64,8 @@ struct fold {
     size_t bytes;    /* of memory, for accounting */
 };
 
-/* A number that describes a state, for people: "slots used 512". */
+/* A number that describes a state, for people: "slots_used" 512. Whoever shows many layers adds
+ * them up; where that makes no sense the name ends in _mean, _min or _max. */
 struct fold_fact {
     const char *name; /* "merged_total", a literal */
     double value;

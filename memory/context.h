@@ -167,7 +167,10 @@ int context_compress(struct context *context, const struct compress_args *args,
 int context_put_param(struct context *context, const char *name, uint32_t layer,
                       const struct tensor *value, struct error *err);
 
-/* What a layer's state is like (index/fold.h), for people. ret_facts (FOLD_FACTS_MAX); a count. */
+/* What a layer's state is like (index/fold.h), for people: "tokens" that are in it, "bytes" of
+ * memory, and what its type tells. ret_facts (CONTEXT_FACTS_MAX); a count, 0 where the method keeps
+ * no state. */
+enum { CONTEXT_FACTS_MAX = 34 };
 struct fold_fact;
 int context_describe(struct context *context, uint32_t layer, struct fold_fact *ret_facts,
                      struct error *err);

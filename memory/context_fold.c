@@ -219,6 +219,17 @@ void fold_cut(struct context *context, struct layer *layer, uint64_t tokens)
     if (fold != NULL && fold->tokens > reach(context, tokens)) fold_drop(context, layer);
 }
 
+static_assert(CONTEXT_FACTS_MAX == FOLD_FACTS_MAX + 2, "what every fold has comes first");
+
+static size_t describe(const struct fold *fold, struct fold_fact *ret_facts)
+{
+    ret_facts[0] = (struct fold_fact){ "tokens", (double)fold->tokens };
+    ret_facts[1] = (struct fold_fact){ "bytes", (double)fold->bytes };
+    size_t count = fold->type->describe == NULL ? 0 : fold->type->describe(fold, ret_facts + 2);
+    assert(count <= FOLD_FACTS_MAX);
+    return count + 2;
+}
+
 int context_describe(struct context *context, uint32_t layer, struct fold_fact *ret_facts,
                      struct error *err)
 {
@@ -226,16 +237,14 @@ int context_describe(struct context *context, uint32_t layer, struct fold_fact *
     if (layer >= context->record->model.layers)
         return error_set(err, MEMD_EINVAL, "layer %" PRIu32 " of a model with %" PRIu32 " layers",
                          layer, context->record->model.layers);
-    if (type == NULL || type->describe == NULL) return 0;
+    if (type == NULL) return 0;
     CLEANUP(arena_fini) struct arena arena;
     arena_init(&arena, FOLD_SCRATCH_BYTES_MAX);
     struct snapshot snapshot;
     pthread_rwlock_rdlock(&context->use);
     int rc = fold_hold(context, &(struct fold_wish){ .layer = layer }, &arena, &snapshot, err);
     if (rc == 0) {
-        size_t count = type->describe(context->layers[layer].folding.fold, ret_facts);
-        assert(count <= FOLD_FACTS_MAX);
-        rc = (int)count;
+        rc = (int)describe(context->layers[layer].folding.fold, ret_facts);
         fold_let_go(context, layer);
         snapshot_release(&snapshot);
     }

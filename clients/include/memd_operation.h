@@ -59,6 +59,27 @@ struct memd_methods {
 MEMD_API int memd_methods(struct memd_client *client, const struct memd_methods **ret_methods,
                           struct memd_error *err);
 
+/* What a method keeps of a layer, in numbers. */
+struct memd_fact {
+    const char *name; /* "tokens" folded into it, "bytes" of memory, and what the method tells */
+    double value;
+};
+
+struct memd_layer_state {
+    uint32_t layer;
+    const struct memd_fact *facts;
+    size_t fact_count;
+};
+
+struct memd_states {
+    const struct memd_layer_state *layers; /* in use; none where the method keeps no state */
+    size_t count;
+};
+
+/* The states of a context, brought up to date; it becomes resident. Errors   MEMD_ENOCONTEXT */
+MEMD_API int memd_states(const struct memd_context *context, const struct memd_states **ret_states,
+                         struct memd_error *err);
+
 /* ---- operation ---- */
 
 struct memd_health {

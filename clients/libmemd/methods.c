@@ -103,3 +103,45 @@ int memd_explain(const struct memd_context *context, const struct memd_explain_a
     if (rc == 0) *ret_explained = result;
     return rc;
 }
+
+/* ---- states ---- */
+
+static int read_state(struct memd_ticket *ticket, const Memd__LayerState *wire,
+                      struct memd_layer_state *ret_state)
+{
+    struct memd_fact *facts = ticket_alloc(ticket, wire->n_facts, sizeof *facts);
+    if (facts == NULL) return MEMD_ENOMEM;
+    for (size_t i = 0; i < wire->n_facts; i++)
+        facts[i] = (struct memd_fact){ wire->facts[i]->name, wire->facts[i]->value };
+    *ret_state = (struct memd_layer_state){ wire->layer, facts, wire->n_facts };
+    return 0;
+}
+
+static int place_states(struct memd_ticket *ticket, ProtobufCMessage *message)
+{
+    const Memd__StatReply *reply = (const Memd__StatReply *)message;
+    struct memd_states *result = ticket_result(ticket, 1, sizeof *result);
+    struct memd_layer_state *states = ticket_alloc(ticket, reply->n_states, sizeof *states);
+    if (result == NULL || states == NULL) return MEMD_ENOMEM;
+    for (size_t i = 0; i < reply->n_states; i++) {
+        int rc = read_state(ticket, reply->states[i], &states[i]);
+        if (rc < 0) return rc;
+    }
+    *result = (struct memd_states){ .layers = states, .count = reply->n_states };
+    return 0;
+}
+
+int memd_states(const struct memd_context *context, const struct memd_states **ret_states,
+                struct memd_error *err)
+{
+    Memd__StatRequest request = MEMD__STAT_REQUEST__INIT;
+    request.context_id = context->id;
+    request.state = true;
+    const void *result = NULL;
+    int rc = ticket_ask(context->client,
+                        &(struct ticket_question){ METHOD_STAT, true, &request.base,
+                                                   place_states },
+                        &result, err);
+    if (rc == 0) *ret_states = result;
+    return rc;
+}

@@ -7,6 +7,11 @@
 
 #define OPTIONS_END { 0, NULL, NULL, KIND_NONE, NULL }
 
+static const struct option context_options[] = {
+    { 'l', "layers", NULL, KIND_NONE, "show what the method keeps of each layer (loads it)" },
+    OPTIONS_END,
+};
+
 static const struct option dump_options[] = {
     { 'n', "limit", "COUNT", KIND_NONE, "stop after this many records" },
     OPTIONS_END,
@@ -73,7 +78,8 @@ static const struct option bench_options[] = {
 const struct command commands[] = {
     { "status", status_main, "", 0, 0, KIND_NONE, "what the daemon is and holds", NULL },
     { "contexts", contexts_main, "[PREFIX]", 0, 1, KIND_CONTEXT, "list contexts", NULL },
-    { "context", context_main, "NAME", 1, 1, KIND_CONTEXT, "show one context and its model", NULL },
+    { "context", context_main, "NAME", 1, 1, KIND_CONTEXT, "show one context and its model",
+      context_options },
     { "methods", methods_main, "", 0, 0, KIND_NONE, "list memory methods and their options", NULL },
     { "stats", stats_main, "", 0, 0, KIND_NONE, "show all counters and histograms", NULL },
     { "verify", verify_main, "[NAME]", 0, 1, KIND_CONTEXT,

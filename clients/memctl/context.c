@@ -10,6 +10,7 @@
 #include "clients/memctl/human.h"
 #include "clients/memctl/info.h"
 #include "clients/memctl/json.h"
+#include "clients/memctl/state.h"
 #include "clients/memctl/table.h"
 
 static const struct table_column plain[] = { { NULL, TABLE_LEFT }, { NULL, TABLE_LEFT } };
@@ -66,7 +67,8 @@ static void add_times(struct table *table, const struct memd_info *info)
                pinned ? human_since(info->pinned_until_unix_ms, now_ms).text : "");
 }
 
-static int print_table(struct ctl *ctl, const struct memd_info *info)
+static int print_table(struct ctl *ctl, const struct memd_info *info,
+                       const struct memd_states *states)
 {
     CLEANUP(table_freep) struct table *table = table_new(plain, 2);
     table_add(table, "name");
@@ -99,10 +101,28 @@ static int print_table(struct ctl *ctl, const struct memd_info *info)
         table_add(table, "fork of");
         table_addf(table, "context id %" PRIu64, info->parent_id);
     }
+    if (info->state_width > 0) {
+        table_add(table, "states");
+        table_addf(table, "%" PRIu32 " numbers of each token instead of K and V",
+                   info->state_width);
+    }
     add_times(table, info);
     table_add(table, "resident");
     table_add(table, info->resident ? "yes" : "no");
-    return ctl_print(ctl, table);
+    if (states != NULL) state_add(table, states);
+    int rc = ctl_print(ctl, table);
+    bool layers = options_value(&ctl->options, "layers") != NULL;
+    if (rc == CTL_OK && layers && states->count > 0) rc = state_print_layers(ctl, states);
+    return rc;
+}
+
+/* A state is asked for where that loads nothing, or where somebody wants to see it. */
+static int find_states(struct ctl *ctl, const struct memd_info *info,
+                       const struct memd_states **ret_states)
+{
+    if (!info->resident && options_value(&ctl->options, "layers") == NULL) return 0;
+    struct memd_context context = { .client = ctl->client, .id = info->id };
+    return memd_states(&context, ret_states, &ctl->err);
 }
 
 int context_main(struct ctl *ctl)
@@ -113,8 +133,14 @@ int context_main(struct ctl *ctl)
     CLEANUP(ctl_result_free) const struct memd_info *info = NULL;
     rc = memd_stat_name(ctl->client, name, &info, &ctl->err);
     if (rc < 0) return ctl_failed(ctl, rc, name);
-    if (!ctl->json) return print_table(ctl, info);
+    CLEANUP(ctl_result_free) const struct memd_states *states = NULL;
+    rc = find_states(ctl, info, &states);
+    if (rc < 0) return ctl_failed(ctl, rc, name);
+    if (!ctl->json) return print_table(ctl, info, states);
     struct json json = json_writer(ctl->out);
-    info_json(&json, NULL, info, true);
+    json_open(&json, NULL, '{');
+    info_json(&json, info, true);
+    state_json(&json, states);
+    json_close(&json);
     return CTL_OK;
 }

@@ -43,7 +43,9 @@ static int add_row(void *arg, const struct memd_info *info)
 static int add_object(void *arg, const struct memd_info *info)
 {
     const struct listing *listing = arg;
-    info_json(listing->json, NULL, info, false);
+    json_open(listing->json, NULL, '{');
+    info_json(listing->json, info, false);
+    json_close(listing->json);
     return 0;
 }
 

@@ -86,9 +86,8 @@ static void time_json(struct json *json, const char *key, uint64_t unix_ms)
     }
 }
 
-void info_json(struct json *json, const char *key, const struct memd_info *info, bool with_layers)
+void info_json(struct json *json, const struct memd_info *info, bool with_layers)
 {
-    json_open(json, key, '{');
     json_text(json, "name", info->name);
     json_uint(json, "id", info->id);
     json_text(json, "method", info->method);
@@ -116,10 +115,10 @@ void info_json(struct json *json, const char *key, const struct memd_info *info,
         json_uint(json, "parent_id", info->parent_id);
     }
     json_bool(json, "resident", info->resident);
+    json_uint(json, "state_width", info->state_width);
     if (with_layers) {
         json_open(json, "layer_tokens", '[');
         for (size_t i = 0; i < info->layer_count; i++) json_uint(json, NULL, info->layer_tokens[i]);
         json_close(json);
     }
-    json_close(json);
 }

@@ -8,8 +8,8 @@
 #include "clients/include/memd.h"
 #include "clients/memctl/json.h"
 
-/* `with_layers`: the token count of every layer too. */
-void info_json(struct json *json, const char *key, const struct memd_info *info, bool with_layers);
+/* The members of an object. `with_layers`: the token count of every layer too. */
+void info_json(struct json *json, const struct memd_info *info, bool with_layers);
 
 const char *info_dtype_name(enum memd_dtype dtype);
 

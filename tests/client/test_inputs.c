@@ -140,6 +140,23 @@ static void answer_explain(int fd, struct fake_request *request)
     fake_reply(fd, request, &reply.base, NULL, 0);
 }
 
+static void answer_stat(int fd, const struct fake_request *request)
+{
+    const Memd__StatRequest *stat = (const Memd__StatRequest *)request->message;
+    assert(stat->context_id == 7 && stat->state);
+    Memd__StateFact tokens = MEMD__STATE_FACT__INIT, slots = MEMD__STATE_FACT__INIT;
+    tokens.name = (char *)"tokens", tokens.value = 12.0;
+    slots.name = (char *)"slots_used", slots.value = 2.5;
+    Memd__StateFact *facts[2] = { &tokens, &slots };
+    Memd__LayerState one = MEMD__LAYER_STATE__INIT, two = MEMD__LAYER_STATE__INIT;
+    one.layer = 1, one.facts = facts, one.n_facts = 2;
+    two.layer = 4;
+    Memd__LayerState *states[2] = { &one, &two };
+    Memd__StatReply reply = MEMD__STAT_REPLY__INIT;
+    reply.states = states, reply.n_states = 2;
+    fake_reply(fd, request, &reply.base, NULL, 0);
+}
+
 static void answer_fetch(int fd, struct fake_request *request, const unsigned char *payload)
 {
     uint64_t bytes = 0;
@@ -161,6 +178,7 @@ static void script(struct fake *fake, int fd, int number)
         case METHOD_APPEND: answer_append(fd, &request); break;
         case METHOD_ATTEND: answer_attend(fd, &request, payload); break;
         case METHOD_EXPLAIN: answer_explain(fd, &request); break;
+        case METHOD_STAT: answer_stat(fd, &request); break;
         case METHOD_FETCH: answer_fetch(fd, &request, payload); break;
         default: fake_error(fd, &request, MEMD_EUNSUPPORTED, "not in this test"); break;
         }
@@ -284,12 +302,30 @@ static void explained(void **state)
     assert_int_equal(memd_explain(&fixture->context, &args, &explained, &err), MEMD_EPROTO);
 }
 
+static void states_by_layer(void **state)
+{
+    struct fixture *fixture = *state;
+    const struct memd_states *states = NULL;
+    struct memd_error err = { 0 };
+    fixture->context.id = 7;
+    assert_int_equal(memd_states(&fixture->context, &states, &err), 0);
+    assert_int_equal(states->count, 2);
+    assert_int_equal(states->layers[0].layer, 1);
+    assert_int_equal(states->layers[0].fact_count, 2);
+    assert_string_equal(states->layers[0].facts[1].name, "slots_used");
+    assert_true(states->layers[0].facts[1].value == 2.5);
+    assert_int_equal(states->layers[1].layer, 4);
+    assert_int_equal(states->layers[1].fact_count, 0);
+    memd_free(states);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(rows_and_states, set_up, tear_down),
         cmocka_unit_test_setup_teardown(plans, set_up, tear_down),
         cmocka_unit_test_setup_teardown(explained, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(states_by_layer, set_up, tear_down),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -33,7 +33,6 @@ def good_requests(past):
             "rotary_dims": 64, "scaling": 3, "pairing": 1}
     shape = model(rope=rope, rotated=True, attention_scale=0.125, fingerprint="f")
     item.update(target_error=0.05, max_bytes=1 << 20)
-    append["layers"][0]["marks"] = b"\0\1\2"
     item.update(explain=True, local_o=local_o, local_lse=local_lse)
     search = {key: item[key] for key in ("context_id", "layer", "q", "positions", "limits", "target_error",
                                          "max_bytes")}
@@ -50,7 +49,7 @@ def good_requests(past):
         "fork": ({"context_id": past.id, "name": "forked"}, b""),
         "drop": ({"context_id": 999}, b""),
         "list": ({"prefix": "b", "after": "a", "limit": 3}, b""),
-        "stat": ({"context_id": past.id}, b""),
+        "stat": ({"context_id": past.id, "state": True}, b""),
         "pin": ({"context_id": past.id, "seconds": 1}, b""),
         "methods": ({}, b""),
         "recall": ({"context_id": past.id, "layer": 0, "target_error": 0.1, "max_bytes": 4096}, b""),

@@ -106,6 +106,21 @@ def explained(client):
     client.ask("drop", {"context_id": past.id})
 
 
+def states(client):
+    """What a method keeps of each layer in use."""
+    past = Past(client, "kept", method="extended-mind", layers=3)
+    payload = Payload()
+    layers = [past.layer(payload, layer, 0, 700) for layer in (0, 2)]
+    client.ask("append", {"context_id": past.id, "layers": layers}, payload.data)
+    told = client.ask("stat", {"name": "kept", "state": True})
+    assert [state["layer"] for state in told["states"]] == [0, 2], told
+    facts = {fact["name"]: fact["value"] for fact in told["states"][1]["facts"]}
+    assert facts["tokens"] <= 700 and facts["bytes"] > 0, facts
+    assert told["context"]["tokens"] == 700 and client.ask("stat", {"name": "kept"})["states"] == []
+    assert client.ask("stat", {"name": "book", "state": True})["states"] == []
+    client.ask("drop", {"context_id": past.id})
+
+
 def derived(client, past):
     """What is made from the rows: built in the background, proved, deleted and made again."""
     def wait():
@@ -183,7 +198,7 @@ def operation(client, daemon):
     assert status["pid"] == daemon.process.pid and status["contexts"] == 1, status
     stats = client.ask("stats")
     counters = {c["name"]: c["value"] for c in stats["counters"]}
-    assert counters["requests_append_total"] == 18 and counters["errors_enocontext_total"] == 2, counters
+    assert counters["requests_append_total"] == 19 and counters["errors_enocontext_total"] == 2, counters
     assert counters["built_segments_total"] >= 4 and counters["build_failures_total"] == 0, counters
     layers = {h["name"]: h for h in stats["histograms"] if "_layer_" in h["name"]}
     assert sum(layers["attend_predicted_error_layer_1"]["counts"]) == 12, layers
@@ -203,6 +218,7 @@ def main():
         past = contexts(client)
         answers(client, past)
         explained(client)
+        states(client)
         derived(client, past)
         changes(client, past)
         copy = operation(client, daemon)

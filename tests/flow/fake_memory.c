@@ -266,6 +266,13 @@ const struct model *context_model(const struct context *context)
     return &context->model;
 }
 
+int context_describe(struct context *context, uint32_t layer, struct fold_fact *ret_facts,
+                     struct error *err)
+{
+    (void)context, (void)layer, (void)ret_facts, (void)err;
+    return 0;
+}
+
 size_t context_state_width(const struct context *context)
 {
     (void)context;

@@ -57,7 +57,7 @@ class Memctl:
 
 def check_documented(value, words):
     """Keys are in the manual, except under objects whose keys are names of other things."""
-    free = {"parameters", "counters", "histograms", "requests"}
+    free = {"parameters", "counters", "histograms", "requests", "state", "facts"}
     if isinstance(value, list):
         for item in value:
             check_documented(item, words)
@@ -274,6 +274,27 @@ def explaining(ctl, daemon):
     ctl.run("drop", "told")
 
 
+def states(ctl, daemon):
+    """What a method keeps: of a context in memory, or when somebody wants to see it."""
+    client = Client(daemon.address)
+    make_context(client, "kept", "extended-mind")
+    client.close()
+    info = ctl.json("context", "kept")
+    facts = [layer["facts"] for layer in info["layer_states"]]
+    assert [layer["layer"] for layer in info["layer_states"]] == [0, 1] and facts[0] == facts[1], info
+    assert info["state"]["tokens"] == 2 * facts[0]["tokens"] > 0 and facts[0]["tokens"] <= 1100, info
+    assert info["state"]["bytes"] > 0 and info["state_width"] == 0, info
+    text = ctl.run("context", "kept")
+    assert re.search(r"^state +of 2 layers$", text, re.M) and re.search(r"^  tokens +\d", text, re.M), text
+    assert "LAYER" not in text and "LAYER" in ctl.run("context", "--layers", "kept"), text
+    assert ctl.json("context", "book")["state"] == {}, "progressive keeps none"
+    daemon.stop()
+    daemon.start()
+    assert ctl.json("context", "kept")["state"] is None and not ctl.json("context", "kept")["resident"]
+    assert ctl.json("context", "kept", "-l")["state"] == info["state"]
+    ctl.run("drop", "kept")
+
+
 def completing(ctl):
     def complete(*words):
         lines = ctl.run("_complete", "--", "-s", ctl.address, *words).splitlines()
@@ -421,7 +442,7 @@ def main():
         make_context(client, "büchlein 2", "full", 10)
         client.close()
         steps = [(wrong_usage, ctl), (help_and_manual, ctl), (looking, ctl, daemon), (changing, ctl),
-                 (operating, ctl, daemon), (proving, ctl, daemon), (explaining, ctl, daemon),
+                 (operating, ctl, daemon), (proving, ctl, daemon), (explaining, ctl, daemon), (states, ctl, daemon),
                  (completing, ctl), (shells, ctl), (top, ctl),
                  (bench, ctl, daemon), (interrupted, ctl), (over_tcp,), (damage, ctl, daemon), (drain, ctl, daemon)]
         for step, *arguments in steps:

@@ -221,6 +221,16 @@ class Daemon(unittest.TestCase):
         with self.assertRaises(memd.ShapeError):
             context.attend(0, q, [600] * 3, local=(window.o[:, :2], window.lse))
 
+    def test_marks_are_kept_and_states_are_told(self):
+        context = self.opened("marked", "extended-mind", tokens=1)
+        k = self.rng.standard_normal((400, 2, 16), dtype=np.float32)
+        self.assertEqual(context.append(0, 1, k, k, marks=[memd.MARK_SPECIAL] * 400).tokens, 401)
+        state = context.state(0)
+        self.assertTrue(0 < state["tokens"] <= 401 and state["bytes"] > 0, state)
+        self.assertEqual(context.states(), {0: state})
+        self.assertEqual(self.opened("plain", "full").states(), {})
+        self.assertEqual(context.state(5), {})
+
     def test_what_a_context_does_not_keep_is_refused(self):
         context = self.opened("rows", "full")
         self.assertEqual(context.state_width, 0)
@@ -233,7 +243,9 @@ class Daemon(unittest.TestCase):
             context.append(0, 600, k, k, marks=[1, 4])
         with self.assertRaises(memd.ShapeError):
             context.append(0, 600, k, k, marks=[1])
-        self.assertEqual(context.append(0, 600, k, k, marks=[1, 2]).tokens, 602)
+        with self.assertRaises(memd.UnsupportedError):
+            context.append(0, 600, k, k, marks=[1, 2])
+        self.assertEqual(context.append(0, 600, k, k).tokens, 602)
 
 
 if __name__ == "__main__":

@@ -347,14 +347,17 @@ static void test_describe(void **state)
     (void)state;
     struct fixture fx;
     struct error err = { 0 };
-    struct fold_fact facts[FOLD_FACTS_MAX];
+    struct fold_fact facts[CONTEXT_FACTS_MAX];
     fixture_begin(&fx);
     fx.method = "test-forgets";
     struct context *context = fixture_context(&fx, "book");
     fixture_append(&fx, context, 0, 500);
-    assert_int_equal(context_describe(context, 1, facts, &err), 1);
-    assert_string_equal(facts[0].name, "tokens");
+    assert_int_equal(context_describe(context, 1, facts, &err), 3);
+    assert_string_equal(facts[0].name, "tokens"); /* those of every fold, then its own */
     assert_true((uint64_t)facts[0].value == reached(500));
+    assert_string_equal(facts[1].name, "bytes");
+    assert_true(facts[1].value > 0);
+    assert_true((uint64_t)facts[2].value == reached(500));
     ASSERT_CODE(MEMD_EINVAL, context_describe(context, 2, facts, &err), err);
     fx.method = "full";
     assert_int_equal(context_describe(fixture_context(&fx, "plain"), 0, facts, &err), 0);

@@ -427,6 +427,16 @@ class Context:
         """Token counts, bytes and times of this context."""
         return ContextInfo._read(self._simple("stat").context)
 
+    def state(self, layer: int) -> dict[str, float]:
+        """What the method keeps of a layer, in numbers by name: "tokens" folded into it, "bytes" of memory,
+        and what the method tells. Empty where it keeps no state, or the layer is empty."""
+        return self.states().get(layer, {})
+
+    def states(self) -> dict[int, dict[str, float]]:
+        """`state` of every layer in use, by layer."""
+        return {state.layer: {fact.name: fact.value for fact in state.facts}
+                for state in self._simple("stat", state=True).states}
+
     def recall(self, layers: Iterable[int] | None = None, target_error: float | None = None,
                max_bytes: int | None = None) -> list[Recall]:
         """The proof that answers are as good as they say: the latest queries of each layer (those sent
