@@ -237,33 +237,41 @@ void pick_scores(struct pick *pick, uint64_t begin, size_t count, float *ret_sco
     }
 }
 
+/* Keys (count, D) of `dtype` at `positions`, rotated where the placement has them. */
+static void turn_gathered(const struct pick *pick, const uint64_t *positions, size_t count,
+                          const unsigned char *keys, uint32_t dtype, float *ret_keys)
+{
+    uint64_t places[TILE_BYTES / (8 * sizeof(float))]; /* D ≥ 8 */
+    for (size_t i = 0; i < count; i++) places[i] = positions[i] - pick->placement.shift;
+    backend_get()->rotate(&(struct rotate_args){
+        .rope = pick->rows.rope, .rows = keys, .stride_bytes = pick->head_dim * dtype_bytes(dtype),
+        .dtype = dtype, .count = count, .positions = places, .out = ret_keys });
+}
+
 /* Copies of the rows at `positions` (count ≤ what the tiles hold). */
 static struct run gather(const struct pick *pick, const uint64_t *positions, size_t count,
                          unsigned char *k, unsigned char *v)
 {
+    _Alignas(64) unsigned char raw[TILE_BYTES];
+    unsigned char *keys = pick->rows.rope == NULL ? k : raw;
     struct run run = { .k = k, .v = v, .count = count };
     for (size_t i = 0; i < count; i++) {
         assert(positions[i] < pick->limit);
         const struct view *view = rows_view(&pick->rows, pick->kv_head, positions[i]);
         size_t row = (size_t)(positions[i] - view->position);
-        const unsigned char *key = (const unsigned char *)view->k + row * view->k_stride_bytes;
-        const unsigned char *value = (const unsigned char *)view->v + row * view->v_stride_bytes;
         size_t row_bytes = pick->head_dim * dtype_bytes(view->dtype);
         assert(i == 0 || run.v_dtype == view->dtype);
         run.v_dtype = view->dtype;
         run.v_stride_bytes = row_bytes;
-        memcpy(v + i * row_bytes, value, row_bytes);
-        if (pick->rows.rope == NULL) {
-            memcpy(k + i * row_bytes, key, row_bytes);
-            continue;
-        }
-        backend_get()->rotate(&(struct rotate_args){
-            .rope = pick->rows.rope, .rows = key, .stride_bytes = row_bytes, .dtype = view->dtype,
-            .count = 1, .position = positions[i] - pick->placement.shift,
-            .out = (float *)(void *)k + i * pick->head_dim });
+        const unsigned char *key = (const unsigned char *)view->k + row * view->k_stride_bytes;
+        const unsigned char *value = (const unsigned char *)view->v + row * view->v_stride_bytes;
+        memcpy(keys + i * row_bytes, key, row_bytes);
+        if (pick->call->partial != NULL) memcpy(v + i * row_bytes, value, row_bytes);
     }
-    run.k_dtype = pick->rows.rope == NULL ? run.v_dtype : DTYPE_FP32;
+    run.k_dtype = keys == k ? run.v_dtype : DTYPE_FP32;
     run.k_stride_bytes = pick->head_dim * dtype_bytes(run.k_dtype);
+    if (keys != k && count > 0)
+        turn_gathered(pick, positions, count, raw, run.v_dtype, (float *)(void *)k);
     return run;
 }
 

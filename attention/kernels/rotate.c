@@ -13,7 +13,8 @@ void rotate_ref(const struct rotate_args *args)
         const unsigned char *from = (const unsigned char *)args->rows + row * args->stride_bytes;
         float *out = args->out + row * rope->head_dim; /* (D) */
         half_load(from, args->dtype, rope->head_dim, out);
-        rope_angles(rope, args->position + row, cos, sin);
+        uint64_t position = args->positions == NULL ? args->position + row : args->positions[row];
+        rope_angles(rope, position, cos, sin);
         rope_apply(rope, cos, sin, out, 1);
     }
 }

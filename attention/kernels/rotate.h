@@ -2,8 +2,9 @@
 /* rotate.h — read keys that are stored unrotated: widen to fp32 and turn each row by its position.
  *
  * Shapes   rows: `count` rows of D elements, row i at rows + i * stride_bytes, any float dtype, any
- *          alignment, at position + i; out (count, D) fp32
- * Cost     O(count * D); sin and cos only once per ROTATE_RUN rows
+ *          alignment, at position + i or at positions[i]; out (count, D) fp32
+ * Cost     O(count * D); sin and cos only once per ROTATE_RUN rows, where each row is at most some
+ *          thousand positions behind the one before it
  * Errors   none: the caller has checked
  * Tests    tests/kernels/test_rotate.c against kernels/rotate.c
  */
@@ -22,6 +23,7 @@ struct rotate_args {
     uint32_t dtype; /* enum dtype */
     size_t count;
     uint64_t position; /* of row 0 */
+    const uint64_t *positions; /* (count), not NULL: of each row instead */
     float *out;        /* (count, D) */
 };
 

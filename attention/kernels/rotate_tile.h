@@ -4,19 +4,22 @@
  * The angles of the next row follow from those of this row by one complex multiplication per pair,
  * in double: after ROTATE_RUN rows they have drifted by about 1e-14, far below fp32, and start
  * afresh from sin and cos. That is ten times cheaper than sin and cos per row and needs no table
- * over positions (at 128K tokens and 64 pairs: 64 MiB). The loops are plain C, which compilers
- * vectorise with the flags of the including file.
+ * over positions (at 128K tokens and 64 pairs: 64 MiB). Rows that are not neighbours are reached by
+ * turns of 2, 4, 8 … positions, one multiplication for each bit of the gap: chosen rows of a long
+ * past are then almost as cheap. The loops are plain C, which compilers vectorise with the flags of
+ * the including file.
  */
 #ifndef MEMD_ATTENTION_KERNELS_ROTATE_TILE_H
 #define MEMD_ATTENTION_KERNELS_ROTATE_TILE_H
 
 #include <math.h>
+#include <string.h>
 
 #include "attention/kernels/rotate.h"
 #include "attention/kernels/tile.h"
 #include "attention/rope.h"
 
-enum { ROTATE_RUN = 64 };
+enum { ROTATE_RUN = 64, ROTATE_TURNS = 12 };
 
 /* cos and sin of every pair, without magnitude. */
 struct angles {
@@ -32,13 +35,52 @@ static void angles_at(const struct rope *rope, double position, struct angles *r
     }
 }
 
-static void angles_advance(const struct rope *restrict rope, struct angles *restrict angles)
+/* cos, sin (pairs) of what they advance by */
+static void angles_advance(struct angles *restrict angles, const double *restrict cos,
+                           const double *restrict sin, size_t pairs)
 {
-    size_t pairs = rope->rotary_dims / 2;
     for (size_t i = 0; i < pairs; i++) {
         double c = angles->cos[i], s = angles->sin[i];
-        angles->cos[i] = c * rope->step_cos[i] - s * rope->step_sin[i];
-        angles->sin[i] = s * rope->step_cos[i] + c * rope->step_sin[i];
+        angles->cos[i] = c * cos[i] - s * sin[i];
+        angles->sin[i] = s * cos[i] + c * sin[i];
+    }
+}
+
+/* Turns by 2^j positions; those that were needed so far. */
+struct turns {
+    size_t count;
+    struct angles by[ROTATE_TURNS];
+};
+
+/* One more: twice the last one. */
+static void turns_add(const struct rope *rope, struct turns *turns)
+{
+    size_t pairs = rope->rotary_dims / 2;
+    struct angles *turn = &turns->by[turns->count];
+    const double *cos = turns->count == 0 ? rope->step_cos : turn[-1].cos;
+    const double *sin = turns->count == 0 ? rope->step_sin : turn[-1].sin;
+    memcpy(turn->cos, cos, pairs * sizeof *cos);
+    memcpy(turn->sin, sin, pairs * sizeof *sin);
+    if (turns->count++ > 0) angles_advance(turn, cos, sin, pairs);
+}
+
+/* From the angles of one position to those of a later one, or afresh where it is far. */
+static void angles_move(const struct rope *rope, struct turns *turns, uint64_t from, uint64_t to,
+                        struct angles *angles)
+{
+    size_t pairs = rope->rotary_dims / 2;
+    if (to - from == 1) {
+        angles_advance(angles, rope->step_cos, rope->step_sin, pairs);
+        return;
+    }
+    if (to < from || (to - from) >> ROTATE_TURNS != 0) {
+        angles_at(rope, (double)to, angles);
+        return;
+    }
+    for (size_t j = 0; (to - from) >> j != 0; j++) {
+        if (j == turns->count) turns_add(rope, turns);
+        if (((to - from) >> j & 1) != 0)
+            angles_advance(angles, turns->by[j].cos, turns->by[j].sin, pairs);
     }
 }
 
@@ -73,10 +115,15 @@ static void rotate_rows(const struct rotate_args *args)
     struct rows rows = { args->rows, args->stride_bytes, args->dtype };
     tile_widen(&rows, args->count, rope->head_dim, args->out);
     struct angles now;
+    struct turns turns;
+    uint64_t position = 0;
+    turns.count = 0;
     for (size_t row = 0; row < args->count; row++) {
         float *x = args->out + row * rope->head_dim;
-        if (row % ROTATE_RUN == 0) angles_at(rope, (double)(args->position + row), &now);
-        else angles_advance(rope, &now);
+        uint64_t before = position;
+        position = args->positions == NULL ? args->position + row : args->positions[row];
+        if (row % ROTATE_RUN == 0) angles_at(rope, (double)position, &now);
+        else angles_move(rope, &turns, before, position, &now);
         if (rope->pairing == ROPE_PAIR_HALF)
             turn_halves(&now, rope->magnitude, x, x + pairs, pairs);
         else turn_neighbours(&now, rope->magnitude, x, pairs);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* test_rotate.c — every level of `rotate` against the reference: runs long enough to start afresh,
- * late positions, both pairings, partial rotation, yarn's magnitude. */
+ * rows that are not neighbours, late positions, both pairings, partial rotation, yarn's magnitude.
+ */
 #include "attention/rope.h"
 #include "tests/kernels/checks.h"
 
@@ -9,7 +10,7 @@ struct shape {
     size_t head_dim, count, gap_bytes;
     uint64_t position;
     uint32_t pairing, rotary_dims;
-    bool yarn;
+    bool yarn, scattered; /* scattered: rows are not neighbours */
 };
 
 static struct rope make_rope(const struct shape *shape)
@@ -44,19 +45,28 @@ static void check_shape(struct checks *checks, const struct backend *backend,
         half_store(&value, 1, shape->dtype, rows + 1 + row * stride + d * element);
     }
     truth[count] = out[count] = 12345.0F; /* guard */
+    uint64_t *positions = checks_alloc((shape->count + 1) * sizeof *positions);
+    for (size_t i = 0, at = shape->position; i < shape->count; i++) {
+        static const uint64_t gaps[] = { 1, 3, 0, 4095, 700, 1, 1, 4096, 64, 100000 };
+        positions[i] = i % 17 == 5 ? at / 2 : at;
+        at += gaps[random_below(random, 10)];
+    }
     struct rotate_args args = { .rope = &rope, .rows = rows + 1, .stride_bytes = stride,
                                 .dtype = shape->dtype, .count = shape->count,
-                                .position = shape->position, .out = truth };
+                                .position = shape->position, .out = truth,
+                                .positions = shape->scattered ? positions : NULL };
     rotate_ref(&args);
     args.out = out;
     backend->rotate(&args);
     char what[160];
-    snprintf(what, sizeof what, "%s %s D=%zu rows=%zu position=%llu pairing=%u R=%u gap=%zu",
+    snprintf(what, sizeof what, "%s %s D=%zu rows=%zu position=%llu pairing=%u R=%u gap=%zu%s",
              backend->name, dtype_name(shape->dtype), shape->head_dim, shape->count,
              (unsigned long long)shape->position, (unsigned)shape->pairing,
-             (unsigned)shape->rotary_dims, shape->gap_bytes);
+             (unsigned)shape->rotary_dims, shape->gap_bytes,
+             shape->scattered ? " scattered" : "");
     checks_close(checks, what, out, truth, count + 1, (struct near){ 1e-6F, 0.0F });
     free(rows);
+    free(positions);
     free(truth);
     free(out);
 }
@@ -73,7 +83,9 @@ static void check_level(struct checks *checks, const struct backend *backend, ui
             for (size_t t = 0; t < sizeof counts / sizeof counts[0]; t++, turn++) {
                 struct shape shape = { dtypes[i], dims[j], counts[t], turn % 3 == 0 ? 6 : 0,
                                        positions[turn / 2 % 4], turn % 2,
-                                       turn % 5 == 0 ? 6 : 0, turn % 4 == 0 };
+                                       turn % 5 == 0 ? 6 : 0, turn % 4 == 0, false };
+                check_shape(checks, backend, &shape, random);
+                shape.scattered = true;
                 check_shape(checks, backend, &shape, random);
             }
 }
