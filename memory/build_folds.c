@@ -7,8 +7,8 @@
  * the layer then: a query that came meanwhile waits for one step, and a truncate for less.
  *
  * A checkpoint is worth its bytes when several times as many bytes of rows were folded since the
- * last one. It holds committed rows only, else a crash would leave one that other rows than those
- * stored went into.
+ * last one. It may be of rows that are not committed yet: the writer commits them, or takes them
+ * back and the fold with them, before it comes to the checkpoint.
  */
 #include <assert.h>
 #include <stdlib.h>
@@ -64,11 +64,8 @@ static int encode(struct context *context, const struct layer *layer,
     const struct fold_type *type = context->method->fold;
     const struct fold *fold = layer->folding.fold;
     if (fold == NULL) return 0;
-    pthread_mutex_lock(&context->lock);
-    bool committed = layer->committed >= fold->tokens;
-    pthread_mutex_unlock(&context->lock);
-    size_t saved = committed ? type->save(fold, NULL) : 0, bytes = sizeof(uint64_t) + saved;
-    if (!committed || !is_worth_it(context, layer, bytes)) return 0;
+    size_t bytes = sizeof(uint64_t) + type->save(fold, NULL);
+    if (!is_worth_it(context, layer, bytes)) return 0;
     unsigned char *value = malloc(FORMAT_HEADER_BYTES + bytes);
     if (value == NULL) return MEMD_ENOMEM;
     uint64_t version = 0; /* no tensors */

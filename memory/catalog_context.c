@@ -75,7 +75,7 @@ static int recover(struct context *context, struct error *err)
         uint64_t tokens = layer_tokens(&context->layers[i]);
         if (tokens > common) cut += tokens - common;
     }
-    int rc = cut == 0 ? 0 : context_truncate(context, common, err);
+    int rc = cut == 0 ? 0 : context_even_out(context, common, err);
     if (rc < 0) return rc;
     context->record->generation = catalog->generation;
     struct record_job put = { .job = { .run = run_put_record, .catalog = catalog },

@@ -14,6 +14,7 @@
 #include "memory/builder.h"
 #include "memory/catalog_state.h"
 #include "memory/chain.h"
+#include "memory/owned.h"
 
 enum { STEP_SEGMENTS = 256, MARKER_BYTES = 40 };
 
@@ -93,30 +94,6 @@ static bool first_chain(struct store_txn *txn, uint64_t id, struct chain_key *re
     return found;
 }
 
-static bool first_tail(struct store_txn *txn, uint64_t id, struct tail_key *ret_key)
-{
-    unsigned char buffer[FORMAT_KEY_BYTES_MAX];
-    struct store_cursor cursor;
-    bool found = store_seek(txn, STORE_TAILS,
-                            (struct slice){ buffer, format_key_tail(id, 0, 0, buffer) }, &cursor) &&
-                 format_read_tail(cursor.key.data, cursor.key.bytes, ret_key) &&
-                 ret_key->context == id;
-    store_cursor_close(&cursor);
-    return found;
-}
-
-static bool first_index(struct store_txn *txn, uint64_t id, struct layer_key *ret_key)
-{
-    unsigned char buffer[FORMAT_KEY_BYTES_MAX];
-    struct store_cursor cursor;
-    bool found = store_seek(txn, STORE_INDEXES,
-                            (struct slice){ buffer, format_key_layer(id, 0, buffer) }, &cursor) &&
-                 format_read_layer(cursor.key.data, cursor.key.bytes, ret_key) &&
-                 ret_key->context == id;
-    store_cursor_close(&cursor);
-    return found;
-}
-
 int drop_step(struct catalog *catalog, uint64_t id, uint64_t *bytes, bool *ret_done,
               struct error *err)
 {
@@ -126,19 +103,13 @@ int drop_step(struct catalog *catalog, uint64_t id, uint64_t *bytes, bool *ret_d
     int64_t delta = 0;
     uint64_t removed = 0;
     struct chain_key chain;
-    struct tail_key tail;
-    struct layer_key layer;
+    static const enum store_table owned[] = { STORE_TAILS, STORE_INDEXES, STORE_NOTES,
+                                              STORE_PARAMS };
     while (removed < STEP_SEGMENTS && first_chain(&txn, id, &chain)) {
         removed += chain_cut(&txn, &chain, STEP_SEGMENTS - removed, &delta);
     }
-    while (removed < STEP_SEGMENTS && first_tail(&txn, id, &tail)) {
-        chain_cut_tails(&txn, &tail, UINT64_MAX, &delta);
-        removed++;
-    }
-    while (removed < STEP_SEGMENTS && first_index(&txn, id, &layer)) {
-        chain_cut_index(&txn, &layer, 0, &delta);
-        removed++;
-    }
+    for (size_t i = 0; i < sizeof owned / sizeof owned[0]; i++)
+        removed += owned_clear(&txn, owned[i], id, STEP_SEGMENTS - removed, &delta);
     bool done = removed < STEP_SEGMENTS;
     if (done) {
         unsigned char key[FORMAT_KEY_BYTES_MAX];

@@ -18,6 +18,7 @@
 #include "memory/catalog_state.h"
 #include "memory/chain.h"
 #include "memory/derived.h"
+#include "memory/owned.h"
 
 enum { LOOKS_MAX = 200 * 1000 };
 
@@ -68,22 +69,6 @@ static void count_segments(struct store_txn *txn, struct context_info *info, uin
         info->built_segments += derived > 0;
         info->sealed_segments++;
         (*looks)++;
-        found = store_next(&cursor);
-    }
-    store_cursor_close(&cursor);
-}
-
-static void count_tails(struct store_txn *txn, struct context_info *info)
-{
-    unsigned char buffer[FORMAT_KEY_BYTES_MAX];
-    struct store_cursor cursor;
-    struct tail_key key;
-    bool found = store_seek(txn, STORE_TAILS,
-                            (struct slice){ buffer, format_key_tail(info->id, 0, 0, buffer) },
-                            &cursor);
-    while (found && format_read_tail(cursor.key.data, cursor.key.bytes, &key) &&
-           key.context == info->id) {
-        info->stored_bytes += cursor.value.bytes;
         found = store_next(&cursor);
     }
     store_cursor_close(&cursor);
@@ -167,7 +152,9 @@ static int fill_info(struct catalog *catalog, struct store_txn *txn, struct aren
     bool resident = count_resident_layers(catalog, info, layer_counts, &indexed);
     if (!resident) count_stored_layers(txn, info, layer_counts);
     count_segments(txn, info, looks);
-    count_tails(txn, info);
+    info->stored_bytes += owned_bytes(txn, STORE_TAILS, info->id) +
+                          owned_bytes(txn, STORE_NOTES, info->id) +
+                          owned_bytes(txn, STORE_PARAMS, info->id);
     count_indexes(txn, info);
     if (resident) info->indexed_tokens = indexed;
     return store_failed(txn, err);

@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "memory/owned.h"
 
 static struct slice chain_slice(const struct chain_key *key, unsigned char *buffer)
 {
@@ -114,9 +115,7 @@ void chain_put_index(struct store_txn *txn, const struct layer_key *key, struct 
                      int64_t *delta)
 {
     unsigned char buffer[FORMAT_KEY_BYTES_MAX];
-    chain_cut_index(txn, key, 0, delta);
-    store_put(txn, STORE_INDEXES, layer_slice(key, buffer), value);
-    *delta += (int64_t)value.bytes;
+    owned_put(txn, STORE_INDEXES, layer_slice(key, buffer), value, delta);
 }
 
 uint64_t chain_cut(struct store_txn *txn, const struct chain_key *first, uint64_t limit,
@@ -161,6 +160,23 @@ void chain_cut_tails(struct store_txn *txn, const struct tail_key *first, uint64
     store_cursor_close(&cursor);
 }
 
+void chain_cut_notes(struct store_txn *txn, const struct note_key *first, int64_t *delta)
+{
+    unsigned char buffer[FORMAT_KEY_BYTES_MAX];
+    size_t bytes = format_key_note(first->context, first->layer, (enum note_kind)first->kind,
+                                   first->sequence, buffer);
+    struct store_cursor cursor;
+    struct note_key at;
+    bool found = store_seek(txn, STORE_NOTES, (struct slice){ buffer, bytes }, &cursor);
+    while (found && format_read_note(cursor.key.data, cursor.key.bytes, &at) &&
+           at.context == first->context && at.layer == first->layer && at.kind == first->kind) {
+        *delta -= (int64_t)cursor.value.bytes;
+        store_cursor_delete(&cursor);
+        found = store_next(&cursor);
+    }
+    store_cursor_close(&cursor);
+}
+
 static void fork_chain(struct store_txn *txn, uint64_t from, uint64_t to)
 {
     unsigned char buffer[FORMAT_KEY_BYTES_MAX];
@@ -183,36 +199,13 @@ static void fork_chain(struct store_txn *txn, uint64_t from, uint64_t to)
     store_cursor_close(&cursor);
 }
 
-/* A value in a page that the same transaction changes must not be handed to a put: copy it
- * first. */
-static void copy_tail(struct store_txn *txn, const struct tail_key *to, struct slice value)
-{
-    unsigned char buffer[FORMAT_KEY_BYTES_MAX];
-    CLEANUP(free_ptr) void *copy = malloc(value.bytes);
-    if (copy == NULL) {
-        store_fail(txn, ENOMEM);
-        return;
-    }
-    memcpy(copy, value.data, value.bytes);
-    store_put(txn, STORE_TAILS, tail_slice(to, buffer), (struct slice){ copy, value.bytes });
-}
-
 void chain_fork(struct store_txn *txn, uint64_t from, uint64_t to, int64_t *delta)
 {
     assert(to > from);
     fork_chain(txn, from, to);
-    unsigned char buffer[FORMAT_KEY_BYTES_MAX];
-    struct tail_key at = { .context = from };
-    struct store_cursor cursor;
-    bool found = store_seek(txn, STORE_TAILS, tail_slice(&at, buffer), &cursor);
-    while (found && format_read_tail(cursor.key.data, cursor.key.bytes, &at) &&
-           at.context == from) {
-        at.context = to;
-        *delta += (int64_t)cursor.value.bytes;
-        copy_tail(txn, &at, cursor.value);
-        found = store_next(&cursor);
-    }
-    store_cursor_close(&cursor);
+    owned_copy(txn, STORE_TAILS, from, to, delta);
+    owned_copy(txn, STORE_NOTES, from, to, delta);
+    owned_copy(txn, STORE_PARAMS, from, to, delta);
 }
 
 /* Tokens behind the last tail record of a layer; 0 when it has none. */

@@ -36,6 +36,9 @@ uint64_t chain_cut(struct store_txn *txn, const struct chain_key *first, uint64_
 void chain_cut_tails(struct store_txn *txn, const struct tail_key *first, uint64_t end,
                      int64_t *delta);
 
+/* Remove notes of (context, layer, kind) with sequence ≥ first->sequence. */
+void chain_cut_notes(struct store_txn *txn, const struct note_key *first, int64_t *delta);
+
 /* The saved index of a layer: a new one in place of the old one. */
 void chain_put_index(struct store_txn *txn, const struct layer_key *key, struct slice value,
                      int64_t *delta);
@@ -43,7 +46,7 @@ void chain_put_index(struct store_txn *txn, const struct layer_key *key, struct 
 bool chain_cut_index(struct store_txn *txn, const struct layer_key *key, uint64_t tokens,
                      int64_t *delta);
 
-/* Let context `to` hold what context `from` holds. */
+/* Let context `to` hold what context `from` holds, with a copy of its notes and params. */
 void chain_fork(struct store_txn *txn, uint64_t from, uint64_t to, int64_t *delta);
 
 /* Tokens of one layer, from the ends of its chain and tail; a few cursor steps. */

@@ -199,6 +199,7 @@ static int put_context(struct batch *batch, struct context *context, struct erro
     for (uint32_t i = 0; i < context->record->model.layers; i++) {
         int rc = put_layer(batch, context, i);
         if (rc < 0) return error_set(err, rc, "no memory for a tail record");
+        mass_put(context, i, &batch->txn, &batch->stored_delta);
     }
     return store_failed(&batch->txn, err);
 }
@@ -239,9 +240,11 @@ static void publish_slot(struct context *context, uint32_t layer_idx, size_t idx
     kept_free(kept);
 }
 
-static void publish_context(struct context *context, struct store_txn *txn)
+/* Bytes that left memory besides rows. */
+static uint64_t publish_context(struct context *context, struct store_txn *txn)
 {
     bool sealed = false;
+    uint64_t bytes = 0;
     for (uint32_t i = 0; i < context->record->model.layers; i++) {
         struct layer *layer = &context->layers[i];
         size_t end = layer->writing / FORMAT_SEGMENT_TOKENS;
@@ -253,23 +256,27 @@ static void publish_context(struct context *context, struct store_txn *txn)
     pthread_mutex_lock(&context->lock);
     for (uint32_t i = 0; i < context->record->model.layers; i++) {
         context->layers[i].committed = context->layers[i].writing;
+        bytes += mass_committed(context, &context->layers[i]);
     }
     context->committed_sequence = context->writing_sequence;
     pthread_mutex_unlock(&context->lock);
     if (sealed) builder_wake(context->catalog->builder, context);
+    return bytes;
 }
 
-/* Contexts whose round goes on return to `waiting`. */
-static void publish_batch(struct batch *batch, struct list_link *waiting)
+/* Contexts whose round goes on return to `waiting`. Bytes that left memory besides rows. */
+static uint64_t publish_batch(struct batch *batch, struct list_link *waiting)
 {
+    uint64_t bytes = 0;
     CLEANUP(store_abort) struct store_txn txn = { 0 };
     bool reading = store_begin(batch->catalog->store, false, &txn, NULL) == 0;
     for (struct list_link *link; (link = list_take_first(&batch->contexts)) != NULL;) {
         struct context *context = LIST_ENTRY(link, struct context, batch_link);
-        publish_context(context, reading ? &txn : NULL);
+        bytes += publish_context(context, reading ? &txn : NULL);
         if (context->in_round) list_append(waiting, link);
     }
     CATALOG_COUNT(batch->catalog, sealed_segments_total, batch->sealed);
+    return bytes;
 }
 
 /* Fill one transaction from `waiting`. */
@@ -328,8 +335,7 @@ static int commit_some(struct batch *batch, struct list_link *waiting, bool *aga
                  turn_pages(batch->catalog) == 0;
     *again = retry;
     if (rc == 0) {
-        publish_batch(batch, waiting);
-        writer_release(batch->catalog->writer, batch->rows_bytes);
+        writer_release(batch->catalog->writer, batch->rows_bytes + publish_batch(batch, waiting));
     } else if (retry) {
         for (struct list_link *link; (link = list_take_first(&batch->contexts)) != NULL;) {
             list_append(waiting, link);

@@ -129,6 +129,8 @@ void context_free(struct context *context)
         layer_index_put(layer->version);
         observed_fini(context, &layer->observed);
         fold_drop(context, layer);
+        mass_forget(context, layer);
+        selection_free(layer->selection);
         pthread_rwlock_destroy(&layer->folding.lock);
     }
     free(context->layers);
@@ -185,6 +187,7 @@ void context_cut_layer(struct context *context, struct layer *layer, uint64_t to
     if (layer->committed > tokens) layer->committed = tokens;
     if (layer->synced > tokens) layer->synced = tokens;
     fold_cut(context, layer, tokens);
+    context_cut_selection(layer, tokens);
 }
 
 void context_lock_alone(struct context *context)
@@ -218,13 +221,16 @@ static void note_failure(struct context *context, uint64_t first, uint64_t last,
 
 uint64_t context_roll_back(struct context *context, int code)
 {
-    uint64_t tokens = 0;
+    uint64_t tokens = 0, bytes = 0;
     context_lock_alone(context);
     pthread_mutex_lock(&context->lock);
     context->in_round = false;
+    context->cuts++;
     for (uint32_t i = 0; i < context->record->model.layers; i++) {
         struct layer *layer = &context->layers[i];
         tokens += layer_tokens(layer) - layer->committed;
+        /* No fold that stays has taken any of it in: that needed rows that came later. */
+        bytes += mass_forget(context, layer);
         context_cut_layer(context, layer, layer->committed);
     }
     if (context->sequence > context->committed_sequence) {
@@ -234,7 +240,7 @@ uint64_t context_roll_back(struct context *context, int code)
     context->committed_sequence = context->sequence;
     pthread_mutex_unlock(&context->lock);
     context_unlock_alone(context);
-    return tokens * block_stored_bytes(&context->shape);
+    return bytes + tokens * block_stored_bytes(&context->shape);
 }
 
 uint64_t layer_tokens(const struct layer *layer)

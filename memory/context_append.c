@@ -296,7 +296,31 @@ static void observe(struct context *context, const struct append_layer *part)
                                                     .appended = true });
 }
 
-/* *ret_bytes: what of the append was new. */
+/* The new tokens of a part whose attention mass comes along. */
+static struct mass_span span_of(const struct append_layer *part, size_t skip)
+{
+    if (part->scores.dims == 0) return (struct mass_span){ .layer = part->layer };
+    return (struct mass_span){ part->layer, part->position + skip, rows_of(part) - skip };
+}
+
+/* For all parts or none. */
+static int hold_mass(const struct appending *appending, const size_t *skip, uint64_t *bytes,
+                     struct error *err)
+{
+    int rc = 0;
+    size_t held = 0;
+    for (; rc == 0 && held < appending->count; held += rc == 0) {
+        struct mass_span span = span_of(&appending->layers[held], skip[held]);
+        rc = mass_hold(appending->context, &span, bytes, err);
+    }
+    for (size_t i = 0; rc < 0 && i < held; i++) {
+        struct mass_span span = span_of(&appending->layers[i], skip[i]);
+        mass_unhold(appending->context, &span);
+    }
+    return rc;
+}
+
+/* *ret_bytes: what of the append was new; also when it failed. */
 static int append(const struct appending *appending, uint64_t *ret_bytes,
                   struct progress *ret_progress, struct error *err)
 {
@@ -311,6 +335,8 @@ static int append(const struct appending *appending, uint64_t *ret_bytes,
     for (size_t i = 0; rc == 0 && i < appending->count; i++) {
         const struct append_layer *part = &appending->layers[i];
         rc = columns_check(context, part, rows_of(part), err);
+        if (rc == 0 && part->scores.dims != 0)
+            rc = mass_check(context, &part->scores, rows_of(part), err);
         if (rc == 0) rc = check_repeat(context, part, &skip[i], err);
         if (rc == 0) rc = check_finite(context, part, skip[i], &part->k, err);
         if (rc == 0) rc = check_finite(context, part, skip[i], &part->v, err);
@@ -319,12 +345,18 @@ static int append(const struct appending *appending, uint64_t *ret_bytes,
         if (rc == 0) rc = keep_queries(context, part, skip[i], err);
         if (rc == 0) fresh += rows_of(part) - skip[i];
     }
+    uint64_t mass_bytes = 0;
+    if (rc == 0) rc = hold_mass(appending, skip, &mass_bytes, err);
+    *ret_bytes = mass_bytes;
     if (rc != 0) return rc;
-    for (size_t i = 0; i < appending->count; i++)
+    for (size_t i = 0; i < appending->count; i++) {
+        struct mass_span span = span_of(&appending->layers[i], skip[i]);
         copy_rows(context, &appending->layers[i], skip[i]);
+        if (span.count > 0) mass_add(context, &span, &appending->layers[i].scores, skip[i]);
+    }
     publish(appending, ret_progress);
     for (size_t i = 0; i < appending->count; i++) observe(context, &appending->layers[i]);
-    *ret_bytes = fresh * block_stored_bytes(&context->shape);
+    *ret_bytes += fresh * block_stored_bytes(&context->shape);
     CATALOG_COUNT(context->catalog, appended_tokens_total, fresh);
     CATALOG_COUNT(context->catalog, appended_bytes_total, *ret_bytes);
     return 0;
@@ -342,6 +374,8 @@ int context_append(struct context *context, const struct append_layer *layers, s
     for (size_t i = 0; rc == 0 && i < count; i++) {
         rc = check_given(context, &layers[i], err);
         if (rc == 0) reserved += rows_of(&layers[i]) * block_stored_bytes(&context->shape);
+        if (rc == 0 && layers[i].scores.dims != 0)
+            reserved += mass_reserved_bytes(context, rows_of(&layers[i]));
     }
     struct writer *writer = context->catalog->writer;
     if (rc == 0) rc = writer_reserve(writer, reserved, err);

@@ -121,6 +121,7 @@ static void fill_reading(const struct context *context, const struct query *quer
         .tokens = snapshot->tokens,
         .columns = context->shape.columns,
         .fold = context->layers[query->layer].folding.fold,
+        .selection = snapshot->selection,
         .states = query->states,
         .plan = query->plan,
         .local = query->local,

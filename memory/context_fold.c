@@ -133,12 +133,19 @@ static int advance(struct context *context, const struct fold_wish *wish,
 {
     struct folding *folding = &context->layers[wish->layer].folding;
     struct fold_source source = source_of(context, wish, snapshot);
+    CLEANUP(mass_reader_fini) struct mass_reader mass = { context, wish->layer, 0, NULL, 0, { 0 } };
+    if (context->method->takes_mass) source.mass = mass_read;
+    source.mass_arg = &mass;
     pthread_rwlock_wrlock(&folding->lock);
     int rc = folding->fold == NULL ? begin(context, &source, snapshot->tokens, err) : 0;
     if (rc == 0 && folding->fold->tokens < end) {
         rc = context->method->fold->advance(folding->fold, &source, end, err);
         assert(rc < 0 || folding->fold->tokens == end);
         assert(folding->fold->tokens <= end);
+    }
+    if (mass.rc < 0) { /* it went on without */
+        fold_drop(context, &context->layers[wish->layer]);
+        rc = error_set(err, mass.rc, "%s", mass.err.text);
     }
     count_bytes(context, folding);
     pthread_rwlock_unlock(&folding->lock);

@@ -146,6 +146,20 @@ static int load_tails(struct context *context, struct store_txn *txn, struct err
     return rc;
 }
 
+/* What was kept of prompts. Mass is read when it is needed. */
+static int load_notes(struct context *context, struct store_txn *txn, struct error *err)
+{
+    unsigned char buffer[FORMAT_KEY_BYTES_MAX];
+    int rc = 0;
+    for (uint32_t i = 0; rc == 0 && i < context->record->model.layers; i++) {
+        size_t bytes = format_key_note(context->id, i, NOTE_SELECTION, 0, buffer);
+        struct slice value;
+        if (store_get(txn, STORE_NOTES, (struct slice){ buffer, bytes }, &value))
+            rc = context_load_selection(context, i, value, err);
+    }
+    return rc;
+}
+
 int context_load(struct catalog *catalog, uint64_t id, struct context **ret_context,
                  struct error *err)
 {
@@ -159,6 +173,7 @@ int context_load(struct catalog *catalog, uint64_t id, struct context **ret_cont
     rc = context_new(catalog, id, record, &context, err);
     if (rc == 0) rc = load_chains(context, &txn, err);
     if (rc == 0) rc = load_tails(context, &txn, err);
+    if (rc == 0) rc = load_notes(context, &txn, err);
     if (rc == 0) rc = store_failed(&txn, err);
     if (rc < 0) return rc;
     for (uint32_t i = 0; i < context->record->model.layers; i++) {

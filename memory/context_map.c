@@ -168,6 +168,7 @@ static void fill_views(struct context *context, const struct layer *layer, struc
                        struct snapshot *snapshot)
 {
     if (layer->version != NULL) snapshot->version = layer_index_get(layer->version);
+    snapshot->selection = layer->selection;
     for (size_t i = 0; i < snapshot->view_count; i++) {
         const struct slot *slot = &layer->slots[i];
         uint64_t position = (uint64_t)i * FORMAT_SEGMENT_TOKENS;

@@ -108,6 +108,13 @@ struct folding {
     uint64_t saved;    /* tokens in its checkpoint */
 };
 
+/* Attention mass of tokens that the store does not have yet (context_mass.c), in chunks of 128
+ * tokens. Locked by lock. */
+struct mass {
+    struct mass_chunk **chunks; /* (count), or NULL */
+    size_t count, resident;     /* of them, those that there are */
+};
+
 struct layer {
     struct slot *slots; /* locked by lock */
     size_t slot_count, slot_capacity;
@@ -123,6 +130,9 @@ struct layer {
                                       * builder */
     struct observed observed;
     struct folding folding;
+    struct mass mass;
+    struct selection *selection; /* or NULL: not compressed. Set under lock, freed with use held
+                                  * exclusively */
 };
 
 enum { FAILURES_MAX = 16 };
@@ -154,6 +164,7 @@ struct context {
      * or more */
     uint64_t writing_sequence, round_sequence;
     bool in_round;
+    uint64_t cuts; /* truncates and rollbacks so far; locked by lock */
 
     /* locked by the writer's lock; batch_link: writer */
     struct list_link dirty_link, unsynced_link, batch_link;
@@ -199,6 +210,9 @@ void context_cut_layer(struct context *context, struct layer *layer, uint64_t to
 
 /* Take back what is not committed, after a commit failed with `code`; returns the bytes. Writer. */
 uint64_t context_roll_back(struct context *context, int code);
+
+/* Truncate, after an unclean end: before anybody else has the context. */
+int context_even_out(struct context *context, uint64_t position, struct error *err);
 
 /* Least count over the layers in use. With lock held. */
 uint64_t context_common(const struct context *context,
@@ -283,6 +297,7 @@ struct snapshot {
     const struct planes **planes; /* (G, view_count) arena, of whole views; NULL when the method
                                    * wants none */
     struct layer_index *version;  /* a reference, or NULL */
+    const struct selection *selection; /* of the prompt, or NULL */
 };
 /* Tokens below `limit`. */
 int snapshot_take(struct context *context, uint32_t layer, uint64_t limit, struct arena *arena,
@@ -310,6 +325,57 @@ int fold_step(struct context *context, const struct fold_wish *wish, uint64_t st
  * before anybody else has the context. */
 void fold_drop(struct context *context, struct layer *layer);
 void fold_cut(struct context *context, struct layer *layer, uint64_t tokens);
+
+/* Tokens position … position + count - 1 of a layer. */
+struct mass_span {
+    uint32_t layer;
+    uint64_t position;
+    size_t count;
+};
+/* May this (count, H) be added? */
+int mass_check(struct context *context, const struct tensor *mass, size_t count, struct error *err);
+/* Memory for what will be added to a span, which then cannot fail: mass_add or mass_unhold is due.
+ * *bytes grows by what is now in memory until it is committed: of the writer's allowance, and at
+ * most mass_reserved_bytes. With use held shared. */
+int mass_hold(struct context *context, const struct mass_span *span, uint64_t *bytes,
+              struct error *err);
+uint64_t mass_reserved_bytes(const struct context *context, uint64_t count);
+/* Rows skip … of `values` (…, H). */
+void mass_add(struct context *context, const struct mass_span *span, const struct tensor *values,
+              size_t skip);
+void mass_unhold(struct context *context, const struct mass_span *span);
+/* Writer: put what is not stored of a layer's first layer->writing tokens; after the commit, the
+ * bytes that left memory (with lock held). */
+void mass_put(struct context *context, uint32_t layer, struct store_txn *txn, int64_t *delta);
+uint64_t mass_committed(struct context *context, struct layer *layer);
+/* Forget what is not stored, all of it or that of tokens ≥ `tokens`; the bytes. With use held
+ * exclusively. */
+uint64_t mass_forget(struct context *context, struct layer *layer);
+uint64_t mass_cut(struct context *context, struct layer *layer, uint64_t tokens);
+/* In the store. Writer. */
+int mass_cut_stored(struct context *context, uint32_t layer, uint64_t tokens, struct store_txn *txn,
+                    int64_t *delta, struct error *err);
+
+/* fold_source.mass, with a reader as argument; what went wrong is in `rc`. */
+struct mass_reader {
+    struct context *context;
+    uint32_t layer;
+    size_t idx;
+    float *values; /* of chunk `idx`, or NULL */
+    int rc;
+    struct error err;
+};
+const float *mass_read(void *arg, uint64_t position);
+void mass_reader_fini(struct mass_reader *reader);
+
+/* What was kept of the prompt of a layer, as it is loaded from a note. */
+int context_load_selection(struct context *context, uint32_t layer, struct slice value,
+                           struct error *err);
+/* Forget a selection that reaches behind `tokens`. With use held exclusively. */
+void context_cut_selection(struct layer *layer, uint64_t tokens);
+/* Remove it from the store. Writer. */
+void context_remove_selection(struct context *context, uint32_t layer, struct store_txn *txn,
+                              int64_t *delta);
 
 /* The saved index of a layer, or checkpoint of its fold, verified. 1: ret_payload is in the
  * transaction. 0: there is none. */

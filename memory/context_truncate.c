@@ -23,6 +23,7 @@ struct truncate_job {
     struct writer_job job;
     struct context *context;
     uint64_t position;
+    bool recovering;
 };
 
 /* Kept queries of a segment that is opened again. They are a help, not data: without memory, or
@@ -85,17 +86,22 @@ static int write_tail(struct context *context, const struct tail_key *key,
 }
 
 static int cut_stored(struct context *context, uint32_t layer_idx, uint64_t position,
-                      struct store_txn *txn, int64_t *delta)
+                      struct store_txn *txn, int64_t *delta, struct error *err)
 {
     struct layer *layer = &context->layers[layer_idx];
     if (layer->committed <= position) return 0;
+    if (layer->selection != NULL && layer->selection->tokens > position)
+        context_remove_selection(context, layer_idx, txn, delta);
+    int rc = mass_cut_stored(context, layer_idx, position, txn, delta, err);
+    if (rc < 0) return rc;
     size_t idx = position / FORMAT_SEGMENT_TOKENS, rows = position % FORMAT_SEGMENT_TOKENS;
     struct chain_key chain = { context->id, layer_idx, (uint32_t)idx };
     struct tail_key tail = { context->id, layer_idx, position - rows };
     chain_cut(txn, &chain, UINT64_MAX, delta);
     chain_cut_tails(txn, &tail, UINT64_MAX, delta);
     chain_cut_index(txn, &(struct layer_key){ context->id, layer_idx }, position, delta);
-    return rows == 0 ? 0 : write_tail(context, &tail, layer->slots[idx].block, rows, txn, delta);
+    rc = rows == 0 ? 0 : write_tail(context, &tail, layer->slots[idx].block, rows, txn, delta);
+    return rc < 0 ? error_set(err, rc, "no memory for a tail record") : 0;
 }
 
 /* In memory; uncommitted bytes that are gone with it. With lock held. */
@@ -118,13 +124,24 @@ static uint64_t cut_resident(struct context *context, struct layer *layer, uint6
     return before - (layer_tokens(layer) - layer->committed);
 }
 
-static int check(struct context *context, uint64_t position, struct error *err)
+/* A prompt that was compressed stays: what was chosen of it was chosen with all of it there. But a
+ * kill may leave less of it than that in another layer. */
+static int check(struct context *context, uint64_t position, bool recovering, struct error *err)
 {
     uint64_t tokens = context_tokens(context);
-    if (position <= tokens) return 0;
-    return error_set(err, MEMD_EPOSITION,
-                     "the context holds %" PRIu64 " tokens, it cannot be cut at %" PRIu64, tokens,
-                     position);
+    if (position > tokens)
+        return error_set(err, MEMD_EPOSITION,
+                         "the context holds %" PRIu64 " tokens, it cannot be cut at %" PRIu64,
+                         tokens, position);
+    for (uint32_t i = 0; !recovering && i < context->record->model.layers; i++) {
+        const struct selection *selection = context->layers[i].selection;
+        if (selection != NULL && selection->tokens > position)
+            return error_set(err, MEMD_EUNSUPPORTED,
+                             "the first %" PRIu64 " tokens of layer %" PRIu32
+                             " were compressed, they cannot be cut at %" PRIu64,
+                             selection->tokens, i, position);
+    }
+    return 0;
 }
 
 static int truncate_stored(struct context *context, uint64_t position, struct error *err)
@@ -134,16 +151,17 @@ static int truncate_stored(struct context *context, uint64_t position, struct er
     if (rc < 0) return rc;
     int64_t delta = 0;
     for (uint32_t i = 0; i < context->record->model.layers; i++) {
-        rc = cut_stored(context, i, position, &txn, &delta);
-        if (rc < 0) return error_set(err, rc, "no memory for a tail record");
+        rc = cut_stored(context, i, position, &txn, &delta, err);
+        if (rc < 0) return rc;
     }
     return catalog_commit(context->catalog, &txn, delta, err);
 }
 
 /* With use held exclusively, on the writer. */
-static int truncate_all(struct context *context, uint64_t position, struct error *err)
+static int truncate_all(struct context *context, uint64_t position, bool recovering,
+                        struct error *err)
 {
-    int rc = check(context, position, err);
+    int rc = check(context, position, recovering, err);
     size_t rows = position % FORMAT_SEGMENT_TOKENS;
     for (uint32_t i = 0; rc == 0 && rows > 0 && i < context->record->model.layers; i++) {
         struct layer *layer = &context->layers[i];
@@ -152,14 +170,18 @@ static int truncate_all(struct context *context, uint64_t position, struct error
     }
     if (rc == 0) rc = truncate_stored(context, position, err);
     if (rc < 0) return rc;
-    uint64_t gone = 0;
+    uint64_t gone = 0, mass = 0;
     pthread_mutex_lock(&context->lock);
+    context->cuts++;
     for (uint32_t i = 0; i < context->record->model.layers; i++) {
         struct layer *layer = &context->layers[i];
-        if (layer_tokens(layer) > position) gone += cut_resident(context, layer, position);
+        if (layer_tokens(layer) <= position) continue;
+        gone += cut_resident(context, layer, position);
+        mass += mass_cut(context, layer, position);
     }
     pthread_mutex_unlock(&context->lock);
-    writer_release(context->catalog->writer, gone * block_stored_bytes(&context->shape));
+    writer_release(context->catalog->writer,
+                   gone * block_stored_bytes(&context->shape) + mass);
     return 0;
 }
 
@@ -167,19 +189,31 @@ static int run(struct writer_job *job, struct error *err)
 {
     struct truncate_job *truncate = (struct truncate_job *)(void *)job;
     context_lock_alone(truncate->context);
-    int rc = truncate_all(truncate->context, truncate->position, err);
+    int rc = truncate_all(truncate->context, truncate->position, truncate->recovering, err);
     context_unlock_alone(truncate->context);
     return rc;
 }
 
-int context_truncate(struct context *context, uint64_t position, struct error *err)
+static int truncate_context(struct context *context, uint64_t position, bool recovering,
+                            struct error *err)
 {
     struct truncate_job truncate = {
         .job = { .run = run, .catalog = context->catalog },
         .context = context,
         .position = position,
+        .recovering = recovering,
     };
-    int rc = writer_run(context->catalog->writer, &truncate.job, err);
+    return writer_run(context->catalog->writer, &truncate.job, err);
+}
+
+int context_even_out(struct context *context, uint64_t position, struct error *err)
+{
+    return truncate_context(context, position, true, err);
+}
+
+int context_truncate(struct context *context, uint64_t position, struct error *err)
+{
+    int rc = truncate_context(context, position, false, err);
     /* An index that reached behind the cut is gone: one of what is left is to come. */
     if (rc == 0) builder_wake(context->catalog->builder, context);
     return rc;

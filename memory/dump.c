@@ -37,7 +37,9 @@ static const char *kind_name(uint8_t kind)
         [FORMAT_KIND_IDS] = "ids",     [FORMAT_KIND_TAIL] = "tail",
         [FORMAT_KIND_CONTEXT] = "context", [FORMAT_KIND_HI] = "hi",
         [FORMAT_KIND_LO] = "lo",       [FORMAT_KIND_QUERIES] = "queries",
-        [FORMAT_KIND_INDEX] = "index", [FORMAT_KIND_COLUMNS] = "columns",
+        [FORMAT_KIND_INDEX] = "index", [FORMAT_KIND_MASS] = "mass",
+        [FORMAT_KIND_SELECTION] = "selection", [FORMAT_KIND_PARAM] = "param",
+        [FORMAT_KIND_SET] = "set", [FORMAT_KIND_COLUMNS] = "columns",
     };
     return kind <= FORMAT_KINDS && names[kind] != NULL ? names[kind] : "unknown";
 }
@@ -48,6 +50,8 @@ static char *key_words(struct arena *arena, enum store_table table, struct slice
     struct segment_key segment;
     struct tail_key tail;
     struct layer_key layer;
+    struct note_key note;
+    struct param_key param;
     uint64_t id = 0;
     if ((table == STORE_CONTEXTS || table == STORE_REFS) &&
         format_read_id(key.data, key.bytes, &id))
@@ -64,6 +68,12 @@ static char *key_words(struct arena *arena, enum store_table table, struct slice
                      tail.layer, tail.position);
     if (table == STORE_INDEXES && format_read_layer(key.data, key.bytes, &layer))
         return words(arena, "context %" PRIu64 " layer %" PRIu32, layer.context, layer.layer);
+    if (table == STORE_NOTES && format_read_note(key.data, key.bytes, &note))
+        return words(arena, "context %" PRIu64 " layer %" PRIu32 " %s %" PRIu32, note.context,
+                     note.layer, note.kind == NOTE_MASS ? "mass" : "selection", note.sequence);
+    if (table == STORE_PARAMS && format_read_param(key.data, key.bytes, &param))
+        return words(arena, "owner %" PRIu64 " layer %" PRIu32 " \"%s\"", param.owner, param.layer,
+                     param.name);
     return words(arena, "%.*s", (int)key.bytes, (const char *)key.data);
 }
 
@@ -100,7 +110,8 @@ static char *value_words(struct arena *arena, enum store_table table, struct sli
     uint64_t number = 0;
     struct segment_ref ref;
     if (table == STORE_CONTEXTS) return context_words(arena, value);
-    if (table == STORE_SEGMENTS || table == STORE_TAILS || table == STORE_INDEXES)
+    if (table == STORE_SEGMENTS || table == STORE_TAILS || table == STORE_INDEXES ||
+        table == STORE_NOTES || table == STORE_PARAMS || table == STORE_SETS)
         return header_words(arena, value);
     if (table == STORE_REFS && format_read_ref(value.data, value.bytes, &ref))
         return words(arena, "held %" PRIu32 " times, %" PRIu64 " bytes", ref.count, ref.bytes);

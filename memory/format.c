@@ -102,6 +102,7 @@ static uint64_t expected_payload(const struct value_header *header)
     case FORMAT_KIND_HI:
     case FORMAT_KIND_LO: return planes_bytes(header);
     case FORMAT_KIND_QUERIES: return tokens * (2 + row);
+    case FORMAT_KIND_MASS: return tokens * header->heads * sizeof(float);
     default: return UINT64_MAX;
     }
 }
@@ -117,8 +118,17 @@ static bool is_typed(const struct value_header *header)
                header->head_dim <= LIMIT_HEAD_DIM && header->head_dim % 8 == 0;
     case FORMAT_KIND_QUERIES: return header->dtype == DTYPE_FP16;
     case FORMAT_KIND_COLUMNS: return header->dtype == 0;
+    case FORMAT_KIND_MASS:
+        return header->dtype == DTYPE_FP32 && header->tokens == FORMAT_MASS_TOKENS;
     default: return dtype_is_float(header->dtype);
     }
+}
+
+/* Their lengths are looked at by who reads them. */
+static bool has_no_rows(uint8_t kind)
+{
+    return kind == FORMAT_KIND_CONTEXT || kind == FORMAT_KIND_INDEX ||
+           kind == FORMAT_KIND_SELECTION || kind == FORMAT_KIND_PARAM || kind == FORMAT_KIND_SET;
 }
 
 static int check_header(const struct value_header *header, size_t value_bytes, struct error *err)
@@ -126,7 +136,7 @@ static int check_header(const struct value_header *header, size_t value_bytes, s
     if (header->payload_bytes != value_bytes - FORMAT_HEADER_BYTES)
         return error_set(err, MEMD_ECORRUPT, "value of %zu bytes says its payload has %" PRIu64,
                          value_bytes, header->payload_bytes);
-    if (header->kind == FORMAT_KIND_CONTEXT || header->kind == FORMAT_KIND_INDEX) return 0;
+    if (has_no_rows(header->kind)) return 0;
     if (!is_typed(header) || header->tokens == 0 || header->tokens > FORMAT_SEGMENT_TOKENS)
         return error_set(err, MEMD_ECORRUPT, "value of kind %u has dtype %u and %" PRIu32 " tokens",
                          header->kind, header->dtype, header->tokens);
@@ -244,6 +254,27 @@ size_t format_key_layer(uint64_t context, uint32_t layer, unsigned char *ret_key
     return out.offset;
 }
 
+size_t format_key_note(uint64_t context, uint32_t layer, enum note_kind kind, uint32_t sequence,
+                       unsigned char *ret_key)
+{
+    struct bytes_writer out = bytes_writer(ret_key, FORMAT_KEY_BYTES_MAX);
+    bytes_put_be64(&out, context);
+    bytes_put_be16(&out, (uint16_t)layer);
+    bytes_put_u8(&out, (uint8_t)kind);
+    bytes_put_be32(&out, sequence);
+    return out.offset;
+}
+
+size_t format_key_param(uint64_t owner, uint32_t layer, const char *name, unsigned char *ret_key)
+{
+    struct bytes_writer out = bytes_writer(ret_key, FORMAT_KEY_BYTES_MAX);
+    bytes_put_be64(&out, owner);
+    bytes_put_be16(&out, (uint16_t)layer);
+    bytes_put(&out, name, strlen(name));
+    assert(!out.bad);
+    return out.offset;
+}
+
 bool format_read_id(const void *key, size_t bytes, uint64_t *ret_id)
 {
     struct bytes_reader in = bytes_reader(key, bytes);
@@ -293,6 +324,29 @@ bool format_read_layer(const void *key, size_t bytes, struct layer_key *ret_key)
     layer.layer = bytes_get_be16(&in);
     if (!bytes_done(&in)) return false;
     *ret_key = layer;
+    return true;
+}
+
+bool format_read_note(const void *key, size_t bytes, struct note_key *ret_key)
+{
+    struct bytes_reader in = bytes_reader(key, bytes);
+    struct note_key note = { .context = bytes_get_be64(&in) };
+    note.layer = bytes_get_be16(&in);
+    note.kind = bytes_get_u8(&in);
+    note.sequence = bytes_get_be32(&in);
+    if (!bytes_done(&in)) return false;
+    *ret_key = note;
+    return true;
+}
+
+bool format_read_param(const void *key, size_t bytes, struct param_key *ret_key)
+{
+    struct bytes_reader in = bytes_reader(key, bytes);
+    struct param_key param = { .owner = bytes_get_be64(&in) };
+    param.layer = bytes_get_be16(&in);
+    if (in.bad || bytes == in.offset || bytes - in.offset >= sizeof param.name) return false;
+    memcpy(param.name, (const unsigned char *)key + in.offset, bytes - in.offset);
+    *ret_key = param;
     return true;
 }
 

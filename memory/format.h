@@ -27,7 +27,8 @@ enum {
     FORMAT_HEADER_BYTES = 48,
     FORMAT_SEGMENT_TOKENS = 1024,
     FORMAT_REF_BYTES = 16,
-    FORMAT_KEY_BYTES_MAX = 32, /* all keys but names */
+    FORMAT_KEY_BYTES_MAX = 48, /* all keys but names */
+    FORMAT_MASS_TOKENS = 128,
 };
 #define FORMAT_MAGIC UINT32_C(0x564D454D) /* "MEMV" */
 #define FORMAT_BYTE_ORDER UINT64_C(0x0102030405060708)
@@ -44,8 +45,18 @@ enum format_kind {
     FORMAT_KIND_QUERIES = 8, /* some queries of a segment: rows (m) u16, then q (m, H, D) fp16 */
     FORMAT_KIND_INDEX = 9,   /* of a layer: what layer_index_type.save or fold_type.save wrote */
     FORMAT_KIND_COLUMNS = 10, /* of a segment: records (1024, token_bytes) of index/columns.h */
+    FORMAT_KIND_MASS = 11,   /* attention mass that tokens have received: (128, H) f32 */
+    FORMAT_KIND_SELECTION = 12, /* what a compression kept: index/selection.h */
+    FORMAT_KIND_PARAM = 13,  /* an uploaded tensor: uploads.h */
+    FORMAT_KIND_SET = 14,    /* a named set of such tensors: uploads.h */
 };
-enum { FORMAT_KINDS = FORMAT_KIND_COLUMNS };
+enum { FORMAT_KINDS = FORMAT_KIND_SET };
+
+/* What is noted of a layer beside its rows; part of the key. */
+enum note_kind {
+    NOTE_MASS = 1,      /* one per 128 tokens, numbered */
+    NOTE_SELECTION = 2, /* number 0 */
+};
 
 enum { FORMAT_FLAG_IDS = 1, FORMAT_FLAG_COLUMNS = 2 };
 
@@ -55,8 +66,8 @@ struct value_header {
     uint8_t flags;
     uint32_t tokens; /* kept queries: how many of them */
     uint16_t head_dim;
-    uint16_t heads; /* inside this value: 1 in K, V and planes, G in a tail, H in kept queries, 0
-                     * otherwise */
+    uint16_t heads; /* inside this value: 1 in K, V and planes, G in a tail, H in kept queries and
+                     * mass, 0 otherwise */
     uint64_t payload_bytes;
     uint64_t position; /* of the first token; of a layer's index: behind the last one it covers */
     uint64_t model_hash;
@@ -90,6 +101,10 @@ size_t format_key_segment(uint64_t segment, uint32_t head, enum format_kind kind
                           unsigned char *ret_key);
 size_t format_key_tail(uint64_t context, uint32_t layer, uint64_t position, unsigned char *ret_key);
 size_t format_key_layer(uint64_t context, uint32_t layer, unsigned char *ret_key); /* indexes */
+size_t format_key_note(uint64_t context, uint32_t layer, enum note_kind kind, uint32_t sequence,
+                       unsigned char *ret_key);
+/* `name` has 1 … 31 bytes. */
+size_t format_key_param(uint64_t owner, uint32_t layer, const char *name, unsigned char *ret_key);
 
 struct chain_key {
     uint64_t context;
@@ -109,12 +124,25 @@ struct layer_key {
     uint64_t context;
     uint32_t layer;
 };
+struct note_key {
+    uint64_t context;
+    uint32_t layer;
+    uint8_t kind;
+    uint32_t sequence;
+};
+struct param_key {
+    uint64_t owner; /* a context, or a set */
+    uint32_t layer;
+    char name[32];
+};
 /* False when the length is wrong. */
 bool format_read_id(const void *key, size_t bytes, uint64_t *ret_id);
 bool format_read_chain(const void *key, size_t bytes, struct chain_key *ret_key);
 bool format_read_segment(const void *key, size_t bytes, struct segment_key *ret_key);
 bool format_read_tail(const void *key, size_t bytes, struct tail_key *ret_key);
 bool format_read_layer(const void *key, size_t bytes, struct layer_key *ret_key);
+bool format_read_note(const void *key, size_t bytes, struct note_key *ret_key);
+bool format_read_param(const void *key, size_t bytes, struct param_key *ret_key);
 
 /* A u64 as value (chains, names, numbers of meta). */
 void format_put_u64(uint64_t value, unsigned char ret_bytes[8]);

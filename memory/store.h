@@ -33,7 +33,10 @@ struct store;
     X(SEGMENTS, "segments") \
     X(REFS, "refs")         \
     X(TAILS, "tails")       \
-    X(INDEXES, "indexes")
+    X(INDEXES, "indexes")   \
+    X(NOTES, "notes")       \
+    X(PARAMS, "params")     \
+    X(SETS, "sets")
 
 enum store_table {
 #define X(name, text) STORE_##name,

@@ -388,6 +388,55 @@ static void check_index(struct verify *verify, struct slice key, struct slice va
                 header.position, tokens);
 }
 
+static bool is_note_sound(const struct note_key *at, const struct value_header *header,
+                          const struct record *record, struct slice value)
+{
+    if (at->kind == NOTE_MASS)
+        return header->kind == FORMAT_KIND_MASS && header->heads == record->model.query_heads &&
+               header->position == (uint64_t)at->sequence * FORMAT_MASS_TOKENS;
+    struct selection *selection = NULL;
+    if (at->kind != NOTE_SELECTION || at->sequence != 0 || header->kind != FORMAT_KIND_SELECTION ||
+        selection_decode((const unsigned char *)value.data + FORMAT_HEADER_BYTES,
+                         value.bytes - FORMAT_HEADER_BYTES, &selection, NULL) < 0)
+        return false;
+    bool sound = selection->tokens == header->position && selection->tokens > 0;
+    selection_free(selection);
+    return sound;
+}
+
+static void check_note(struct verify *verify, struct slice key, struct slice value)
+{
+    struct note_key at;
+    struct value_header header;
+    struct slice record;
+    char what[96];
+    if (!format_read_note(key.data, key.bytes, &at)) {
+        finding(verify, "notes: a key of %zu bytes", key.bytes);
+        return;
+    }
+    snprintf(what, sizeof what, "note %u of context %" PRIu64 " layer %" PRIu32 " number %" PRIu32,
+             at.kind, at.context, at.layer, at.sequence);
+    bool known = get_record(verify, at.context, &record) &&
+                 record_decode(record.data, record.bytes, verify->record, NULL) == 0;
+    if (!known) finding(verify, "%s: the context does not exist", what);
+    if (!check_value(verify, value, what, &header) || !known) return;
+    if (!is_note_sound(&at, &header, verify->record, value))
+        finding(verify, "%s: what it says is not of this key", what);
+    uint64_t segments = 0, tokens = chain_tokens(verify->txn, at.context, at.layer, &segments);
+    uint64_t needs = header.position + (at.kind == NOTE_MASS);
+    if (tokens < needs)
+        finding(verify, "%s: it is about token %" PRIu64 ", %" PRIu64 " are stored", what,
+                needs - 1, tokens);
+}
+
+static void check_upload(struct verify *verify, struct slice value, uint8_t kind)
+{
+    struct value_header header;
+    const char *what = kind == FORMAT_KIND_SET ? "a set of tensors" : "a tensor";
+    if (check_value(verify, value, what, &header) && header.kind != kind)
+        finding(verify, "%s: the header says kind %u", what, header.kind);
+}
+
 static void check_meta(struct verify *verify, struct slice key, struct slice value)
 {
     uint64_t number = 0;
@@ -409,6 +458,9 @@ static void check_record(struct verify *verify)
     case STORE_REFS: check_ref(verify, key, value); break;
     case STORE_TAILS: check_tail(verify, key, value); break;
     case STORE_INDEXES: check_index(verify, key, value); break;
+    case STORE_NOTES: check_note(verify, key, value); break;
+    case STORE_PARAMS: check_upload(verify, value, FORMAT_KIND_PARAM); break;
+    case STORE_SETS: check_upload(verify, value, FORMAT_KIND_SET); break;
     case STORE_TABLES: assert(false);
     }
 }
@@ -443,11 +495,14 @@ static void check_numbers(struct verify *verify)
     store_cursor_close(&cursor);
     if (store_get_number(verify->txn, "next_segment", &next) && id >= next)
         finding(verify, "meta: next_segment is %" PRIu64 ", segment %" PRIu64 " exists", next, id);
-    sum += table_bytes(verify->txn, STORE_TAILS) + table_bytes(verify->txn, STORE_INDEXES);
+    static const enum store_table others[] = { STORE_TAILS, STORE_INDEXES, STORE_NOTES,
+                                               STORE_PARAMS, STORE_SETS };
+    for (size_t i = 0; i < sizeof others / sizeof others[0]; i++)
+        sum += table_bytes(verify->txn, others[i]);
     if (!store_get_number(verify->txn, "stored_bytes", &stored) || stored != sum)
         finding(verify,
-                "meta: stored_bytes is %" PRIu64 ", segments, tails and indexes have %" PRIu64,
-                stored, sum);
+                "meta: stored_bytes is %" PRIu64 ", all values that count have %" PRIu64, stored,
+                sum);
 }
 
 static uint64_t estimate_total(struct store_txn *txn)

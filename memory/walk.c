@@ -14,7 +14,7 @@
 static bool table_has_context(enum store_table table)
 {
     return table == STORE_CONTEXTS || table == STORE_CHAINS || table == STORE_TAILS ||
-           table == STORE_INDEXES;
+           table == STORE_INDEXES || table == STORE_NOTES || table == STORE_PARAMS;
 }
 
 /* Tables that have nothing for this walk are passed over. */

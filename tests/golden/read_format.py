@@ -20,10 +20,11 @@ import xxhash
 
 VERSION, MAGIC, ORDER = 3, 0x564D454D, 0x0102030405060708
 HEADER, SEGMENT = 48, 1024
-K, V, IDS, TAIL, CONTEXT, HI, LO, QUERIES, INDEX, COLUMNS = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
+K, V, IDS, TAIL, CONTEXT, HI, LO, QUERIES, INDEX, COLUMNS, MASS, SELECTION, PARAM, SET = range(1, 15)
 FLAG_IDS, FLAG_COLUMNS = 1, 2
 DTYPES = {1: "<f4", 2: "<f2", 3: "<u2", 5: "<u4"}
-TABLES = ("meta", "names", "contexts", "chains", "segments", "refs", "tails", "indexes")
+TABLES = ("meta", "names", "contexts", "chains", "segments", "refs", "tails", "indexes", "notes", "params",
+          "sets")
 
 
 class Broken(Exception):
@@ -174,7 +175,74 @@ class Store:
         self.prove_segments()
         for (context, layer), records in self.tails.items():
             self.attempt(f"tail {context}/{layer}", lambda c=context, n=layer, r=records: self.prove_tail(c, n, r))
+        self.prove_owned()
         return self.findings
+
+    def tokens(self, context, layer):
+        tails = self.tails.get((context, layer))
+        if tails:
+            return tails[-1][0] + Header(tails[-1][1]).tokens
+        return SEGMENT * len(self.chains.get((context, layer), ()))
+
+    def prove_owned(self):
+        """Notes and tensors, and that whom they belong to is there."""
+        for key, value in self.data["notes"]:
+            context, layer, kind, number = struct.unpack(">QHBI", key)
+            self.attempt(f"note {kind} of {context}/{layer} number {number}", lambda c=context, n=layer, k=kind,
+                         i=number, v=value: self.prove_note(c, n, k, i, Header(v)))
+        sets = {}
+        for name, value in self.data["sets"]:
+            self.attempt(f"set {name!r}", lambda n=name, v=value: sets.update({self.prove_set(Header(v)): n}))
+        for key, value in self.data["params"]:
+            owner, layer = struct.unpack(">QH", key[:10])
+            self.check(owner in self.records or owner in sets, f"a tensor of {owner}, which does not exist")
+            self.attempt(f"tensor {key[10:]!r} of {owner}", lambda v=value: self.prove_tensor(Header(v)))
+
+    def prove_note(self, context, layer, kind, number, header):
+        record = self.records[context]
+        if header.model != record.model or layer >= record.layers:
+            raise Broken("it belongs to another model")
+        if kind == 1:
+            if (header.kind, header.dtype, header.tokens, header.heads) != (MASS, 1, 128, record.query_heads):
+                raise Broken("its header is not that of mass")
+            mass = numpy.frombuffer(header.payload, "<f4").reshape(128, record.query_heads)
+            stored = self.tokens(context, layer) - 128 * number
+            if header.position != 128 * number or stored <= 0 or mass[stored:].any() or not (mass >= 0).all():
+                raise Broken(f"mass of tokens from {header.position} on, {stored} of them are stored")
+            return
+        cursor = Cursor(header.payload)
+        tokens, heads, zero = cursor.take("QII")
+        counts = [cursor.take("Q") for _ in range(heads)]
+        if (kind, number, header.kind, header.position, zero) != (2, 0, SELECTION, tokens, 0):
+            raise Broken("its header is not that of a selection")
+        if heads not in (record.kv_heads, record.query_heads) or tokens > self.tokens(context, layer):
+            raise Broken(f"{heads} heads, {tokens} tokens")
+        for count in counts:
+            ids = numpy.frombuffer(header.payload, "<u4", count, cursor.at).astype(numpy.int64)
+            cursor.at += 4 * count
+            if (numpy.diff(ids) <= 0).any() or (count and ids[-1] >= tokens):
+                raise Broken("ids that do not ascend, or are not of the prompt")
+        if cursor.at != len(header.payload):
+            raise Broken("bytes behind the last id")
+
+    def prove_set(self, header):
+        cursor = Cursor(header.payload)
+        owner, *_ = cursor.take("QIIIII")
+        cursor.text()
+        if header.kind != SET or cursor.at != len(header.payload) or owner >= self.numbers["next_context"]:
+            raise Broken("it is not a set")
+        return owner
+
+    def prove_tensor(self, header):
+        cursor = Cursor(header.payload)
+        axes, zero = cursor.take("II")
+        size = 4
+        for _ in range(axes):
+            size *= cursor.take("Q")
+        if header.kind != PARAM or header.dtype != 1 or header.position < 1 or zero or not 1 <= axes <= 4:
+            raise Broken("its header is not that of a tensor")
+        if len(header.payload) != cursor.at + size:
+            raise Broken(f"{len(header.payload) - cursor.at} bytes of numbers, {size} expected")
 
     def prove_meta(self):
         self.check(self.numbers.get("format_version") == VERSION, "format_version")
@@ -182,7 +250,7 @@ class Store:
         self.check(all(s < self.numbers["next_segment"] for s in self.refs), "next_segment is too small")
         self.check(all(c < self.numbers["next_context"] for c in self.records), "next_context is too small")
         stored = sum(r[2] for r in self.refs.values())
-        stored += sum(len(v) for table in ("tails", "indexes") for _, v in self.data[table])
+        stored += sum(len(v) for table in ("tails", "indexes", "notes", "params", "sets") for _, v in self.data[table])
         self.check(self.numbers.get("stored_bytes") == stored, f"stored_bytes is not {stored}")
 
     def prove_segments(self):

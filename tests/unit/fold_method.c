@@ -177,6 +177,11 @@ static int load_forgets(const struct fold_source *source, const void *data, size
     return 0;
 }
 
+static uint64_t kept_of(const struct selection *selection)
+{
+    return selection == NULL ? 0 : selection->first[selection->heads];
+}
+
 static int attend_sums(const struct method *method, const struct reading *reading,
                        struct arena *arena, const struct index_answer *ret_answer,
                        struct error *err)
@@ -193,6 +198,7 @@ static int attend_sums(const struct method *method, const struct reading *readin
         for (size_t j = 0; j < 4; j++)
             o[FOLD_SAYS_SUM + j] = (float)(sum >> 16 * j & UINT64_C(0xFFFF));
         o[FOLD_SAYS_TOKENS] = (float)tokens;
+        o[FOLD_SAYS_KEPT] = (float)kept_of(reading->selection);
     }
     return 0;
 }
@@ -203,6 +209,25 @@ static int search_sums(const struct method *method, const struct reading *readin
 {
     (void)method;
     return method_search_exactly(reading, arena, ret_hits, ret_quality, err);
+}
+
+/* Every third token, from the number of the head on. */
+static int compress_thirds(const struct method *method, const struct compressing *compressing,
+                           struct arena *arena, struct selection **ret_selection,
+                           struct error *err)
+{
+    (void)method;
+    (void)arena;
+    uint64_t counts[16];
+    for (size_t g = 0; g < compressing->kv_heads; g++)
+        counts[g] = (compressing->tokens + 2 - g % 3) / 3;
+    if (compressing->q.dims == 0) return error_set(err, MEMD_EINVAL, "queries are missing");
+    int rc = selection_new(compressing->tokens, (uint32_t)compressing->kv_heads, counts,
+                           ret_selection, err);
+    for (size_t g = 0; rc == 0 && g < compressing->kv_heads; g++)
+        for (uint64_t i = 0; i < counts[g]; i++)
+            (*ret_selection)->ids[(*ret_selection)->first[g] + i] = 3 * i + g % 3;
+    return rc;
 }
 
 static const struct option_spec option_specs[] = {
@@ -218,6 +243,7 @@ const struct method method_test_forgets = {
     .help = "for tests: a checksum of all rows",
     .options = &forgets_options,
     .fold = &forgets_type,
+    .takes_mass = true,
     .attend = attend_sums,
     .search = search_sums,
 };
@@ -226,6 +252,8 @@ const struct method method_test_reads_back = {
     .help = "for tests: a checksum of the rows up to each",
     .options = &reads_back_options,
     .fold = &reads_back_type,
+    .takes_mass = true,
+    .compress = compress_thirds,
     .attend = attend_sums,
     .search = search_sums,
 };

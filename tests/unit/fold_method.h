@@ -3,7 +3,8 @@
  * too many, too few, or out of order shows in the answer.
  *
  *     test-forgets      has the checksum up to where it is, and checkpoints
- *     test-reads-back   has that of every token, and answers as of any limit
+ *     test-reads-back   has that of every token, and answers as of any limit; compresses a prompt
+ *                       to every third token
  *
  * They are in the table of methods of programs that link fold_method.c, and nowhere else.
  */
@@ -18,6 +19,7 @@ struct arena;
 enum {
     FOLD_SAYS_SUM = 0,    /* four numbers of 16 bits, the lowest first */
     FOLD_SAYS_TOKENS = 4, /* how many tokens that sum is of */
+    FOLD_SAYS_KEPT,       /* ids in the selection, 0 = there is none */
     FOLD_SAYS_NUMBERS,
 };
 

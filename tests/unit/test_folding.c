@@ -2,10 +2,9 @@
 /* test_folding.c — folds: the same whatever way the rows came, never in front of an answer, and
  * gone when the rows are.
  *
- * The test methods answer with a checksum of what they folded (fold_method.h); what it must be is
- * worked out here from the values that were appended, not from what is stored.
+ * The test methods answer with a checksum of what they folded (fold_method.h).
  */
-#include "tests/unit/builder_fixture.h"
+#include "tests/unit/fold_fixture.h"
 
 #include <fcntl.h>
 #include <pthread.h>
@@ -15,65 +14,6 @@
 
 #include "index/fold.h"
 #include "memory/format.h"
-#include "tests/unit/fold_method.h"
-
-enum { STEP = 64, WINDOW = 100 };
-
-static uint64_t reached(uint64_t tokens)
-{
-    return tokens < WINDOW ? 0 : (tokens - WINDOW) / STEP * STEP;
-}
-
-/* Tokens from `cut` on were appended with another salt. */
-struct past {
-    uint32_t salt, salt_behind;
-    uint64_t cut;
-};
-
-static uint64_t expected_sum(const struct fixture *fx, const struct past *past, uint32_t layer,
-                             uint64_t tokens)
-{
-    size_t dim = fx->model.head_dim, heads = fx->model.kv_heads;
-    uint64_t sum = 0;
-    for (uint64_t i = 0; i < tokens; i++) {
-        uint32_t salt = i < past->cut ? past->salt : past->salt_behind;
-        for (size_t j = 0; j < heads; j++) {
-            for (size_t d = 0; d < dim; d++)
-                sum = fold_sum_value(sum, fixture_value(salt, layer, i, j * dim + d));
-            for (size_t d = 0; d < dim; d++)
-                sum = fold_sum_value(sum, fixture_value(salt, layer, i, j * dim + d + 100000));
-        }
-    }
-    return sum;
-}
-
-static void expect_said(const struct answer *answer, uint64_t sum, uint64_t tokens)
-{
-    uint64_t said = 0;
-    for (size_t i = 0; i < 4; i++) said |= (uint64_t)answer->o[FOLD_SAYS_SUM + i] << 16 * i;
-    if ((uint64_t)answer->o[FOLD_SAYS_TOKENS] != tokens)
-        fail_msg("%g tokens are folded, expected %llu", (double)answer->o[FOLD_SAYS_TOKENS],
-                 (unsigned long long)tokens);
-    if (said != sum)
-        fail_msg("the sum of %llu tokens is %016llx, expected %016llx", (unsigned long long)tokens,
-                 (unsigned long long)said, (unsigned long long)sum);
-}
-
-static void expect_past(struct fixture *fx, struct context *context, const struct past *past)
-{
-    struct error err = { 0 };
-    struct answer answer;
-    for (uint32_t layer = 0; layer < fx->model.layers; layer++) {
-        uint64_t tokens = reached(context_layer_tokens(context, layer));
-        ASSERT_OK(fixture_attend(fx, context, layer, UINT64_MAX, &answer, &err), err);
-        expect_said(&answer, expected_sum(fx, past, layer, tokens), tokens);
-    }
-}
-
-static void expect_folded(struct fixture *fx, struct context *context)
-{
-    expect_past(fx, context, &(struct past){ fx->salt, fx->salt, 0 });
-}
 
 /* Appends of 1, 7, 300, … tokens, with queries in between or without. */
 static void test_cuts(void **state)
@@ -88,16 +28,16 @@ static void test_cuts(void **state)
         fixture_begin(&fx);
         fx.method = names[i % 2];
         struct context *context = fixture_context(&fx, "book");
-        expect_folded(&fx, context);
+        fold_expect(&fx, context);
         for (uint64_t at = 0; at < 2777;) {
             size_t count = 2777 - at < cuts[i / 2] ? (size_t)(2777 - at) : cuts[i / 2];
             fixture_append(&fx, context, at, count);
             at += count;
             if (at % 3 != 0) continue;
             ASSERT_OK(fixture_attend(&fx, context, 1, UINT64_MAX, &answer, &err), err);
-            assert_true((uint64_t)answer.o[FOLD_SAYS_TOKENS] == reached(at));
+            assert_true((uint64_t)answer.o[FOLD_SAYS_TOKENS] == fold_reach(at));
         }
-        expect_folded(&fx, context);
+        fold_expect(&fx, context);
         fixture_end(&fx);
     }
 }
@@ -114,12 +54,12 @@ static void test_in_advance(void **state)
     fixture_append(&fx, context, 0, 9000);
     struct build_progress built = wait_built(&fx, context);
     assert_int_equal(built.last_failure, 0);
-    assert_int_equal(fold_tokens_taken() - before, 2 * reached(9000));
-    expect_folded(&fx, context);
-    assert_int_equal(fold_tokens_taken() - before, 2 * reached(9000));
+    assert_int_equal(fold_tokens_taken() - before, 2 * fold_reach(9000));
+    fold_expect(&fx, context);
+    assert_int_equal(fold_tokens_taken() - before, 2 * fold_reach(9000));
     fixture_append(&fx, context, 9000, 150);
-    expect_folded(&fx, context);
-    assert_int_equal(fold_tokens_taken() - before, 2 * reached(9150));
+    fold_expect(&fx, context);
+    assert_int_equal(fold_tokens_taken() - before, 2 * fold_reach(9150));
     fixture_end(&fx);
 }
 
@@ -136,18 +76,18 @@ static void test_restart(void **state)
         fixture_append(&fx, context, 0, 9000);
         wait_built(&fx, context);
         fixture_append(&fx, context, 9000, 500);
-        expect_folded(&fx, context);
+        fold_expect(&fx, context);
         expect_clean(&fx);
         fixture_restart(&fx);
         uint64_t before = fold_tokens_taken(), loads = fold_loads();
         context = fixture_context(&fx, "book");
-        expect_folded(&fx, context);
+        fold_expect(&fx, context);
         uint64_t taken = fold_tokens_taken() - before;
         if (i == 0) assert_int_equal(fold_loads() - loads, 2);
         /* What a checkpoint is behind at most, and the 500. */
         if (i == 0 && taken > 2 * (4096 + 2048 + 500))
             fail_msg("%llu tokens again", (unsigned long long)taken);
-        if (i == 1) assert_int_equal(taken, 2 * reached(9500));
+        if (i == 1) assert_int_equal(taken, 2 * fold_reach(9500));
         expect_clean(&fx);
         fixture_end(&fx);
     }
@@ -194,7 +134,7 @@ static void test_damaged_checkpoint(void **state)
         fixture_open(&fx);
         assert_in_range(verify(&fx, text), 1, 3);
         context = fixture_context(&fx, "book");
-        expect_folded(&fx, context);
+        fold_expect(&fx, context);
         wait_built(&fx, context);
         assert_int_equal(stats_of(&fx).damaged_derived_total, 1);
         expect_clean(&fx); /* another one is in its place */
@@ -216,18 +156,18 @@ static void test_truncate(void **state)
         struct context *context = fixture_context(&fx, "book");
         fixture_append(&fx, context, 0, 9000);
         wait_built(&fx, context);
-        expect_folded(&fx, context);
+        fold_expect(&fx, context);
         ASSERT_OK(context_truncate(context, cuts[i], &err), err);
-        expect_folded(&fx, context);
-        struct past past = { fx.salt, fx.salt + 1, cuts[i] };
+        fold_expect(&fx, context);
+        struct fold_past past = { fx.salt, fx.salt + 1, cuts[i], NULL, NULL, 0 };
         fx.salt++;
         fixture_append(&fx, context, cuts[i], 1500);
-        expect_past(&fx, context, &past);
+        fold_expect_past(&fx, context, &past);
         wait_built(&fx, context);
-        expect_past(&fx, context, &past);
+        fold_expect_past(&fx, context, &past);
         fixture_restart(&fx);
         context = fixture_context(&fx, "book");
-        expect_past(&fx, context, &past);
+        fold_expect_past(&fx, context, &past);
         expect_clean(&fx);
         fixture_end(&fx);
     }
@@ -246,13 +186,13 @@ static void test_fork(void **state)
     wait_built(&fx, context);
     ASSERT_OK(catalog_fork(fx.catalog, context, "branch", &id, &tokens, &err), err);
     struct context *branch = fixture_context(&fx, "branch");
-    expect_folded(&fx, branch);
+    fold_expect(&fx, branch);
     fixture_append(&fx, context, 6000, 700);
     fx.salt++;
     fixture_append(&fx, branch, 6000, 500);
-    expect_past(&fx, branch, &(struct past){ fx.salt - 1, fx.salt, 6000 });
+    fold_expect_past(&fx, branch, &(struct fold_past){ fx.salt - 1, fx.salt, 6000, NULL, NULL, 0 });
     fx.salt--;
-    expect_folded(&fx, context);
+    fold_expect(&fx, context);
     fixture_end(&fx);
 }
 
@@ -263,23 +203,23 @@ static void test_limits(void **state)
     struct fixture fx;
     struct error err = { 0 };
     struct answer answer;
-    struct past past = { 1, 1, 0 };
+    struct fold_past past = { 1, 1, 0, NULL, NULL, 0 };
     fixture_begin(&fx);
     fx.method = "test-forgets";
     struct context *context = fixture_context(&fx, "book");
     fixture_append(&fx, context, 0, 2000);
-    uint64_t folded = reached(2000);
+    uint64_t folded = fold_reach(2000);
     ASSERT_OK(fixture_attend(&fx, context, 1, folded, &answer, &err), err);
-    expect_said(&answer, expected_sum(&fx, &past, 1, folded), folded);
+    fold_expect_said(&answer, fold_expected(&fx, &past, 1, folded), folded);
     ASSERT_CODE(MEMD_EPOSITION, fixture_attend(&fx, context, 1, folded - 1, &answer, &err), err);
     assert_non_null(strstr(err.text, "has consolidated 1856"));
     fx.method = "test-reads-back";
     context = fixture_context(&fx, "other");
     fixture_append(&fx, context, 0, 2000);
     ASSERT_OK(fixture_attend(&fx, context, 1, 700, &answer, &err), err);
-    expect_said(&answer, expected_sum(&fx, &past, 1, 700), 700);
+    fold_expect_said(&answer, fold_expected(&fx, &past, 1, 700), 700);
     ASSERT_OK(fixture_attend(&fx, context, 1, 0, &answer, &err), err);
-    expect_said(&answer, 0, 0);
+    fold_expect_said(&answer, 0, 0);
     fixture_end(&fx);
 }
 
@@ -306,9 +246,9 @@ static void test_no_wait(void **state)
     ASSERT_CODE(MEMD_EBUSY, context_attend(context, &query, &fx.arena, &partial, &quality, &err),
                 err);
     assert_int_equal(fold_tokens_taken(), before);
-    expect_folded(&fx, context);
+    fold_expect(&fx, context);
     ASSERT_OK(context_attend(context, &query, &fx.arena, &partial, &quality, &err), err);
-    assert_true((uint64_t)o[FOLD_SAYS_TOKENS] == reached(500));
+    assert_true((uint64_t)o[FOLD_SAYS_TOKENS] == fold_reach(500));
     fixture_end(&fx);
 }
 
@@ -332,7 +272,7 @@ static void test_memory(void **state)
         struct context *context = fixture_context(&fx, name);
         fixture_append(&fx, context, 0, 2048);
         wait_built(&fx, context);
-        expect_folded(&fx, context);
+        fold_expect(&fx, context);
         ASSERT_OK(catalog_sync(fx.catalog, &err), err);
         arena_reset(&fx.arena);
     }
@@ -354,10 +294,10 @@ static void test_describe(void **state)
     fixture_append(&fx, context, 0, 500);
     assert_int_equal(context_describe(context, 1, facts, &err), 3);
     assert_string_equal(facts[0].name, "tokens"); /* those of every fold, then its own */
-    assert_true((uint64_t)facts[0].value == reached(500));
+    assert_true((uint64_t)facts[0].value == fold_reach(500));
     assert_string_equal(facts[1].name, "bytes");
     assert_true(facts[1].value > 0);
-    assert_true((uint64_t)facts[2].value == reached(500));
+    assert_true((uint64_t)facts[2].value == fold_reach(500));
     ASSERT_CODE(MEMD_EINVAL, context_describe(context, 2, facts, &err), err);
     fx.method = "full";
     assert_int_equal(context_describe(fixture_context(&fx, "plain"), 0, facts, &err), 0);
@@ -381,7 +321,7 @@ static void *crowd_reads(void *arg)
         int rc = fixture_attend(&mine, context, 1, UINT64_MAX, &answer, &err);
         if (rc < 0) fail_msg("attend: %s (%s)", err.text, error_name(rc));
         uint64_t tokens = (uint64_t)answer.o[FOLD_SAYS_TOKENS];
-        if (tokens % STEP != 0) fail_msg("%llu tokens are folded", (unsigned long long)tokens);
+        if (tokens % FOLD_STEP != 0) fail_msg("%llu tokens are folded", (unsigned long long)tokens);
         arena_reset(&mine.arena);
     }
     arena_fini(&mine.arena);
@@ -412,7 +352,7 @@ static void test_crowd(void **state)
     }
     crowd.done = true;
     for (size_t i = 0; i < 3; i++) pthread_join(threads[i], NULL);
-    expect_folded(&fx, context);
+    fold_expect(&fx, context);
     fixture_end(&fx);
 }
 
@@ -457,7 +397,7 @@ static void test_kill(void **state)
         assert_true(WIFSIGNALED(status));
         close(ends[0]);
         fixture_open(&fx);
-        expect_folded(&fx, fixture_context(&fx, "book"));
+        fold_expect(&fx, fixture_context(&fx, "book"));
         expect_clean(&fx);
         arena_reset(&fx.arena);
         catalog_close(fx.catalog);
