@@ -69,8 +69,7 @@ static void test_open_rules(void **state)
     ASSERT_CODE(MEMD_EMISMATCH,
                 catalog_open_context(fx.catalog, &args, &fx.arena, &context, &created, &err), err);
     assert_non_null(strstr(err.text, "head_dim"));
-    args =
-        (struct open_args){ .name = "b", .model = &fx.model, .method = "landmark", .create = true };
+    args = (struct open_args){ .name = "b", .model = &fx.model, .method = "magic", .create = true };
     ASSERT_CODE(MEMD_EUNSUPPORTED,
                 catalog_open_context(fx.catalog, &args, &fx.arena, &context, &created, &err), err);
     struct parameter parameter = { .name = "window", .value = "4" };
