@@ -19,17 +19,7 @@
 #define FAISS_METHOD_MAP(X)
 #endif
 
-#ifdef MEMD_TEST_METHODS /* programs of tests that link tests/unit/fold_method.c */
-extern const struct method method_test_forgets, method_test_reads_back;
-#define TEST_METHOD_MAP(X)                  \
-    X(method_test_forgets, "test-forgets") \
-    X(method_test_reads_back, "test-reads-back")
-#else
-#define TEST_METHOD_MAP(X)
-#endif
-
 #define METHOD_MAP(X)                        \
-    TEST_METHOD_MAP(X)                       \
     X(method_full, "full")                   \
     X(method_progressive, "progressive")     \
     X(method_retrieval_attention, "retrieval-attention") \

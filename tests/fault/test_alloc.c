@@ -10,6 +10,10 @@
 
 #include <stdatomic.h>
 
+#include "tests/unit/fold_method.h"
+
+METHOD_TABLE(METHOD_FIXTURES, FOLD_METHODS);
+
 void *__real_malloc(size_t bytes);
 void *__real_calloc(size_t count, size_t bytes);
 void *__real_realloc(void *old, size_t bytes);

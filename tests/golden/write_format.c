@@ -5,6 +5,8 @@
  */
 #include "tests/unit/method_fixture.h"
 
+METHOD_TABLE(METHOD_FIXTURES);
+
 static void write_all(void **state)
 {
     (void)state;

@@ -237,7 +237,6 @@ static const struct option_spec option_specs[] = {
 static const struct option_table forgets_options = { "test-forgets", option_specs, 2 },
                                  reads_back_options = { "test-reads-back", option_specs, 2 };
 
-extern const struct method method_test_forgets, method_test_reads_back;
 const struct method method_test_forgets = {
     .name = "test-forgets",
     .help = "for tests: a checksum of all rows",

@@ -6,14 +6,15 @@
  *     test-reads-back   has that of every token, and answers as of any limit; compresses a prompt
  *                       to every third token
  *
- * They are in the table of methods of programs that link fold_method.c, and nowhere else.
+ * Programs that link fold_method.c put them into their table of methods (method_table.h).
  */
 #ifndef MEMD_TESTS_FOLD_METHOD_H
 #define MEMD_TESTS_FOLD_METHOD_H
 
 #include <stdint.h>
 
-struct arena;
+extern const struct method method_test_forgets, method_test_reads_back;
+#define FOLD_METHODS &method_test_forgets, &method_test_reads_back
 
 /* What an answer's first numbers say; all are whole, and exact in fp32. */
 enum {

@@ -2,7 +2,7 @@
 /* method_fixture.h — methods that exist in tests alone, for what storage keeps on a method's
  * behalf: columns and states.
  *
- * Link with -Wl,--wrap=method_find: the table of methods then has them too. They answer a query by
+ * METHOD_TABLE(METHOD_FIXTURES) puts them into the table of methods. They answer a query by
  * comparing what they are given, of every token, with the rule of store_fixture.h; the answer is
  * that of exact attention where K and V are kept, and nothing where states are.
  *
@@ -20,12 +20,11 @@
 
 #include "tests/unit/store_fixture.h"
 
+#include <assert.h>
+
 #include "attention/softmax.h"
 #include "index/rows.h"
-#include "memory/methods/methods.h"
-
-const struct method *__real_method_find(const char *name);
-const struct method *__wrap_method_find(const char *name);
+#include "tests/unit/method_table.h"
 
 /* Tokens below `cut` have this salt, those from it on the other one. */
 static struct {
@@ -161,18 +160,15 @@ static const struct method method_fixtures[] = {
       METHOD_CHECKED },
 };
 
-const struct method *__wrap_method_find(const char *name)
-{
-    for (size_t i = 0; i < sizeof method_fixtures / sizeof method_fixtures[0]; i++) {
-        if (strcmp(method_fixtures[i].name, name) == 0) return &method_fixtures[i];
-    }
-    return __real_method_find(name);
-}
+#define METHOD_FIXTURES                                                                     \
+    &method_fixtures[0], &method_fixtures[1], &method_fixtures[2], &method_fixtures[3],    \
+        &method_fixtures[4], &method_fixtures[5], &method_fixtures[6]
+static_assert(sizeof method_fixtures / sizeof method_fixtures[0] == 7, "all of them");
 
 /* New contexts have this method; appends bring what it keeps. */
 static inline void method_use(struct fixture *fx, const char *name)
 {
-    const struct method *method = __wrap_method_find(name);
+    const struct method *method = method_find(name);
     assert_non_null(method);
     fx->method = method->name;
     fx->columns = method_columns(method, NULL);

@@ -8,6 +8,8 @@
 #include "memory/store.h"
 #include "tests/unit/builder_fixture.h"
 
+METHOD_TABLE(METHOD_FIXTURES);
+
 /* A bit of the columns of each sealed segment. */
 static void check_damage(const char *method)
 {

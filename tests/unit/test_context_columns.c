@@ -9,6 +9,8 @@
 
 #include "tests/unit/builder_fixture.h"
 
+METHOD_TABLE(METHOD_FIXTURES);
+
 static const char *const all_methods[] = { "test-marks", "test-queries", "test-both",
                                            "test-planes", "test-states", "test-all" };
 enum { ALL_METHODS = sizeof all_methods / sizeof all_methods[0] };

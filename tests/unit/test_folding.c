@@ -14,6 +14,9 @@
 
 #include "index/fold.h"
 #include "memory/format.h"
+#include "tests/unit/method_table.h"
+
+METHOD_TABLE(FOLD_METHODS);
 
 /* Appends of 1, 7, 300, … tokens, with queries in between or without. */
 static void test_cuts(void **state)

@@ -13,6 +13,9 @@
 #include <sys/wait.h>
 
 #include "memory/catalog_state.h"
+#include "tests/unit/method_table.h"
+
+METHOD_TABLE(FOLD_METHODS);
 
 enum { TOKENS = 6000, HEADS = 4, LAYER = 1 };
 

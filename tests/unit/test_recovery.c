@@ -11,6 +11,8 @@
 #include <sys/wait.h>
 #include <time.h>
 
+METHOD_TABLE(METHOD_FIXTURES);
+
 /* What the child says on the pipe: the context `book` holds at least this, committed. */
 struct claim {
     uint64_t tokens;
