@@ -197,11 +197,14 @@ static const float *mass_of(const struct fold_source *source, uint64_t position)
     return source->mass == NULL ? NULL : source->mass(source->mass_arg, position);
 }
 
-/* Did anybody say anything of any of its tokens? */
+/* Did any of its tokens receive anything? */
 static bool was_observed(const struct forming *forming)
 {
-    for (size_t t = 0; t < forming->tokens; t++)
-        if (mass_of(forming->source, forming->begin + t) != NULL) return true;
+    for (size_t t = 0; t < forming->tokens; t++) {
+        const float *mass = mass_of(forming->source, forming->begin + t);
+        for (size_t h = 0; mass != NULL && h < forming->source->query_heads; h++)
+            if (mass[h] > 0.0F) return true;
+    }
     return false;
 }
 

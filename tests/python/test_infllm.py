@@ -6,7 +6,7 @@ import unittest
 import numpy as np
 
 from live import memd, needs_daemon
-from replay import GROUP, HEADS, TOKENS, Read, Replay, best, model, rotate
+from replay import DIM, GROUP, HEADS, TOKENS, Read, Replay, best, model, rotate
 
 BLOCK, LOCAL, SINKS, TOPK, TOKENS_OF = 16, 200, 20, 5, 4
 PARAMETERS = {"block": BLOCK, "local": LOCAL, "sinks": SINKS, "topk": TOPK}
@@ -129,6 +129,30 @@ class Logit(InfLLM, unittest.TestCase):
             queries = rotate(capture.token_q[behind, head].astype(float), behind)
             scores.append((queries @ rotate(capture.k[token, head // GROUP], token)).mean())
         return scores
+
+
+class Mass(InfLLM, unittest.TestCase):
+    parameters = PARAMETERS | {"repr": "mass"}
+
+    def setUp(self):
+        """(T, H) the probability that tokens received from the captured queries while in their windows."""
+        super().setUp()
+        self.mass = np.zeros((TOKENS, HEADS), np.float32)
+        for position, q in zip(self.capture.positions, self.capture.q):
+            tokens = np.arange(max(0, position + 1 - LOCAL), position + 1)
+            for head in range(HEADS):
+                keys = rotate(self.capture.k[tokens, head // GROUP], tokens)
+                scores = keys @ rotate(q[head].astype(float), position) / np.sqrt(DIM)
+                weights = np.exp(scores - scores.max())
+                self.mass[tokens, head] += weights / weights.sum()
+
+    def append(self, past, begin, end):
+        dtype, capture = past.model.dtype, self.capture
+        past.append(0, begin, capture.k[begin:end].astype(dtype), capture.v[begin:end].astype(dtype),
+                    scores=self.mass[begin:end])
+
+    def scores(self, capture, head, tokens):
+        return self.mass[tokens, head]
 
 
 if __name__ == "__main__":
