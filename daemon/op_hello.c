@@ -12,7 +12,8 @@
 static const char *const features[] = { "attend-batch", "append-batch", "deadline",
                                         "fork",         "search",       "methods",
                                         "levels",       "recall",       "rebuild",
-                                        "inputs",       "explain",      "local" };
+                                        "inputs",       "explain",      "local",
+                                        "observe",      "compress" };
 
 /* A token on a Unix socket is not needed and not looked at: the kernel has said who asks. */
 static int admit(struct connection *conn, const char *token, struct error *err)

@@ -539,6 +539,7 @@ MEMD_API void memd_ticket_free(struct memd_ticket *ticket);
 }
 #endif
 
-#include "memd_operation.h" /* health, statistics, memory methods, proofs, repairs */
+#include "memd_methods.h"   /* memory methods: which there are, what they take, what they tell */
+#include "memd_operation.h" /* health, statistics, proofs, repairs */
 
 #endif

@@ -13,73 +13,6 @@
 extern "C" {
 #endif
 
-/* ---- memory methods ---- */
-
-/* What a memory method can be told when a context is made with it. */
-struct memd_option {
-    const char *name, *help;
-    double fallback;    /* in force where it is not given */
-    double least, most; /* what may be given */
-    bool whole;         /* whole numbers only */
-    const char *const *choices; /* or one of these names, `fallback` the place of one of them */
-    size_t choice_count;        /* 0: a number */
-};
-
-/* A tensor that a client uploads for it. */
-struct memd_method_tensor {
-    const char *name;
-    const char *shape; /* a letter for each axis: G, H, D of the model, W of a state, h = any, but
-                        * the same in all tensors that name it */
-    const char *help;
-};
-
-/* What depends on options is said of those that are in force where none are given. */
-struct memd_method {
-    const char *name, *help;
-    const struct memd_option *options;
-    size_t option_count;
-    bool is_default; /* of contexts that are made without naming one */
-    const struct memd_method_tensor *tensors;
-    size_t tensor_count;
-    bool takes_mass;      /* attention mass of tokens: scores of memd_append */
-    bool compresses;      /* a prompt, once */
-    bool wants_queries;   /* with every append */
-    bool samples_queries; /* with the first append of a layer, and some later ones */
-    bool wants_marks;     /* with appends */
-    bool folds;           /* keeps a state of its own */
-    uint32_t state_width; /* W where it keeps states instead of K and V, 0 = it keeps rows */
-};
-
-struct memd_methods {
-    const struct memd_method *methods;
-    size_t count;
-};
-
-/* The memory methods that the daemon has. */
-MEMD_API int memd_methods(struct memd_client *client, const struct memd_methods **ret_methods,
-                          struct memd_error *err);
-
-/* What a method keeps of a layer, in numbers. */
-struct memd_fact {
-    const char *name; /* "tokens" folded into it, "bytes" of memory, and what the method tells */
-    double value;
-};
-
-struct memd_layer_state {
-    uint32_t layer;
-    const struct memd_fact *facts;
-    size_t fact_count;
-};
-
-struct memd_states {
-    const struct memd_layer_state *layers; /* in use; none where the method keeps no state */
-    size_t count;
-};
-
-/* The states of a context, brought up to date; it becomes resident. Errors   MEMD_ENOCONTEXT */
-MEMD_API int memd_states(const struct memd_context *context, const struct memd_states **ret_states,
-                         struct memd_error *err);
-
 /* ---- operation ---- */
 
 struct memd_health {
@@ -181,29 +114,6 @@ struct memd_recall_args {
  * Errors   as memd_attend */
 MEMD_API int memd_recall(const struct memd_context *context, const struct memd_recall_args *args,
                          const struct memd_recall **ret_recall, struct memd_error *err);
-
-struct memd_explain_args {
-    uint32_t layer;
-    uint64_t query;      /* 0 = the newest, 1 = the one before it … */
-    double target_error; /* as in memd_query */
-    uint64_t max_bytes;
-};
-
-/* What was read for a query. */
-struct memd_explained {
-    uint64_t queries;  /* that are kept; 0: nothing below means anything */
-    uint64_t position; /* of the query */
-    uint64_t tokens;   /* of the layer */
-    const float *lse;  /* (H) of the answer */
-    size_t heads;      /* H */
-    const struct memd_plan *plan;
-    struct memd_quality quality;
-};
-
-/* One of the queries of memd_recall again, over everything that is stored now, with what is read
- * for it and why. Errors   as memd_attend · MEMD_ENOROW queries are kept, but not so many */
-MEMD_API int memd_explain(const struct memd_context *context, const struct memd_explain_args *args,
-                          const struct memd_explained **ret_explained, struct memd_error *err);
 
 /* How far the data is that a method derives from the rows of a context. */
 struct memd_rebuild {

@@ -157,6 +157,34 @@ static void answer_stat(int fd, const struct fake_request *request)
     fake_reply(fd, request, &reply.base, NULL, 0);
 }
 
+static void answer_observe(int fd, const struct fake_request *request)
+{
+    const Memd__ObserveRequest *observe = (const Memd__ObserveRequest *)request->message;
+    assert(observe->context_id == 7 && observe->layer == 1 && observe->position == 30);
+    struct message_shape shape = { .what = "mass", .dtype = DTYPE_FP32, .dims = 2,
+                                   .shape = { TOKENS, H } };
+    assert(((const float *)tensor_of(request, observe->mass, &shape).data)[0] == 0.5f);
+    Memd__ObserveReply reply = MEMD__OBSERVE_REPLY__INIT;
+    fake_reply(fd, request, &reply.base, NULL, 0);
+}
+
+/* As many tokens as were asked for are kept of each layer but the last of context 1, of which
+ * nothing is said. */
+static void answer_compress(int fd, const struct fake_request *request)
+{
+    const Memd__CompressRequest *compress = (const Memd__CompressRequest *)request->message;
+    assert(compress->n_layers == 2);
+    struct message_shape shape = { .what = "q", .dtype = DTYPE_FP16, .dims = 3,
+                                   .shape = { 2, H, D } };
+    tensor_of(request, compress->layers[0]->q, &shape);
+    assert(compress->layers[1]->q == NULL && compress->layers[1]->layer == 4);
+    uint64_t kept[2] = { compress->layers[0]->tokens, compress->layers[1]->tokens };
+    Memd__CompressReply reply = MEMD__COMPRESS_REPLY__INIT;
+    reply.kept = kept;
+    reply.n_kept = compress->context_id == 1 ? 1 : 2;
+    fake_reply(fd, request, &reply.base, NULL, 0);
+}
+
 static void answer_fetch(int fd, struct fake_request *request, const unsigned char *payload)
 {
     uint64_t bytes = 0;
@@ -179,6 +207,8 @@ static void script(struct fake *fake, int fd, int number)
         case METHOD_ATTEND: answer_attend(fd, &request, payload); break;
         case METHOD_EXPLAIN: answer_explain(fd, &request); break;
         case METHOD_STAT: answer_stat(fd, &request); break;
+        case METHOD_OBSERVE: answer_observe(fd, &request); break;
+        case METHOD_COMPRESS: answer_compress(fd, &request); break;
         case METHOD_FETCH: answer_fetch(fd, &request, payload); break;
         default: fake_error(fd, &request, MEMD_EUNSUPPORTED, "not in this test"); break;
         }
@@ -319,6 +349,34 @@ static void states_by_layer(void **state)
     memd_free(states);
 }
 
+static void mass_and_prompts(void **state)
+{
+    struct fixture *fixture = *state;
+    struct memd_error err = { 0 };
+    float mass[TOKENS * H] = { 0.5f };
+    fixture->context.id = 7;
+    struct memd_mass seen = { .layer = 1, .position = 30, .tokens = TOKENS, .mass = mass };
+    assert_int_equal(memd_observe(&fixture->context, &seen, &err), 0);
+    seen.tokens = 0;
+    assert_int_equal(memd_observe(&fixture->context, &seen, &err), MEMD_EINVAL);
+    seen.mass = NULL;
+    assert_int_equal(memd_observe(&fixture->context, &seen, &err), MEMD_EINVAL);
+
+    uint16_t q[2 * H * D] = { 0 };
+    struct memd_compress layers[2] = { { .tokens = 300, .q = q, .queries = 2 },
+                                       { .layer = 4, .tokens = 200 } };
+    uint64_t kept[2] = { 0 };
+    assert_int_equal(memd_compress(&fixture->context, layers, 2, kept, &err), 0);
+    assert_int_equal(kept[0], 300);
+    assert_int_equal(kept[1], 200);
+    assert_int_equal(memd_compress(&fixture->context, layers, 2, NULL, &err), 0);
+    fixture->context.id = 1;
+    assert_int_equal(memd_compress(&fixture->context, layers, 2, kept, &err), MEMD_EPROTO);
+    assert_int_equal(memd_compress(&fixture->context, layers, 0, kept, &err), MEMD_EINVAL);
+    layers[0].queries = 0;
+    assert_int_equal(memd_compress(&fixture->context, layers, 2, kept, &err), MEMD_EINVAL);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -326,6 +384,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(plans, set_up, tear_down),
         cmocka_unit_test_setup_teardown(explained, set_up, tear_down),
         cmocka_unit_test_setup_teardown(states_by_layer, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(mass_and_prompts, set_up, tear_down),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

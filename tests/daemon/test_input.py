@@ -52,6 +52,9 @@ def good_requests(past):
         "stat": ({"context_id": past.id, "state": True}, b""),
         "pin": ({"context_id": past.id, "seconds": 1}, b""),
         "methods": ({}, b""),
+        "observe": ({"context_id": past.id, "layer": 1, "position": 0, "mass": {**local_lse, "shape": [2, 4]}},
+                    attend_payload),
+        "compress": ({"context_id": past.id, "layers": [{"layer": 0, "tokens": 2, "q": item["q"]}]}, query_payload),
         "recall": ({"context_id": past.id, "layer": 0, "target_error": 0.1, "max_bytes": 4096}, b""),
         "rebuild": ({"context_id": past.id, "cursor": b"", "ask": True}, b""),
         "explain": ({"context_id": past.id, "layer": 0, "query": 0, "target_error": 0.1, "max_bytes": 4096}, b""),
@@ -203,6 +206,46 @@ def inputs(past):
     assert [answer["plan"] is not None for answer in answers["answers"]] == [True] * 16 + [False] * 3
 
 
+def uploads(past):
+    """What is told of tokens that are stored, and of a prompt."""
+    client, tensors = past.client, Payload()
+    other = Past(client, "observed", method="infllm")
+    other.append(0, 8)
+    good = tensors.add("FP32", (3, 4), bytes(48))
+    bad = {name: tensors.add("FP32", (3, 4), struct.pack("<12f", *[1.0] * 11, value))
+           for name, value in (("nan", float("nan")), ("inf", float("inf")), ("negative", -1e-6))}
+    seen = {"context_id": other.id, "layer": 0, "position": 0, "mass": good}
+
+    def observe(code, text, **change):
+        said = client.fails(code, "observe", {**seen, **change}, tensors.data)
+        assert text in said, said
+
+    assert client.ask("observe", seen, tensors.data)["tokens"] == 8
+    observe("EUNSUPPORTED", "progressive", context_id=past.id)
+    observe("ENOCONTEXT", "", context_id=999)
+    observe("EINVAL", "layer 2", layer=2)
+    observe("EPOSITION", "8", position=6)
+    observe("EPOSITION", "", position=(1 << 64) - 1)
+    observe("ESHAPE", "mass", mass={**good, "shape": [3, 2]})
+    observe("ESHAPE", "mass", mass={**good, "shape": [12]})
+    observe("ESHAPE", "mass", mass={**good, "dtype": 4})
+    client.fails("ESHAPE", "observe", {key: seen[key] for key in seen if key != "mass"})
+    observe("ENONFINITE", "token 2, head 3", mass=bad["nan"])
+    observe("ENONFINITE", "", mass=bad["inf"])
+    observe("EINVAL", "token 2, head 3", mass=bad["negative"])
+
+    prompt = {"context_id": other.id, "layers": [{"layer": 0}]}
+    assert "infllm" in client.fails("EUNSUPPORTED", "compress", prompt)
+    client.fails("ENOCONTEXT", "compress", {**prompt, "context_id": 999})
+    client.fails("ELIMIT", "compress", {"context_id": other.id})
+    client.fails("ELIMIT", "compress", {**prompt, "layers": [{}] * 1025})
+    client.fails("EINVAL", "compress", {**prompt, "layers": [{"layer": 0}, {"layer": 2}]})
+    client.fails("ESHAPE", "compress", {**prompt, "layers": [{"q": {**good, "shape": [3, 4, 1]}}]}, tensors.data)
+    many = {"dtype": 2, "shape": [4097, 4, 64], "offset": 0}
+    client.fails("ELIMIT", "compress", {**prompt, "layers": [{"q": many}]}, bytes(2 * 4097 * 256))
+    client.ask("drop", {"context_id": other.id})
+
+
 def wishes(past):
     """How good an answer has to be: what is out of range is refused, by the item alone in an Attend."""
     client = past.client
@@ -313,6 +356,7 @@ def main():
         past.check(3)
         shapes(past)
         inputs(past)
+        uploads(past)
         wishes(past)
         frames(daemon)
         noise(daemon, int(os.environ.get("MEMD_TEST_SEED", "1")))

@@ -106,6 +106,23 @@ def explained(client):
     client.ask("drop", {"context_id": past.id})
 
 
+def mass(client):
+    """Attention mass comes with tokens and after them; a method without use for it says so."""
+    past = Past(client, "mass", method="infllm")
+    payload = Payload()
+    layer = past.layer(payload, 1, 0, 40)
+    layer["scores"] = payload.add("FP32", (40, 4), struct.pack("<160f", *[0.5] * 160))
+    client.ask("append", {"context_id": past.id, "layers": [layer]}, payload.data)
+    payload = Payload()
+    seen = {"context_id": past.id, "layer": 1, "position": 10,
+            "mass": payload.add("FP16", (30, 4), struct.pack("<120e", *[0.25] * 120))}
+    assert client.ask("observe", seen, payload.data)["tokens"] == 40
+    text = client.fails("EPOSITION", "observe", {**seen, "position": 11}, payload.data)
+    assert "40" in text, text
+    client.fails("EUNSUPPORTED", "compress", {"context_id": past.id, "layers": [{"layer": 1}]})
+    client.ask("drop", {"context_id": past.id})
+
+
 def states(client):
     """What a method keeps of each layer in use."""
     past = Past(client, "kept", method="extended-mind", layers=3)
@@ -182,7 +199,8 @@ def changes(client, past):
 def operation(client, daemon):
     hello = client.ask("hello", {"version": 1, "client": "test"})
     assert hello["role"] == "admin" and "full" in hello["methods"], hello
-    assert {"levels", "methods", "recall", "rebuild", "inputs", "explain", "local"} <= set(hello["features"]), hello
+    assert {"levels", "methods", "recall", "rebuild", "inputs", "explain", "local",
+            "observe", "compress"} <= set(hello["features"]), hello
     methods = client.ask("methods")["methods"]
     assert [method["name"] for method in methods] == hello["methods"], methods
     chosen = [method for method in methods if method["is_default"]]
@@ -198,7 +216,7 @@ def operation(client, daemon):
     assert status["pid"] == daemon.process.pid and status["contexts"] == 1, status
     stats = client.ask("stats")
     counters = {c["name"]: c["value"] for c in stats["counters"]}
-    assert counters["requests_append_total"] == 19 and counters["errors_enocontext_total"] == 2, counters
+    assert counters["requests_append_total"] == 20 and counters["errors_enocontext_total"] == 2, counters
     assert counters["built_segments_total"] >= 4 and counters["build_failures_total"] == 0, counters
     layers = {h["name"]: h for h in stats["histograms"] if "_layer_" in h["name"]}
     assert sum(layers["attend_predicted_error_layer_1"]["counts"]) == 12, layers
@@ -219,6 +237,7 @@ def main():
         answers(client, past)
         explained(client)
         states(client)
+        mass(client)
         derived(client, past)
         changes(client, past)
         copy = operation(client, daemon)

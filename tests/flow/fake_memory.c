@@ -266,6 +266,20 @@ const struct model *context_model(const struct context *context)
     return &context->model;
 }
 
+int context_add_mass(struct context *context, uint32_t layer, uint64_t position,
+                     const struct tensor *mass, struct error *err)
+{
+    (void)context, (void)layer, (void)position, (void)mass;
+    return not_here(err);
+}
+
+int context_compress(struct context *context, const struct compress_args *args, struct arena *arena,
+                     uint64_t *ret_kept, struct error *err)
+{
+    (void)context, (void)args, (void)arena, (void)ret_kept;
+    return not_here(err);
+}
+
 int context_describe(struct context *context, uint32_t layer, struct fold_fact *ret_facts,
                      struct error *err)
 {

@@ -90,6 +90,29 @@ class Wire(unittest.TestCase):
         self.assertEqual((rows.k, rows.v), (None, None))
         np.testing.assert_array_equal(rows.states, np.arange(32).reshape(2, 16))
 
+    def test_mass_and_prompts(self):
+        def answer(server, method, request_id, message, payload):
+            done = new(method)
+            if method == "compress":
+                done.kept.extend(100 + item.layer for item in message.layers)
+            else:
+                done.tokens = 12
+            return reply(method, request_id, done)
+        mass, q = np.arange(8.0).reshape(2, 4), np.ones((5, 4, 8), np.float16)
+        with FakeServer(Script(answer)) as server, memd.connect(server.address) as client:
+            context = client.open("book", MODEL, create=True)
+            self.assertEqual(context.observe(1, 7, mass), 12)
+            self.assertEqual(context.compress(), {0: 100, 1: 101})
+            self.assertEqual(context.compress(tokens=30, q={1: q}), {1: 101})
+            self.assertEqual(context.compress([1, 0], q={0: q}), {1: 101, 0: 100})
+            (_, _, observed, payload), *prompts = server.seen[1:]
+        self.assertEqual((observed.layer, observed.position), (1, 7))
+        np.testing.assert_array_equal(sent(payload, observed.mass, "<f4"), mass)
+        self.assertEqual([[(item.layer, item.tokens, item.HasField("q")) for item in seen[2].layers]
+                          for seen in prompts], [[(0, 0, False), (1, 0, False)], [(1, 30, True)],
+                                                 [(1, 0, False), (0, 0, True)]])
+        np.testing.assert_array_equal(sent(prompts[1][3], prompts[1][2].layers[0].q, "<f2"), q)
+
     def test_a_plan_comes_as_arrays(self):
         def answer(server, method, request_id, message, payload):
             answers, payload = attend_reply(message)
@@ -230,6 +253,19 @@ class Daemon(unittest.TestCase):
         self.assertEqual(context.states(), {0: state})
         self.assertEqual(self.opened("plain", "full").states(), {})
         self.assertEqual(context.state(5), {})
+
+    def test_mass_is_taken_by_a_method_that_uses_it(self):
+        context = self.opened("mass", "infllm", tokens=30)
+        k = self.rng.standard_normal((10, 2, 16), dtype=np.float32)
+        context.append(0, 30, k, k, scores=np.ones((10, 4)))
+        self.assertEqual(context.observe(0, 35, np.full((5, 4), 0.5)), 40)
+        with self.assertRaises(memd.PositionError):
+            context.observe(0, 36, np.ones((5, 4)))
+        with self.assertRaises(memd.NonFiniteError):
+            context.append(0, 40, k, k, scores=np.full((10, 4), np.inf))
+        with self.assertRaises(memd.UnsupportedError):
+            context.compress()
+        self.assertEqual(context.stat().tokens, 40)
 
     def test_what_a_context_does_not_keep_is_refused(self):
         context = self.opened("rows", "full")

@@ -17,11 +17,11 @@ from .dtypes import bfloat16_to_float32, float32_to_bfloat16
 from .errors import *  # noqa: F401,F403  (one class per error code)
 from .errors import __all__ as _errors
 from .model import Model, Rope
+from .requests import MARK_LANDMARK, MARK_SPECIAL, Query, Tokens
 
 __version__ = "0.1.0"
 
-from .client import (MARK_LANDMARK, MARK_SPECIAL, Client, Context, Query, Tokens,  # noqa: E402
-                     connect)  # (needs __version__)
+from .client import Client, Context, connect  # noqa: E402  (needs __version__)
 
 __all__ = ["LEVELS", "MARK_LANDMARK", "MARK_SPECIAL", "PLAN_KINDS", "PLAN_MERGES", "UNPLACED",
            "Answer", "Appended", "Built", "Client", "Context", "ContextInfo", "Explained", "Health",

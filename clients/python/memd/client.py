@@ -9,7 +9,7 @@ keys and values (`Context.state_width`).
 from __future__ import annotations
 
 import time
-from typing import Callable, Iterable, Iterator, NamedTuple, Sequence
+from typing import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -19,13 +19,13 @@ from .answers import (Appended, Answer, Built, ContextInfo, Explained, Health, H
 from .connection import Connection
 from .errors import Error, ProtocolError, error_from_code
 from .model import Model
+from .requests import Query, Tokens, add_query, add_tokens, add_wish
 
 _ACKS = {"committed": 0, "memory": 1, "synced": 2}
 _ATTEND_ITEMS_MAX = 1024
 _LIST_MAX = 1024
 _APPEND_BYTES_MAX = 64 << 20  # of one request made by `append`, were everything float32
 _QUALITY_BYTES = 25           # of a query head in a reply's message, at most
-MARK_LANDMARK, MARK_SPECIAL = 1, 2  # a token ends a block and stands for it; it is BOS, EOS, padding
 _BUILD_PAUSE_S = 0.1          # between two looks at how far the builder is
 
 
@@ -38,36 +38,6 @@ def connect(address: str, token: str | None = None, timeout: float | None = 30.0
               The first connection is not waited for: without a daemon this raises ClosedError at once.
     """
     return Client(address, token, timeout)
-
-
-class Query(NamedTuple):
-    """One item of `Client.attend_many`; the fields of `Context.attend`."""
-
-    context: "Context"
-    layer: int
-    q: np.ndarray
-    positions: Sequence[int]
-    limits: Sequence[int] | None = None
-    target_error: float | None = None
-    max_bytes: int | None = None
-    states: np.ndarray | None = None
-    explain: bool = False
-    local: tuple[np.ndarray, np.ndarray] | None = None
-
-
-class Tokens(NamedTuple):
-    """What `Context.append_layers` stores in one layer; the fields of `Context.append`."""
-
-    layer: int
-    k: np.ndarray | None = None
-    v: np.ndarray | None = None
-    q: np.ndarray | None = None
-    marks: Sequence[int] | None = None
-    scores: np.ndarray | None = None
-    states: np.ndarray | None = None
-
-    def _part(self, part: slice) -> "Tokens":
-        return Tokens(self.layer, *(None if field is None else field[part] for field in self[1:]))
 
 
 class Client:
@@ -180,7 +150,7 @@ class Client:
                 reply_bytes = reply_rows = 0
             reply_bytes += o_bytes
             reply_rows += rows
-            _add_query(requests[-1], requests[-1].message.items.add(), query)
+            add_query(requests[-1], requests[-1].message.items.add(), query)
         answers: list = []
         for request, reply in zip(requests, self._connection.exchange(requests)):
             if isinstance(reply, Exception):
@@ -336,7 +306,7 @@ class Context:
         step = max(1, _APPEND_BYTES_MAX // max(1, row_bytes))
         for start in range(0, max(1, len(given[0]) if given else 0), step):
             part = slice(start, start + step)
-            done = self.append_layers(position + start, [tokens._part(part)], ack,
+            done = self.append_layers(position + start, [tokens.part(part)], ack,
                                       None if token_ids is None else token_ids[part])
         return done
 
@@ -353,7 +323,7 @@ class Context:
         request.message.ack = _ACKS[ack]
         for tokens in layers:
             item = request.message.layers.add(position=position)
-            _add_tokens(request, item, Tokens(*tokens), self.model.dtype)
+            add_tokens(request, item, Tokens(*tokens), self.model.dtype)
             if token_ids is not None:
                 item.token_ids.extend(int(token) for token in token_ids)
         reply = self.client._connection.call(request).message
@@ -402,7 +372,7 @@ class Context:
             raise ValueError("keys of this context are rotated while reading: positions are needed")
         if positions is None:
             positions = [0] * len(q)
-        _add_query(request, request.message, Query(self, layer, q, positions, limits, target_error,
+        add_query(request, request.message, Query(self, layer, q, positions, limits, target_error,
                                                    max_bytes, states))
         reply = self.client._connection.call(request)
         scores = reply.tensor(reply.message.scores)
@@ -426,6 +396,42 @@ class Context:
     def stat(self) -> ContextInfo:
         """Token counts, bytes and times of this context."""
         return ContextInfo._read(self._simple("stat").context)
+
+    def observe(self, layer: int, position: int, mass: np.ndarray) -> int:
+        """Tell what attention mass stored tokens have received since it was last told, for methods that
+        choose by it (`Method.takes_mass`). Returns the layer's token count.
+
+        mass (n, H)   of tokens position … position + n - 1, added to what is known; not negative. Tokens
+                      that the method has taken into its state already are left out.
+        """
+        request = wire.Request("observe")
+        request.message.context_id = self.id
+        request.message.layer = layer
+        request.message.position = position
+        request.tensor(request.message.mass, *dtypes.to_query(mass, self.model.dtype))
+        return self.client._connection.call(request).message.tokens
+
+    def compress(self, layers: Iterable[int] | None = None, tokens: int = 0,
+                 q: Mapping[int, np.ndarray] | None = None) -> dict[int, int]:
+        """Let the method choose, once, what it keeps of a prompt (`Method.compresses`): from now on queries
+        read that and everything behind the prompt. Rows stay stored; truncating into the prompt is
+        refused.
+
+        layers   None: those of `q`, or all of the model
+        tokens   of the prompt; 0: everything that is stored
+        q        by layer, (w, H, D): the queries of the prompt's last w tokens, where the method wants them
+        Returns how many tokens were kept of each layer, over all heads. Layers are done one after the
+        other; an error (ExistsError: compressed already) leaves those before it done.
+        """
+        q = q or {}
+        layers = list(layers if layers is not None else q or range(self.model.layers))
+        request = wire.Request("compress")
+        request.message.context_id = self.id
+        for layer in layers:
+            item = request.message.layers.add(layer=layer, tokens=tokens)
+            if layer in q:
+                request.tensor(item.q, *dtypes.to_query(q[layer], self.model.dtype))
+        return dict(zip(layers, self.client._connection.call(request).message.kept))
 
     def state(self, layer: int) -> dict[str, float]:
         """What the method keeps of a layer, in numbers by name: "tokens" folded into it, "bytes" of memory,
@@ -451,7 +457,7 @@ class Context:
             request = wire.Request("recall")
             request.message.context_id = self.id
             request.message.layer = layer
-            _add_wish(request.message, target_error, max_bytes)
+            add_wish(request.message, target_error, max_bytes)
             found.append(Recall._read(layer, self.client._connection.call(request).message))
         return found
 
@@ -467,7 +473,7 @@ class Context:
         request.message.context_id = self.id
         request.message.layer = layer
         request.message.query = query
-        _add_wish(request.message, target_error, max_bytes)
+        add_wish(request.message, target_error, max_bytes)
         return Explained._read(self.client._connection.call(request).message)
 
     def rebuild(self, wait: bool = True,
@@ -510,48 +516,6 @@ class Context:
         for name, value in fields.items():
             setattr(request.message, name, value)
         return self.client._connection.call(request).message
-
-
-def _add_tokens(request: wire.Request, item, tokens: Tokens, dtype: str) -> None:
-    item.layer = tokens.layer
-    for name in ("k", "v", "states"):
-        rows = getattr(tokens, name)
-        if rows is not None:
-            request.tensor(getattr(item, name), dtypes.to_model(rows, dtype), dtypes.WIRE[dtype])
-    for name in ("q", "scores"):
-        array = getattr(tokens, name)
-        if array is not None:
-            request.tensor(getattr(item, name), *dtypes.to_query(array, dtype))
-    if tokens.marks is not None:
-        marks = np.asarray(tokens.marks)
-        if marks.size and (marks.min() < 0 or marks.max() > 255):
-            raise ValueError("marks are bits of one byte: MARK_LANDMARK, MARK_SPECIAL")
-        item.marks = marks.astype(np.uint8).tobytes()
-
-
-def _add_query(request: wire.Request, item, query: Query) -> None:
-    item.context_id = query.context.id
-    item.layer = query.layer
-    request.tensor(item.q, *dtypes.to_query(query.q, query.context.model.dtype))
-    item.positions.extend(np.asarray(query.positions, dtype=np.uint64).tolist())
-    if query.limits is not None:
-        item.limits.extend(np.asarray(query.limits, dtype=np.uint64).tolist())
-    _add_wish(item, query.target_error, query.max_bytes)
-    if query.states is not None:
-        request.tensor(item.states, *dtypes.to_query(query.states, query.context.model.dtype))
-    if query.explain:
-        item.explain = True
-    if query.local is not None:
-        for wire_tensor, array in zip((item.local_o, item.local_lse), query.local):
-            request.tensor(wire_tensor, np.ascontiguousarray(array, dtype="<f4"), dtypes.WIRE["float32"])
-
-
-def _add_wish(message, target_error: float | None, max_bytes: int | None) -> None:
-    """What is None is left to the context."""
-    if target_error is not None:
-        message.target_error = float(target_error)
-    if max_bytes is not None:
-        message.max_bytes = int(max_bytes)
 
 
 def _read_answer(reply: wire.Reply, answer) -> Answer | Error:
