@@ -217,7 +217,7 @@ static void publish_slot(struct context *context, uint32_t layer_idx, size_t idx
                                      .values = slot.values };
     bool mapped = txn != NULL &&
                   context_find_values(context, txn, LOOK_HEADER, &values, NULL) == 0 &&
-                  context_find_columns(context, txn, LOOK_HEADER, &values, NULL) == 0;
+                  context_find_beside(context, txn, true, &values, NULL) == 0;
     /* These bytes are this process's own. */
     if (mapped) values_trust(slot.values, context->shape.heads);
     pthread_mutex_lock(&context->lock);

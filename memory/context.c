@@ -80,32 +80,6 @@ int context_new(struct catalog *catalog, uint64_t id, struct record *record,
     return 0;
 }
 
-enum { PAGE_BYTES_MAX = 32 << 10 };
-
-/* Addresses and proofs. */
-static size_t addresses_bytes(uint32_t heads)
-{
-    size_t count = (size_t)2 * heads;
-    return count * sizeof(const unsigned char *) + (count + 1) * sizeof(uint64_t);
-}
-
-static size_t copied_bytes(const struct block_shape *shape)
-{
-    size_t bytes = FORMAT_SEGMENT_TOKENS * shape->columns.token_bytes;
-    return bytes < PAGE_BYTES_MAX ? bytes : 0;
-}
-
-const unsigned char **values_new(const struct block_shape *shape)
-{
-    return calloc(1, addresses_bytes(shape->heads) + copied_bytes(shape));
-}
-
-unsigned char *values_columns(const unsigned char **values, const struct block_shape *shape)
-{
-    if (copied_bytes(shape) == 0) return NULL;
-    return (unsigned char *)(void *)values + addresses_bytes(shape->heads);
-}
-
 static void free_slot(struct slot *slot)
 {
     block_put(slot->block);

@@ -193,7 +193,7 @@ static int get_block(struct context *context, struct layer *layer, size_t idx, s
     struct slot *slot = rc == 0 ? &layer->slots[idx] : NULL;
     if (slot != NULL && slot->block == NULL)
         slot->block = block_new(&context->catalog->blocks, &context->shape);
-    if (slot != NULL && slot->values == NULL) slot->values = values_new(&context->shape);
+    if (slot != NULL && slot->values == NULL) slot->values = values_new(context);
     bool got = slot != NULL && slot->block != NULL && slot->values != NULL;
     pthread_mutex_unlock(&context->lock);
     return got || rc < 0 ? rc : error_set(err, MEMD_ENOMEM, "no memory for 1024 tokens of a layer");

@@ -118,7 +118,7 @@ static int add_tail(struct context *context, const struct tail_key *key, struct 
     if (rc < 0) return rc;
     struct slot *slot = &layer->slots[idx];
     if (slot->block == NULL) slot->block = block_new(&context->catalog->blocks, &context->shape);
-    if (slot->values == NULL) slot->values = values_new(&context->shape);
+    if (slot->values == NULL) slot->values = values_new(context);
     if (slot->block == NULL || slot->values == NULL)
         return error_set(err, MEMD_ENOMEM, "no memory for 1024 tokens of a layer");
     write_rows(context, slot->block, first, &header,

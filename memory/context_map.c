@@ -6,6 +6,8 @@
  * query walks plain arrays. Addresses are found without reading a page of the values; where a
  * method reads every row anyway they are verified here, before anybody sees them, else when they
  * are first used (context_prove.c). Columns always are: they are read without asking.
+ * Values that LMDB keeps inside its tree have no address: ids and columns of that size (marks; ids
+ * on machines with large pages) are copied.
  */
 #include <assert.h>
 #include <inttypes.h>
@@ -57,28 +59,63 @@ int context_find_values(struct context *context, struct store_txn *txn, enum val
          * fall back to. */
         assert((uintptr_t)values->values[i] % 16 == 0);
     }
-    place.head = 0;
-    place.kind = FORMAT_KIND_IDS;
-    values->ids = NULL;
-    return find_value(context, txn, &place, look, &values->ids, err);
+    return 0;
 }
 
-int context_find_columns(struct context *context, struct store_txn *txn, enum value_look look,
-                         struct segment_values *values, struct error *err)
+/* Of ids or columns that have to be copied; 0 = they can be read where they are. */
+static size_t copied_bytes(const struct context *context, enum format_kind kind)
 {
-    values->columns = NULL;
-    if (context->shape.columns.token_bytes == 0) return 0;
+    size_t bytes = block_value_bytes(&context->shape, kind);
+    return store_may_move(context->catalog->store, bytes) ? bytes - FORMAT_HEADER_BYTES : 0;
+}
+
+/* Of addresses and proofs. */
+static size_t addresses_bytes(const struct context *context)
+{
+    size_t count = (size_t)2 * context->shape.heads;
+    return count * sizeof(const unsigned char *) + (count + 1) * sizeof(uint64_t);
+}
+
+const unsigned char **values_new(const struct context *context)
+{
+    return calloc(1, addresses_bytes(context) + copied_bytes(context, FORMAT_KIND_IDS) +
+                         copied_bytes(context, FORMAT_KIND_COLUMNS));
+}
+
+/* Ids or columns. What is copied is verified at once: its header is left behind. */
+static int find_beside(struct context *context, struct store_txn *txn, enum value_look look,
+                       struct segment_values *values, enum format_kind kind, struct error *err)
+{
     struct value_place place = { .segment = values->segment, .position = values->position,
-                                 .kind = FORMAT_KIND_COLUMNS };
-    unsigned char *copy = values_columns(values->values, &context->shape);
-    const unsigned char *records = NULL;
-    int rc = find_value(context, txn, &place, look, &records, err);
+                                 .kind = kind };
+    size_t copied = copied_bytes(context, kind);
+    const unsigned char *rows = NULL;
+    int rc = find_value(context, txn, &place, copied > 0 ? LOOK_ALL : look, &rows, err);
     if (rc < 0) return rc;
-    assert(records != NULL && (copy != NULL || (uintptr_t)records % 16 == 0));
-    if (copy != NULL)
-        memcpy(copy, records, FORMAT_SEGMENT_TOKENS * context->shape.columns.token_bytes);
-    values->columns = copy != NULL ? copy : records;
+    if (copied > 0 && rows != NULL) {
+        unsigned char *copy = (unsigned char *)(void *)values->values + addresses_bytes(context);
+        if (kind == FORMAT_KIND_COLUMNS) copy += copied_bytes(context, FORMAT_KIND_IDS);
+        memcpy(copy, rows, copied);
+        rows = copy;
+    }
+    assert(kind == FORMAT_KIND_IDS || (uintptr_t)rows % 8 == 0);
+    *(kind == FORMAT_KIND_IDS ? &values->ids : &values->columns) = rows;
     return 0;
+}
+
+int context_find_beside(struct context *context, struct store_txn *txn, bool written,
+                        struct segment_values *values, struct error *err)
+{
+    values->ids = values->columns = NULL;
+    int rc = find_beside(context, txn, written ? LOOK_HEADER : LOOK_LENGTH, values,
+                         FORMAT_KIND_IDS, err);
+    uint32_t heads = context->shape.heads;
+    if (rc == 0 && copied_bytes(context, FORMAT_KIND_IDS) > 0)
+        atomic_store_explicit(values_proofs(values->values, heads) + (size_t)2 * heads,
+                              DERIVED_ALL_PIECES, memory_order_relaxed);
+    if (rc < 0 || context->shape.columns.token_bytes == 0) return rc;
+    return find_beside(context, txn, written ? LOOK_HEADER : LOOK_ALL, values,
+                       FORMAT_KIND_COLUMNS, err);
 }
 
 /* The first sealed slot below `count` that is not mapped; SIZE_MAX = none. */
@@ -101,7 +138,7 @@ static size_t next_unmapped(struct context *context, struct layer *layer, size_t
 static int map_slot(struct context *context, struct layer *layer, size_t idx, uint64_t segment,
                     struct error *err)
 {
-    CLEANUP(free_ptr) const unsigned char **rows = values_new(&context->shape);
+    CLEANUP(free_ptr) const unsigned char **rows = values_new(context);
     if (rows == NULL) return error_set(err, MEMD_ENOMEM, "no memory for addresses");
     CLEANUP(store_abort) struct store_txn txn = { 0 };
     int rc = store_begin(context->catalog->store, false, &txn, err);
@@ -110,8 +147,7 @@ static int map_slot(struct context *context, struct layer *layer, size_t idx, ui
                                      .position = (uint64_t)idx * FORMAT_SEGMENT_TOKENS,
                                      .values = rows };
     rc = context_find_values(context, &txn, LOOK_LENGTH, &values, err);
-    /* Who reads columns does not ask before. */
-    if (rc == 0) rc = context_find_columns(context, &txn, LOOK_ALL, &values, err);
+    if (rc == 0) rc = context_find_beside(context, &txn, false, &values, err);
     struct held held = { .segment = segment, .position = values.position, .values = rows,
                          .ids = values.ids };
     if (rc == 0 && !context->method->planes) rc = context_prove_all(context, &held, err);

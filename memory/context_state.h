@@ -37,19 +37,15 @@
 struct catalog;
 
 /* Addresses of a segment's values: (2, G) row 0 of K, then V. Behind them what is known of each,
- * and of the ids; behind that the columns where they are copied. Zero; NULL without memory; given
- * back by free. */
-const unsigned char **values_new(const struct block_shape *shape);
+ * and of the ids; behind that copies of ids and columns where the store may move these. Zero; NULL
+ * without memory; given back by free. */
+const unsigned char **values_new(const struct context *context);
 /* (2, G), then of the ids: which of 64 pieces (derived.h) were verified; bit p is piece p. Written
  * by anybody who uses the bytes. */
 static inline _Atomic uint64_t *values_proofs(const unsigned char **values, uint32_t heads)
 {
     return (_Atomic uint64_t *)(void *)(values + (size_t)2 * heads);
 }
-
-/* LMDB moves values of less than half a page about, and a page has 32 KiB at most: smaller columns
- * of a segment are copied when they are mapped. NULL: they are not. */
-unsigned char *values_columns(const unsigned char **values, const struct block_shape *shape);
 
 /* This process wrote them. */
 void values_trust(const unsigned char **values, uint32_t heads);
@@ -240,13 +236,13 @@ struct segment_values {
     const unsigned char **values; /* (2, G) */
     const unsigned char *ids, *columns;
 };
-/* K, V and ids. */
+/* K and V. */
 int context_find_values(struct context *context, struct store_txn *txn, enum value_look look,
                         struct segment_values *values, struct error *err);
-
-/* Its columns, NULL where the method has none; `values->values` is of values_new. */
-int context_find_columns(struct context *context, struct store_txn *txn, enum value_look look,
-                         struct segment_values *values, struct error *err);
+/* Ids and columns, NULL where there are none; `values->values` is of values_new. Columns are
+ * verified unless this process has `written` them, ids when they are used. */
+int context_find_beside(struct context *context, struct store_txn *txn, bool written,
+                        struct segment_values *values, struct error *err);
 
 /* Make every sealed slot below `slot_count` mapped; verified too, but of methods with planes only
  * the columns. With use held. */

@@ -352,6 +352,11 @@ void store_get_space(struct store *store, struct store_space *ret_space)
     ret_space->file_bytes = (uint64_t)file.st_size;
 }
 
+bool store_may_move(const struct store *store, size_t value_bytes)
+{
+    return value_bytes < store->page_bytes / 2;
+}
+
 uint64_t store_disk_bytes(struct store *store)
 {
     struct statvfs space;

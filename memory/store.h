@@ -123,6 +123,10 @@ void store_get_space(struct store *store, struct store_space *ret_space);
 /* What the file system has left. */
 uint64_t store_disk_bytes(struct store *store);
 
+/* May a value of so many bytes move while it lives? LMDB keeps those of less than half a page
+ * inside its tree, and writes a page of it anew whenever one of its values changes. */
+bool store_may_move(const struct store *store, size_t value_bytes);
+
 /* Free pages inside the file, in bytes. Walks LMDB's free list: milliseconds on a large one. */
 uint64_t store_free_bytes(struct store *store);
 

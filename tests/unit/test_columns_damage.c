@@ -10,6 +10,16 @@
 
 METHOD_TABLE(METHOD_FIXTURES);
 
+/* A store that moves every value about, as one with large pages moves ids. */
+bool __wrap_store_may_move(const struct store *store, size_t value_bytes);
+bool __real_store_may_move(const struct store *store, size_t value_bytes);
+static bool all_may_move;
+
+bool __wrap_store_may_move(const struct store *store, size_t value_bytes)
+{
+    return all_may_move || __real_store_may_move(store, value_bytes);
+}
+
 /* A bit of the columns of each sealed segment. */
 static void check_damage(const char *method)
 {
@@ -183,6 +193,34 @@ static void test_marks_stay_while_pages_move(void **state)
     fixture_end(&fx);
 }
 
+static void test_everything_moves(void **state)
+{
+    (void)state;
+    static const char *const methods[] = { "full", "test-marks", "test-both", "test-planes" };
+    all_may_move = true;
+    for (size_t i = 0; i < sizeof methods / sizeof methods[0]; i++) {
+        struct fixture fx;
+        struct error err = { 0 };
+        method_begin(&fx, methods[i]);
+        struct context *context = fixture_context(&fx, "book");
+        fixture_append(&fx, context, 0, 2100);
+        ASSERT_OK(catalog_sync(fx.catalog, &err), err);
+        for (int restarted = 0; restarted < 2; restarted++) {
+            fixture_expect(&fx, context, 0, 0, 2100);
+            if (fx.columns != 0) method_expect(&fx, context, UINT64_MAX);
+            fixture_restart(&fx);
+            context = fixture_context(&fx, "book");
+        }
+        ASSERT_OK(context_truncate(context, 1500, &err), err);
+        fixture_append(&fx, context, 1500, 600);
+        ASSERT_OK(catalog_sync(fx.catalog, &err), err);
+        fixture_expect(&fx, context, 1, 0, 2100);
+        if (fx.columns != 0) method_expect(&fx, context, UINT64_MAX);
+        fixture_end(&fx);
+    }
+    all_may_move = false;
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -190,6 +228,7 @@ int main(void)
         cmocka_unit_test(test_spoilt_segments),
         cmocka_unit_test(test_spoilt_tails),
         cmocka_unit_test(test_marks_stay_while_pages_move),
+        cmocka_unit_test(test_everything_moves),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
