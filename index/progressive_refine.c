@@ -28,6 +28,7 @@
 
 static const double quiet_share = 0.1; /* of the target squared, for all quiet tiles together */
 static const float lo_share = 1.0F / 256.0F; /* of hi's error, squared */
+static const double quiet_of_bound = 0.6;    /* what e² is of its bound, on the mean */
 
 /* What of e² belongs to one tile: e² = w² (key step² + value step²), the steps squared. */
 struct terms {
@@ -64,42 +65,89 @@ static float value_distance(const struct block *block, const struct planes *plan
     return sum + spread;
 }
 
-/* The largest of a tile's steps, squared. steps (16) fp16, not negative */
-static float largest_step_square(const uint16_t *steps)
+/* The largest of a tile's steps, squared. steps (16) fp16, not negative: as signed numbers, which
+ * every CPU compares eight at a time. */
+static inline float largest_step_square(const uint16_t *steps)
 {
-    uint16_t most = 0;
-    for (size_t t = 0; t < PLANE_TILE; t++) most = steps[t] > most ? steps[t] : most;
-    float step = block_step(most);
+    int16_t all[PLANE_TILE], most = 0;
+    memcpy(all, steps, sizeof all);
+    for (size_t t = 0; t < PLANE_TILE; t++) most = all[t] > most ? all[t] : most;
+    float step = block_step((uint16_t)most);
     return step * step;
 }
 
-/* Can no token of tile i matter? Then its e², about 0.6 of the bound, goes to quiet (M). Most tiles
- * are quiet: the rest of the work is for the few that are not. Tiles without V are left as they
- * are: their values are not rounded but unknown, which the sample has counted, and a token that
- * mattered would have had its values read. */
-static bool is_quiet(const struct block *block, const struct block_chunk *chunk, size_t i,
-                     double *quiet)
+/* What the tiles of a block have in common, per row. */
+struct units {
+    float over[BLOCK_ROWS];   /* 1 / (12 Z² |o|²), 0 where nothing is known */
+    float square[BLOCK_ROWS]; /* |o|² */
+    double budget[BLOCK_ROWS]; /* of e², for codes */
+    double bound[BLOCK_ROWS]; /* Σ of the bounds of all tiles */
+    bool done[BLOCK_ROWS];    /* that is within the budget: nothing to refine for this row */
+    float most;               /* a bound up to which a tile is quiet */
+};
+
+static void units_init(const struct block *block, struct units *ret_units)
+{
+    double target = (double)block->call->target;
+    ret_units->most = (float)(quiet_share * target * target / (double)block->tiles_used);
+    for (size_t m = 0; m < block->rows; m++) {
+        double unit = block->total[m] * block->norm[m], shut = block->shut_error[m];
+        ret_units->over[m] = unit > 0.0 ? (float)(1.0 / (12.0 * unit * unit)) : 0.0F;
+        ret_units->square[m] = (float)(block->norm[m] * block->norm[m]);
+        ret_units->budget[m] = fmax(target * target - shut * shut, 0.25 * target * target);
+        ret_units->bound[m] = 0.0;
+    }
+}
+
+/* An upper bound of e² of tile i for each row, into tile_most. Of tiles without V it is that of
+ * their keys: their values are not rounded but unknown, which the sample has counted. */
+static void bound_tile(const struct block *block, const struct block_chunk *chunk, size_t i,
+                       struct units *units)
 {
     const struct planes *planes = block->segments[chunk->segment].planes;
     size_t c = chunk->tiles[i];
     float dims = (float)block->head_dim, rms = planes->mean_scale[c] * 127.0F / 2.5F;
-    float key = largest_step_square(planes->key_scale + c * PLANES_CLUSTER);
-    bool valued = (chunk->valued >> i & 1) != 0;
-    float value =
-        valued ? dims * largest_step_square(planes->value_scale + c * PLANES_CLUSTER) : 0.0F;
+    float key = largest_step_square(planes->key_scale + c * PLANES_CLUSTER), value = 0.0F;
+    if ((chunk->valued >> i & 1) != 0)
+        value = dims * largest_step_square(planes->value_scale + c * PLANES_CLUSTER);
     float size = rms * rms * dims + planes->value_spread[c];
-    double target = (double)block->call->target, bound[BLOCK_ROWS];
-    double most = quiet_share * target * target / (double)block->tiles_used;
+    const float *square = block->square + chunk->segment * block->rows;
     for (size_t m = 0; m < block->rows; m++) {
-        double unit = block->total[m] * block->norm[m];
-        float square = block->square[chunk->segment * block->rows + m];
-        double term = (double)(square * key) * ((double)size + block->norm[m] * block->norm[m]) +
-                      (double)value;
-        bound[m] = unit > 0.0 ? (double)chunk->tile_square[m * chunk->count + i] * term /
-                                    (12.0 * unit * unit) : 0.0;
-        if (valued && !(bound[m] <= most)) return false;
+        float term = square[m] * key * (size + units->square[m]) + value;
+        float bound = chunk->tile_square[m * chunk->count + i] * units->over[m] * term;
+        chunk->tile_most[m * chunk->count + i] = bound;
+        units->bound[m] += (double)bound;
     }
-    for (size_t m = 0; m < block->rows; m++) quiet[m] += 0.6 * bound[m];
+}
+
+/* Bounds of all tiles. Is there a row for which they do not settle the matter? In a flat softmax
+ * they mostly do: every token has too little weight to be rounded wrong. */
+static bool bound_tiles(const struct block *block, struct units *units)
+{
+    bool left = false;
+    for (size_t at = 0; at < block->chunk_count; at++)
+        for (size_t i = 0; i < block->chunks[at].count; i++)
+            bound_tile(block, &block->chunks[at], i, units);
+    for (size_t m = 0; m < block->rows; m++) {
+        units->done[m] = units->bound[m] <= units->budget[m];
+        left |= !units->done[m];
+    }
+    return left;
+}
+
+/* Can no token of tile i matter? Then its e², about 0.6 of the bound, goes to quiet (M). Most tiles
+ * are quiet: the rest of the work is for the few that are not. A token of a tile without V that
+ * mattered would have had its values read. */
+static bool is_quiet(const struct block *block, const struct block_chunk *chunk, size_t i,
+                     const struct units *units, double *quiet)
+{
+    const float *bound = chunk->tile_most + i;
+    bool loud = false;
+    for (size_t m = 0; m < block->rows; m++)
+        loud |= !units->done[m] && !(bound[m * chunk->count] <= units->most);
+    if (loud && (chunk->valued >> i & 1) != 0) return false;
+    for (size_t m = 0; m < block->rows; m++)
+        quiet[m] += quiet_of_bound * (double)bound[m * chunk->count];
     return true;
 }
 
@@ -160,7 +208,7 @@ static float collect_tile(const struct block_chunk *chunk, size_t i, size_t m,
 }
 
 /* sums (M, BLOCK_BINS) of e², but for what is quiet. */
-static void collect(struct block *block, float *sums, double *quiet)
+static void collect(struct block *block, const struct units *units, float *sums, double *quiet)
 {
     double target = (double)block->call->target;
     double each = target * target / (double)(block->tiles_used * PLANE_TILE);
@@ -170,7 +218,7 @@ static void collect(struct block *block, float *sums, double *quiet)
         struct block_chunk *chunk = &block->chunks[at];
         chunk->quiet = 0;
         for (size_t i = 0; i < chunk->count; i++) {
-            if (is_quiet(block, chunk, i, quiet)) {
+            if (is_quiet(block, chunk, i, units, quiet)) {
                 chunk->quiet |= UINT64_C(1) << i;
                 continue;
             }
@@ -409,15 +457,20 @@ void block_refine(struct block *block)
 {
     float *sums = block->histogram;
     struct refine_thresholds thresholds;
+    struct units units;
     double quiet[BLOCK_ROWS] = { 0.0 };
     bool any = false;
-    collect(block, sums, quiet);
+    units_init(block, &units);
+    if (!bound_tiles(block, &units)) {
+        for (size_t m = 0; m < block->rows; m++)
+            block->code_error[m] = sqrt(quiet_of_bound * units.bound[m]);
+        return;
+    }
+    collect(block, &units, sums, quiet);
     for (size_t m = 0; m < block->rows; m++) {
-        double target = (double)block->call->target, shut = block->shut_error[m];
-        double budget = target * target - shut * shut, least = 0.25 * target * target;
-        budget = fmax(budget, least) - quiet[m];
-        block->code_error[m] = quiet[m] + set_thresholds(sums + m * BLOCK_BINS,
-                                                         fmax(budget, 0.1 * least),
+        double target = (double)block->call->target, least = 0.25 * target * target;
+        double budget = fmax(units.budget[m] - quiet[m], 0.1 * least);
+        block->code_error[m] = quiet[m] + set_thresholds(sums + m * BLOCK_BINS, budget,
                                                          &thresholds.lo[m], &thresholds.exact[m]);
         any |= thresholds.lo[m] < INFINITY;
     }

@@ -40,7 +40,7 @@ INLINE void add_steps(const struct scan *scan, size_t first_step, size_t steps, 
     for (size_t m = 0; m < rows; m++) pairs[m][0] = pairs[m][1] = _mm256_setzero_si256();
     for (size_t step = first_step; step < first_step + steps; step++) {
         const uint8_t *at = scan->codes + step * SCORE_STEP_BYTES;
-        __builtin_prefetch(scan->soon + step * SCORE_STEP_BYTES);
+        __builtin_prefetch(scan->soon + step * SCORE_STEP_BYTES, 0, 2);
         __m256i left = _mm256_load_si256((const __m256i *)(const void *)at);
         __m256i right = _mm256_load_si256((const __m256i *)(const void *)(at + 32));
         __m256i low[2] = { _mm256_and_si256(left, nibble), _mm256_and_si256(right, nibble) };

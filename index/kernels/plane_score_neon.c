@@ -68,7 +68,7 @@ INLINE void score_rows(const struct scan *scan, size_t first, size_t rows)
 {
     const size_t head_dim = scan->queries->head_dim, steps = head_dim / 8;
     for (size_t step = 0; step < steps; step++)
-        __builtin_prefetch(scan->soon + step * SCORE_STEP_BYTES);
+        __builtin_prefetch(scan->soon + step * SCORE_STEP_BYTES, 0, 2);
     for (size_t token = 0; token < PLANE_TILE; token += QUARTER) {
         struct quarter quarter = { scan->codes + 4 * token, scan->queries->q8 + first * head_dim,
                                    head_dim, { { { 0 } } } };

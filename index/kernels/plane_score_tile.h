@@ -3,7 +3,7 @@
  * instruction sets; each gives its score_rows, one tile for one block, which is inlined.
  *
  * The list jumps, so the CPU's own prefetcher knows little: score_rows touches one line of the tile
- * `soon`, SCORE_AHEAD bytes further in the list, for each line that it reads.
+ * `soon`, SCORE_AHEAD tiles further in the list, for each line that it reads.
  */
 #ifndef MEMD_INDEX_KERNELS_PLANE_SCORE_TILE_H
 #define MEMD_INDEX_KERNELS_PLANE_SCORE_TILE_H
@@ -15,7 +15,7 @@
 enum {
     SCORE_ROWS = 4,        /* query rows of a block */
     SCORE_STEP_BYTES = 64, /* 16 tokens × 8 dimensions */
-    SCORE_AHEAD = 2048,
+    SCORE_AHEAD = 3, /* tiles further in the list that are prefetched */
 };
 
 /* One tile. */
@@ -43,10 +43,10 @@ INLINE void score_tile(const struct scan *scan, score_rows_fn *score_rows)
 INLINE void score_tiles(const struct plane_score_args *args, score_rows_fn *score_rows)
 {
     const size_t tile_bytes = PLANE_TILE / 2 * args->queries->head_dim;
-    const size_t ahead = (SCORE_AHEAD + tile_bytes - 1) / tile_bytes;
     for (size_t at = 0; at < args->count; at++) {
         size_t tile = plane_tile(args->tiles, at);
-        size_t soon = at + ahead < args->count ? plane_tile(args->tiles, at + ahead) : tile;
+        size_t soon = at + SCORE_AHEAD < args->count
+                          ? plane_tile(args->tiles, at + SCORE_AHEAD) : tile;
         score_tile(&(struct scan){ .queries = args->queries,
                                    .codes = args->key_hi + tile * tile_bytes,
                                    .soon = args->key_hi + soon * tile_bytes,

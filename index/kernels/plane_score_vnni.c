@@ -25,7 +25,7 @@ INLINE void score_rows(const struct scan *scan, size_t first, size_t rows)
     __m512i sums[SCORE_ROWS][2];
     for (size_t m = 0; m < rows; m++) sums[m][0] = sums[m][1] = _mm512_setzero_si512();
     for (size_t d = 0; d < head_dim; d += 8) {
-        __builtin_prefetch(scan->soon + d * (SCORE_STEP_BYTES / 8));
+        __builtin_prefetch(scan->soon + d * (SCORE_STEP_BYTES / 8), 0, 2);
         __m512i codes = _mm512_loadu_si512(scan->codes + d * (SCORE_STEP_BYTES / 8));
         __m512i low = _mm512_and_si512(codes, nibble);
         __m512i high = _mm512_and_si512(_mm512_srli_epi16(codes, 4), nibble);

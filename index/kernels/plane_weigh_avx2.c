@@ -26,7 +26,7 @@ INLINE void weigh_groups(const struct weighing *w, size_t d, size_t groups, size
         nibbles[g][1] = _mm256_and_si256(_mm256_srli_epi16(left, 4), nibble);
         nibbles[g][2] = _mm256_and_si256(right, nibble);
         nibbles[g][3] = _mm256_and_si256(_mm256_srli_epi16(right, 4), nibble);
-        __builtin_prefetch(w->soon + 8 * d + 64 * g);
+        __builtin_prefetch(w->soon + 8 * d + 64 * g, 0, 2);
     }
     for (size_t m = 0; m < rows; m++) {
         __m256i pairs[2] = { _mm256_setzero_si256(), _mm256_setzero_si256() };
@@ -42,8 +42,13 @@ INLINE void weigh_groups(const struct weighing *w, size_t d, size_t groups, size
     }
 }
 
+INLINE void weigh_all(const struct weighing *batch, size_t count, size_t rows)
+{
+    weigh_each(weigh_groups, batch, count, rows);
+}
+
 void plane_weigh_avx2(const struct plane_weigh_args *args)
 {
-    const struct weigh_isa isa = { round_weights, weigh_groups };
+    const struct weigh_isa isa = { round_weights, weigh_all };
     weigh_tiles(&isa, args);
 }

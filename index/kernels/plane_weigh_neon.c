@@ -51,14 +51,19 @@ INLINE void weigh_four(const struct weighing *w, size_t d, size_t rows)
 INLINE void weigh_groups(const struct weighing *w, size_t d, size_t groups, size_t rows)
 {
     for (size_t g = 0; g < groups; g++) {
-        __builtin_prefetch(w->soon + 8 * d + 64 * g);
+        __builtin_prefetch(w->soon + 8 * d + 64 * g, 0, 2);
         weigh_four(w, d + 8 * g, rows);
         weigh_four(w, d + 8 * g + 4, rows);
     }
 }
 
+INLINE void weigh_all(const struct weighing *batch, size_t count, size_t rows)
+{
+    weigh_each(weigh_groups, batch, count, rows);
+}
+
 void plane_weigh_neon(const struct plane_weigh_args *args)
 {
-    const struct weigh_isa isa = { round_weights, weigh_groups };
+    const struct weigh_isa isa = { round_weights, weigh_all };
     weigh_tiles(&isa, args);
 }

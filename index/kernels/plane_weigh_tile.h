@@ -18,6 +18,8 @@
 #ifndef MEMD_INDEX_KERNELS_PLANE_WEIGH_TILE_H
 #define MEMD_INDEX_KERNELS_PLANE_WEIGH_TILE_H
 
+#include <stdbool.h>
+
 #include "index/kernels/plane.h"
 
 #define INLINE static inline __attribute__((always_inline))
@@ -30,7 +32,7 @@ enum {
     WEIGH_ROWS = 4,   /* query rows of a block */
     WEIGH_CHUNK = 16, /* query rows that go over a batch while it is in L1 */
     WEIGH_BATCH = 8,  /* tiles whose weights are rounded together */
-    WEIGH_AHEAD = 2048,
+    WEIGH_AHEAD = WEIGH_BATCH, /* tiles further in the list that are prefetched */
     QUADS = 4,        /* of tokens of a tile */
 };
 
@@ -52,31 +54,36 @@ struct weighing {
 struct weigh_isa {
     /* weights, value_scale (16) */
     void (*round)(const float *weights, const uint16_t *value_scale, struct rounded *ret_rounded);
-    /* acc += unit * Σ n h for the dimensions d … d + 8 * groups - 1 and for `rows` rows: two groups
-     * share the broadcasts of the weights. `groups` ≤ 2 and `rows` are constants at each call. */
-    void (*groups)(const struct weighing *w, size_t d, size_t groups, size_t rows);
+    /* acc += unit * Σ n h over `count` tiles with the same `rows` rows, a constant at each call. */
+    void (*all)(const struct weighing *batch, size_t count, size_t rows);
 };
 
-INLINE void weigh_rows(const struct weigh_isa *isa, const struct weighing *w, size_t rows)
+/* `all` tile by tile: `groups` takes 16 dimensions from d (two groups, which share the broadcasts
+ * of the weights) or 8; `groups` and `rows` are constants. */
+INLINE void weigh_each(void (*groups)(const struct weighing *w, size_t d, size_t groups,
+                                      size_t rows),
+                       const struct weighing *batch, size_t count, size_t rows)
 {
-    size_t d = 0;
-    for (; d + 16 <= w->head_dim; d += 16) isa->groups(w, d, 2, rows);
-    if (d < w->head_dim) isa->groups(w, d, 1, rows);
+    for (size_t i = 0; i < count; i++) {
+        size_t d = 0;
+        for (; d + 16 <= batch->head_dim; d += 16) groups(&batch[i], d, 2, rows);
+        if (d < batch->head_dim) groups(&batch[i], d, 1, rows);
+    }
 }
 
 /* Round the weights that the rows of `args`, M ≤ WEIGH_ROWS, have in the `at`-th tile of the list;
- * the number of rows that have any. less (M) grows by unit * Σ n. */
-INLINE size_t weigh_round(const struct weigh_isa *isa, const struct plane_weigh_args *args,
-                          size_t at, struct weighing *w, float *less)
+ * false where none has any. less (M) grows by unit * Σ n. */
+INLINE bool weigh_round(const struct weigh_isa *isa, const struct plane_weigh_args *args,
+                        size_t at, struct weighing *w, float *less)
 {
     const uint16_t *steps = args->value_scale + plane_tile(args->tiles, at) * PLANE_TILE;
-    size_t active = 0;
+    bool active = false;
     for (size_t m = 0; m < args->queries; m++) {
-        struct rounded *weights = &w->weights[active];
+        struct rounded *weights = &w->weights[m];
         isa->round(args->weights + m * args->stride + at * PLANE_TILE, steps, weights);
-        w->acc[active] = args->acc + m * args->head_dim;
+        w->acc[m] = args->acc + m * args->head_dim;
         less[m] += weights->unit * (float)weights->sum;
-        active += weights->unit > 0.0F;
+        active |= weights->unit > 0.0F;
     }
     return active;
 }
@@ -87,24 +94,22 @@ INLINE void weigh_batch(const struct weigh_isa *isa, const struct plane_weigh_ar
                         size_t begin, size_t count, float *less)
 {
     const size_t tile_bytes = PLANE_TILE / 2 * args->head_dim;
-    const size_t ahead = (WEIGH_AHEAD + tile_bytes - 1) / tile_bytes;
     struct weighing batch[WEIGH_BATCH];
-    size_t active[WEIGH_BATCH];
-    for (size_t i = 0; i < count; i++) {
-        size_t at = begin + i, later = at + ahead < args->count ? at + ahead : at;
-        batch[i].codes = args->value_hi + plane_tile(args->tiles, at) * tile_bytes;
-        batch[i].soon = args->value_hi + plane_tile(args->tiles, later) * tile_bytes;
-        batch[i].head_dim = args->head_dim;
-        active[i] = weigh_round(isa, args, at, &batch[i], less);
+    size_t active = 0;
+    for (size_t at = begin; at < begin + count; at++) {
+        size_t later = at + WEIGH_AHEAD < args->count ? at + WEIGH_AHEAD : at;
+        struct weighing *w = &batch[active];
+        w->codes = args->value_hi + plane_tile(args->tiles, at) * tile_bytes;
+        w->soon = args->value_hi + plane_tile(args->tiles, later) * tile_bytes;
+        w->head_dim = args->head_dim;
+        active += weigh_round(isa, args, at, w, less);
     }
-    for (size_t i = 0; i < count; i++) {
-        switch (active[i]) {
-        case 0: break;
-        case 1: weigh_rows(isa, &batch[i], 1); break;
-        case 2: weigh_rows(isa, &batch[i], 2); break;
-        case 3: weigh_rows(isa, &batch[i], 3); break;
-        default: weigh_rows(isa, &batch[i], 4); break;
-        }
+    if (active == 0) return;
+    switch (args->queries) {
+    case 1: isa->all(batch, active, 1); break;
+    case 2: isa->all(batch, active, 2); break;
+    case 3: isa->all(batch, active, 3); break;
+    default: isa->all(batch, active, 4); break;
     }
 }
 

@@ -1,34 +1,61 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* plane_weigh_vnni.c — plane_weigh in AVX-512 with VNNI: as plane_weigh_avx2.c with sums of 32 bits
- * from the start, 16 dimensions at once; the last 8 of a head_dim that is no multiple of 16 in half
- * a register.
+ * from the start, 32, 16 or (the last 8 of a head_dim, in half a register) 8 dimensions at once.
+ *
+ * All tiles of a batch go over the same dimensions before the next ones are taken: the sums of the
+ * query rows stay in registers meanwhile, where loading and storing them for every tile took half
+ * of the time.
  */
 #include "index/kernels/plane_weigh_tile.h"
 
 #include "index/kernels/plane_round_avx2.h"
 
-INLINE void weigh_sixteen(const struct weighing *w, size_t d, size_t rows)
+enum { WIDE = 16, PAIR = 2 };
+
+/* Nibbles of 16 dimensions from d, four tokens of each in a lane. */
+INLINE void load_wide(const struct weighing *w, size_t d, __m512i nibbles[QUADS])
 {
     const __m512i nibble = _mm512_set1_epi8(15);
     __m512i left = _mm512_loadu_si512(w->codes + 4 * d);
     __m512i right = _mm512_loadu_si512(w->codes + 4 * (w->head_dim + d));
-    __m512i nibbles[QUADS] = { _mm512_and_si512(left, nibble),
-                               _mm512_and_si512(_mm512_srli_epi16(left, 4), nibble),
-                               _mm512_and_si512(right, nibble),
-                               _mm512_and_si512(_mm512_srli_epi16(right, 4), nibble) };
-    __builtin_prefetch(w->soon + 8 * d);
-    __builtin_prefetch(w->soon + 8 * d + 64);
-    for (size_t m = 0; m < rows; m++) {
-        __m512i sums = _mm512_setzero_si512();
-        for (size_t quad = 0; quad < QUADS; quad++)
-            sums = _mm512_dpbusd_epi32(sums, _mm512_set1_epi32(w->weights[m].quads[quad]),
-                                       nibbles[quad]);
-        float *acc = w->acc[m] + d;
-        _mm512_storeu_ps(acc, _mm512_fmadd_ps(_mm512_set1_ps(w->weights[m].unit),
-                                              _mm512_cvtepi32_ps(sums), _mm512_loadu_ps(acc)));
-    }
+    __builtin_prefetch(w->soon + 8 * d, 0, 2);
+    __builtin_prefetch(w->soon + 8 * d + 64, 0, 2);
+    nibbles[0] = _mm512_and_si512(left, nibble);
+    nibbles[1] = _mm512_and_si512(_mm512_srli_epi16(left, 4), nibble);
+    nibbles[2] = _mm512_and_si512(right, nibble);
+    nibbles[3] = _mm512_and_si512(_mm512_srli_epi16(right, 4), nibble);
 }
 
+/* Dimensions d … d + 16 pairs - 1 of all tiles; `pairs` ≤ 2 and `rows` are constants. */
+INLINE void weigh_wide(const struct weighing *batch, size_t count, size_t d, size_t pairs,
+                       size_t rows)
+{
+    __m512 acc[WEIGH_ROWS][PAIR];
+    for (size_t m = 0; m < rows; m++)
+        for (size_t i = 0; i < pairs; i++)
+            acc[m][i] = _mm512_loadu_ps(batch->acc[m] + d + i * WIDE);
+    for (size_t tile = 0; tile < count; tile++) {
+        const struct weighing *w = &batch[tile];
+        __m512i nibbles[PAIR][QUADS];
+        for (size_t i = 0; i < pairs; i++) load_wide(w, d + i * WIDE, nibbles[i]);
+        for (size_t m = 0; m < rows; m++) {
+            __m512i sums[PAIR] = { _mm512_setzero_si512(), _mm512_setzero_si512() };
+            for (size_t quad = 0; quad < QUADS; quad++) {
+                const __m512i weights = _mm512_set1_epi32(w->weights[m].quads[quad]);
+                for (size_t i = 0; i < pairs; i++)
+                    sums[i] = _mm512_dpbusd_epi32(sums[i], weights, nibbles[i][quad]);
+            }
+            const __m512 unit = _mm512_set1_ps(w->weights[m].unit);
+            for (size_t i = 0; i < pairs; i++)
+                acc[m][i] = _mm512_fmadd_ps(unit, _mm512_cvtepi32_ps(sums[i]), acc[m][i]);
+        }
+    }
+    for (size_t m = 0; m < rows; m++)
+        for (size_t i = 0; i < pairs; i++)
+            _mm512_storeu_ps(batch->acc[m] + d + i * WIDE, acc[m][i]);
+}
+
+/* The last 8 dimensions of one tile. */
 INLINE void weigh_eight(const struct weighing *w, size_t d, size_t rows)
 {
     const __m256i nibble = _mm256_set1_epi8(15);
@@ -50,14 +77,18 @@ INLINE void weigh_eight(const struct weighing *w, size_t d, size_t rows)
     }
 }
 
-INLINE void weigh_groups(const struct weighing *w, size_t d, size_t groups, size_t rows)
+INLINE void weigh_all(const struct weighing *batch, size_t count, size_t rows)
 {
-    if (groups == 2) weigh_sixteen(w, d, rows);
-    else weigh_eight(w, d, rows);
+    size_t d = 0;
+    for (; d + PAIR * WIDE <= batch->head_dim; d += PAIR * WIDE)
+        weigh_wide(batch, count, d, PAIR, rows);
+    for (; d + WIDE <= batch->head_dim; d += WIDE) weigh_wide(batch, count, d, 1, rows);
+    for (size_t tile = 0; d < batch->head_dim && tile < count; tile++)
+        weigh_eight(&batch[tile], d, rows);
 }
 
 void plane_weigh_vnni(const struct plane_weigh_args *args)
 {
-    const struct weigh_isa isa = { round_weights, weigh_groups };
+    const struct weigh_isa isa = { round_weights, weigh_all };
     weigh_tiles(&isa, args);
 }
