@@ -68,7 +68,8 @@ static int encode(struct context *context, const struct layer *layer,
     if (!is_worth_it(context, layer, bytes)) return 0;
     unsigned char *value = malloc(FORMAT_HEADER_BYTES + bytes);
     if (value == NULL) return MEMD_ENOMEM;
-    uint64_t version = 0; /* no tensors */
+    const struct params *params = context_params(context);
+    uint64_t version = params == NULL ? 0 : params->version;
     struct bytes_writer out = bytes_writer(value + FORMAT_HEADER_BYTES, sizeof version);
     bytes_put_le64(&out, version);
     type->save(fold, value + FORMAT_HEADER_BYTES + out.offset);

@@ -31,6 +31,7 @@ struct catalog;
 struct context;
 struct error;
 struct pool;
+struct tensor;
 
 enum sync_mode { SYNC_ALWAYS, SYNC_INTERVAL, SYNC_NEVER };
 
@@ -42,8 +43,8 @@ struct catalog_config {
     enum sync_mode sync;
     uint64_t sync_interval_ms; /* SYNC_INTERVAL */
     size_t contexts_max;       /* resident at once */
-    uint64_t resident_bytes_max; /* RAM for open tails and folds; idle contexts leave memory
-                                  * above */
+    uint64_t resident_bytes_max; /* RAM for open tails, folds and uploaded tensors; idle
+                                  * contexts leave memory above */
     struct pool *pool;         /* attention inside an answer is split over it; may be NULL */
     /* Called on the writer thread after every commit or sync that may have fulfilled a waiter. */
     void (*on_progress)(void *arg);
@@ -97,6 +98,26 @@ int catalog_drop(struct catalog *catalog, uint64_t context_id, uint64_t *ret_byt
 /* Keep from eviction until now + seconds (0 = unpin). */
 int catalog_retain(struct catalog *catalog, uint64_t context_id, uint64_t seconds,
                    uint64_t *ret_until_unix_ms, struct error *err);
+
+/* Upload a tensor of a named set, in place of the one that was there; the first one makes the set.
+ * It is for one method and one shape of model: contexts of these use it that were opened with the
+ * parameter params=SET. Committed before it returns; residents that use it have it by then.
+ * Errors   MEMD_EMISMATCH the set is for something else · those of context_put_param */
+struct shared_param {
+    const char *set;
+    const struct model *model; /* checked */
+    const char *method;
+    const struct parameter *parameters;
+    size_t parameter_count;
+    const char *name;
+    uint32_t layer; /* or PARAM_ALL_LAYERS */
+    const struct tensor *value;
+};
+int catalog_put_shared_param(struct catalog *catalog, const struct shared_param *args,
+                             struct error *err);
+/* MEMD_EBUSY while a context uses it, MEMD_EINVAL when there is none. */
+int catalog_drop_shared_params(struct catalog *catalog, const char *set, uint64_t *ret_bytes,
+                               struct error *err);
 
 struct context_info {
     uint64_t id, parent_id;

@@ -182,7 +182,7 @@ static struct context *idle_resident(struct catalog *catalog)
 bool catalog_is_crowded(struct catalog *catalog)
 {
     uint64_t held = atomic_load_explicit(&catalog->blocks.held_bytes, memory_order_relaxed) +
-                    atomic_load_explicit(&catalog->fold_bytes, memory_order_relaxed);
+                    atomic_load_explicit(&catalog->state_bytes, memory_order_relaxed);
     return atomic_load(&catalog->resident_count) > catalog->contexts_max ||
            held > catalog->resident_bytes_max;
 }
@@ -273,6 +273,9 @@ static int run_create(struct writer_job *job, struct error *err)
     unsigned char id[8];
     format_put_u64(create->id, id);
     store_put(&txn, STORE_NAMES, name, (struct slice){ id, sizeof id });
+    uint64_t set = 0;
+    rc = record_find_set(&txn, create->record, &set, err);
+    if (rc < 0) return rc;
     catalog_put_record(&txn, create->id, create->record);
     int64_t delta = 0;
     if (create->fork_of != NULL) {

@@ -30,7 +30,7 @@ struct catalog {
     _Atomic uint64_t context_count, resident_count, stored_bytes, map_used_bytes, file_bytes;
     _Atomic uint64_t build_waiting; /* contexts that the builder has not looked at yet */
     _Atomic uint64_t recent_bytes;  /* of rings of recent queries */
-    _Atomic uint64_t fold_bytes;    /* of folds in memory */
+    _Atomic uint64_t state_bytes;   /* of folds and uploaded tensors in memory */
     _Atomic uint64_t folds_begun;
     struct {
 #define X(name) _Atomic uint64_t name;
@@ -43,7 +43,8 @@ struct catalog {
     /* Shared: planes are found in the store and put to use. Exclusive, the builder alone: they are
      * taken from all contexts and deleted. Nobody else waits for it. */
     pthread_rwlock_t planes_lock;
-    pthread_mutex_t load_lock; /* serialises loading; taken before lock */
+    pthread_mutex_t load_lock; /* serialises loading, and uploads of shared tensors; taken before
+                                * lock */
     pthread_mutex_t lock;
     pthread_cond_t unpinned;
     struct map residents; /* id → context; locked by lock */

@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "index/layer_index.h"
 #include "memory/catalog_state.h"
+#include "memory/uploads.h"
 
 /* Readers come without a pause; who wants it alone must get its turn. */
 static void init_shared_lock(pthread_rwlock_t *lock)
@@ -108,6 +109,7 @@ void context_free(struct context *context)
         pthread_rwlock_destroy(&layer->folding.lock);
     }
     free(context->layers);
+    uploads_put(context->uploads);
     free(context->rope);
     free(context->record);
     pthread_mutex_destroy(&context->append_lock);

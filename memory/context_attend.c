@@ -122,6 +122,7 @@ static void fill_reading(const struct context *context, const struct query *quer
         .columns = context->shape.columns,
         .fold = context->layers[query->layer].folding.fold,
         .selection = snapshot->selection,
+        .params = context_params(context),
         .states = query->states,
         .plan = query->plan,
         .local = query->local,

@@ -63,6 +63,7 @@ static struct fold_source source_of(const struct context *context, const struct 
         .head_dim = context->shape.head_dim,
         .scale = (float)model->attention_scale,
         .columns = &context->shape.columns,
+        .params = context_params(context),
         .options = context->options,
         .layer = wish->layer,
         .layers = model->layers,
@@ -105,7 +106,7 @@ static int load(struct context *context, const struct fold_source *source, uint6
 static void count_bytes(struct context *context, struct folding *folding)
 {
     size_t bytes = folding->fold == NULL ? 0 : folding->fold->bytes;
-    atomic_fetch_add(&context->catalog->fold_bytes, (uint64_t)bytes - folding->counted);
+    atomic_fetch_add(&context->catalog->state_bytes, (uint64_t)bytes - folding->counted);
     folding->counted = bytes;
 }
 

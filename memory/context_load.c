@@ -174,6 +174,7 @@ int context_load(struct catalog *catalog, uint64_t id, struct context **ret_cont
     if (rc == 0) rc = load_chains(context, &txn, err);
     if (rc == 0) rc = load_tails(context, &txn, err);
     if (rc == 0) rc = load_notes(context, &txn, err);
+    if (rc == 0) rc = context_load_uploads(context, &txn, err);
     if (rc == 0) rc = store_failed(&txn, err);
     if (rc < 0) return rc;
     for (uint32_t i = 0; i < context->record->model.layers; i++) {

@@ -6,7 +6,7 @@
  * sealed segment in the map.
  *
  * Locks, in the order in which they are taken:
- *   append_lock  serialises appends
+ *   append_lock  serialises appends, and uploads of tensors
  *   use          shared while rows are read or written, exclusive while rows are taken away
  *                (truncate, rollback); whoever holds it shared never waits for the writer thread
  *   folding.lock of a layer; shared while its fold is read, exclusive while rows are taken into it.
@@ -99,7 +99,7 @@ struct folding {
     pthread_rwlock_t lock;
     struct fold *fold; /* NULL until somebody asks. As all below: changed with lock held
                         * exclusively, or use */
-    size_t counted;    /* of its bytes, in catalog->fold_bytes */
+    size_t counted;    /* of its bytes, in catalog->state_bytes */
     _Atomic uint64_t begun; /* another number for every fold that was begun; 0 = there is none */
     uint64_t saved;    /* tokens in its checkpoint */
 };
@@ -160,6 +160,9 @@ struct context {
      * or more */
     uint64_t writing_sequence, round_sequence;
     bool in_round;
+    struct uploads *uploads; /* tensors that were uploaded for the method, or NULL. Changed with use
+                              * held exclusively and lock held */
+    uint64_t upload_set;     /* whose they are; 0 = its own. Immutable */
     uint64_t cuts; /* truncates and rollbacks so far; locked by lock */
 
     /* locked by the writer's lock; batch_link: writer */
@@ -363,6 +366,16 @@ struct mass_reader {
 };
 const float *mass_read(void *arg, uint64_t position);
 void mass_reader_fini(struct mass_reader *reader);
+
+/* The uploaded tensors of a context that is being loaded. */
+int context_load_uploads(struct context *context, struct store_txn *txn, struct error *err);
+/* The set that a context uses by its parameters; NULL = none. */
+const char *record_upload_set(const struct record *record);
+/* Its id, if it fits; 0 = the context uses none. */
+int record_find_set(struct store_txn *txn, const struct record *record, uint64_t *ret_id,
+                    struct error *err);
+/* As methods see them; NULL = there are none. With use held. */
+const struct params *context_params(const struct context *context);
 
 /* What was kept of the prompt of a layer, as it is loaded from a note. */
 int context_load_selection(struct context *context, uint32_t layer, struct slice value,

@@ -6,7 +6,8 @@
  * position, model and size; every value has a sound header and checksum; a segment is held by as
  * many chains as its count says and is as large as it says; tail records go on where chain and tail
  * before them end, and hold what the context keeps of a token; planes open; a saved index covers no
- * more than what is sealed; the numbers in meta cover what is there.
+ * more than what is stored; notes and uploaded tensors are of somebody, and say what their keys
+ * say; the numbers in meta cover what is there.
  *
  * Each step sees one snapshot. Between steps the store may change, so what is compared across
  * records is only what the snapshot of the step shows. Counting holders needs a look at every
@@ -27,6 +28,7 @@
 #include "base/error.h"
 #include "memory/catalog_state.h"
 #include "memory/chain.h"
+#include "memory/uploads.h"
 #include "memory/walk.h"
 
 enum { FINDINGS_MAX = 256, FINDING_BYTES = 320, HOLDER_IDS = 1 << 16 };
@@ -429,12 +431,44 @@ static void check_note(struct verify *verify, struct slice key, struct slice val
                 needs - 1, tokens);
 }
 
-static void check_upload(struct verify *verify, struct slice value, uint8_t kind)
+static bool is_set(struct verify *verify, uint64_t id)
 {
-    struct value_header header;
-    const char *what = kind == FORMAT_KIND_SET ? "a set of tensors" : "a tensor";
-    if (check_value(verify, value, what, &header) && header.kind != kind)
-        finding(verify, "%s: the header says kind %u", what, header.kind);
+    struct store_cursor cursor;
+    struct upload_set set = { 0 };
+    bool found = store_seek(verify->txn, STORE_SETS, (struct slice){ NULL, 0 }, &cursor);
+    for (; found; found = store_next(&cursor)) {
+        if (upload_set_decode(cursor.value, &set, NULL) == 0 && set.id == id) break;
+    }
+    store_cursor_close(&cursor);
+    return found;
+}
+
+static void check_param(struct verify *verify, struct slice key, struct slice value)
+{
+    struct param_key at = { 0 };
+    struct slice record;
+    struct tensor tensor;
+    struct error why = { 0 };
+    uint64_t version = 0;
+    if (!format_read_param(key.data, key.bytes, &at)) {
+        finding(verify, "params: a key of %zu bytes", key.bytes);
+        return;
+    }
+    verify->step.bytes += value.bytes;
+    if (!get_record(verify, at.owner, &record) && !is_set(verify, at.owner))
+        finding(verify, "tensor \"%s\" of %" PRIu64 ": nobody has this id", at.name, at.owner);
+    if (uploads_decode(value, &tensor, &version, &why) < 0 || version == 0)
+        finding(verify, "tensor \"%s\" of %" PRIu64 ": version %" PRIu64 ", %s", at.name, at.owner,
+                version, why.text);
+}
+
+static void check_set(struct verify *verify, struct slice key, struct slice value)
+{
+    struct upload_set set;
+    struct error why = { 0 };
+    verify->step.bytes += value.bytes;
+    if (upload_set_decode(value, &set, &why) < 0)
+        finding(verify, "set \"%.*s\": %s", (int)key.bytes, (const char *)key.data, why.text);
 }
 
 static void check_meta(struct verify *verify, struct slice key, struct slice value)
@@ -459,8 +493,8 @@ static void check_record(struct verify *verify)
     case STORE_TAILS: check_tail(verify, key, value); break;
     case STORE_INDEXES: check_index(verify, key, value); break;
     case STORE_NOTES: check_note(verify, key, value); break;
-    case STORE_PARAMS: check_upload(verify, value, FORMAT_KIND_PARAM); break;
-    case STORE_SETS: check_upload(verify, value, FORMAT_KIND_SET); break;
+    case STORE_PARAMS: check_param(verify, key, value); break;
+    case STORE_SETS: check_set(verify, key, value); break;
     case STORE_TABLES: assert(false);
     }
 }

@@ -20,6 +20,10 @@
 #define LIMIT_PARAMETER_BYTES 256u    /* name and value each */
 
 #define LIMIT_LAYERS 1024u
+#define LIMIT_PARAM_BYTES (UINT64_C(64) << 20)   /* of an uploaded tensor, in float32 */
+#define LIMIT_PARAMS 4096u                        /* of a context or a set */
+#define LIMIT_PARAMS_BYTES (UINT64_C(1) << 30)    /* of all of them */
+
 #define LIMIT_HEADS 1024u             /* query heads; KV heads ≤ query heads */
 #define LIMIT_HEAD_DIM 1024u          /* multiple of 8, ≥ 8 */
 #define LIMIT_TOKENS (UINT64_C(1) << 32) /* of one context; positions are below it */

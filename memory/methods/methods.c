@@ -81,9 +81,14 @@ int method_parse(const struct method *method, const struct parameter *parameters
 {
     struct option_text texts[LIMIT_PARAMETERS];
     assert(count <= LIMIT_PARAMETERS && method_options(method)->count <= OPTIONS_MAX);
-    for (size_t i = 0; i < count; i++)
-        texts[i] = (struct option_text){ parameters[i].name, parameters[i].value };
-    return options_parse(method_options(method), texts, count, ret_options, err);
+    size_t used = 0;
+    for (size_t i = 0; i < count; i++) {
+        bool reserved = method->params != NULL &&
+                        strcmp(parameters[i].name, METHOD_PARAMS_PARAMETER) == 0;
+        if (!reserved)
+            texts[used++] = (struct option_text){ parameters[i].name, parameters[i].value };
+    }
+    return options_parse(method_options(method), texts, used, ret_options, err);
 }
 
 uint32_t method_columns(const struct method *method, const double *options)

@@ -161,6 +161,10 @@ bool method_builds(const struct method *method);
 
 const struct option_table *method_options(const struct method *method);
 
+/* A parameter of every method with `params`, which the catalog looks at: the set of tensors that a
+ * context uses. */
+#define METHOD_PARAMS_PARAMETER "params"
+
 /* Are these the parameters of this method, and in range? ret_options (OPTIONS_MAX) */
 int method_parse(const struct method *method, const struct parameter *parameters, size_t count,
                  double *ret_options, struct error *err);

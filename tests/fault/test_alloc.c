@@ -62,6 +62,7 @@ struct life {
     void *states[LAYERS];
     float *q[LAYERS];
     uint8_t *marks[LAYERS];
+    float *mass; /* of TOKENS tokens, wherever; and tensors and a compression with them */
     uint32_t ids[TOKENS];
 };
 
@@ -95,6 +96,9 @@ static struct append_layer part_of(const struct life *life, struct context *cont
                                   .dims = 3,
                                   .shape = { TOKENS, fx->model.query_heads, fx->model.head_dim } };
     if (life->marks[layer] != NULL) part.marks = life->marks[layer] + position;
+    if (life->mass != NULL)
+        part.scores = (struct tensor){ .data = life->mass, .dtype = DTYPE_FP32, .dims = 2,
+                                       .shape = { TOKENS, fx->model.query_heads } };
     return part;
 }
 
@@ -134,6 +138,27 @@ static int build_all(struct life *life, struct context *context, struct error *e
     return catalog_recall(life->fx->catalog, &recall, &life->fx->arena, &layer, err);
 }
 
+/* What is stored beside rows. */
+static int note_all(struct life *life, struct context *context, struct error *err)
+{
+    struct fixture *fx = life->fx;
+    if (life->mass == NULL) return 0;
+    size_t heads = fx->model.query_heads, dim = fx->model.head_dim;
+    uint64_t kept = 0;
+    struct tensor mass = { .data = life->mass, .dtype = DTYPE_FP32, .dims = 2,
+                           .shape = { 300, heads } };
+    struct tensor salt = { .data = life->mass, .dtype = DTYPE_FP32, .dims = 1, .shape = { 5 } };
+    struct compress_args args = { .layer = 0, .tokens = 900,
+                                  .q = { .data = life->mass, .dtype = DTYPE_FP32, .dims = 3,
+                                         .shape = { 2, heads, dim } } };
+    struct shared_param shared = { .set = "house", .model = &fx->model, .method = fx->method,
+                                   .name = "salt", .layer = 1, .value = &salt };
+    int rc = context_add_mass(context, 1, 800, &mass, err);
+    if (rc == 0) rc = context_put_param(context, "salt", 1, &salt, err);
+    if (rc == 0) rc = catalog_put_shared_param(fx->catalog, &shared, err);
+    return rc < 0 ? rc : context_compress(context, &args, &fx->arena, &kept, err);
+}
+
 static int look_around(struct life *life, struct error *err)
 {
     struct list_args list = { .prefix = "", .after = "" };
@@ -157,6 +182,7 @@ static int live(struct life *life, struct error *err)
     if (rc == 0) rc = open_one(life, &context, err);
     if (rc == 0) rc = append_all(life, context, err);
     if (rc == 0) rc = build_all(life, context, err);
+    if (rc == 0) rc = note_all(life, context, err);
     if (rc == 0) rc = read_all(life, context, err);
     if (rc == 0) rc = catalog_fork(fx->catalog, context, "fork", &fork_id, &tokens, err);
     if (rc == 0) rc = context_truncate(context, 1000, err);
@@ -224,6 +250,8 @@ static void fail_each(const char *method)
                          .k = fixture_tensor(&fx, k, TOKENS),
                          .v = fixture_tensor(&fx, v, TOKENS) };
     make_kept(&life);
+    if (strcmp(method, "test-reads-back") == 0)
+        life.mass = calloc(TOKENS * fx.model.query_heads, sizeof *life.mass);
     long n = 0;
     bool more = true;
     do {
@@ -242,6 +270,7 @@ static void fail_each(const char *method)
     } while (more);
     print_message("%ld allocations failed, one at a time\n", n - 1);
     assert_true(n > 30);
+    free(life.mass);
     free(k);
     free(v);
     free_kept(&life);
@@ -260,6 +289,12 @@ static void test_with_a_fold(void **state)
     fail_each("test-forgets");
 }
 
+static void test_with_notes(void **state)
+{
+    (void)state;
+    fail_each("test-reads-back");
+}
+
 static void test_columns_and_states(void **state)
 {
     (void)state;
@@ -272,6 +307,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_every_allocation),
         cmocka_unit_test(test_with_a_fold),
+        cmocka_unit_test(test_with_notes),
         cmocka_unit_test(test_columns_and_states),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

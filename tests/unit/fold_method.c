@@ -74,6 +74,20 @@ static int open_of(const struct fold_type *type, struct fold **ret_fold, struct 
     return 0;
 }
 
+/* In front of the first token: the numbers of the tensors that were uploaded. */
+static uint64_t add_params(const struct fold_source *source)
+{
+    static const char *const names[] = { "salt", "turn" };
+    uint64_t sum = 0;
+    for (size_t i = 0; i < 2; i++) {
+        const struct tensor *tensor = params_find(source->params, names[i], source->layer);
+        const float *numbers = tensor == NULL ? NULL : tensor->data;
+        for (size_t j = 0; tensor != NULL && j < tensor_elements(tensor); j++)
+            sum = fold_sum_value(sum, numbers[j]);
+    }
+    return sum;
+}
+
 static uint64_t add_token(const struct fold_source *source, uint64_t sum, uint64_t position)
 {
     float row[256];
@@ -97,7 +111,8 @@ static int advance_sums(struct fold *fold, const struct fold_source *source, uin
     for (uint64_t i = fold->tokens; rc == 0 && i < end; i++) {
         if (source->stop != NULL && i % STOP_TOKENS == 0) rc = source->stop(source->stop_arg);
         if (rc < 0) return error_set(err, rc, "stopped");
-        sums->sums[i] = add_token(source, i == 0 ? 0 : sums->sums[i - 1], i);
+        uint64_t before = i == 0 ? add_params(source) : sums->sums[i - 1];
+        sums->sums[i] = add_token(source, before, i);
         fold->tokens = i + 1;
         atomic_fetch_add(&tokens_taken, 1);
     }
@@ -237,11 +252,19 @@ static const struct option_spec option_specs[] = {
 static const struct option_table forgets_options = { "test-forgets", option_specs, 2 },
                                  reads_back_options = { "test-reads-back", option_specs, 2 };
 
+static const struct param_spec param_specs[] = {
+    { "salt", "h", "some numbers" },
+    { "turn", "HD", "one per dimension of a query" },
+    { "other", "hD", "as many rows as salt has numbers" },
+};
+static const struct param_table params_table = { param_specs, 3 };
+
 const struct method method_test_forgets = {
     .name = "test-forgets",
     .help = "for tests: a checksum of all rows",
     .options = &forgets_options,
     .fold = &forgets_type,
+    .params = &params_table,
     .takes_mass = true,
     .attend = attend_sums,
     .search = search_sums,
@@ -251,6 +274,7 @@ const struct method method_test_reads_back = {
     .help = "for tests: a checksum of the rows up to each",
     .options = &reads_back_options,
     .fold = &reads_back_type,
+    .params = &params_table,
     .takes_mass = true,
     .compress = compress_thirds,
     .attend = attend_sums,
