@@ -57,8 +57,14 @@ static size_t block_floats(const struct blocks_shape *shape)
     return shape->heads * shape->head_dim;
 }
 
-int blocks_new(const struct fold_type *type, const struct blocks_shape *shape,
-               struct blocks **ret_blocks, struct error *err)
+const struct blocks *blocks_of(const struct fold *fold)
+{
+    assert(fold->type->free == blocks_free);
+    return (const struct blocks *)(const void *)fold;
+}
+
+static int open_blocks(const struct fold_type *type, const struct blocks_shape *shape,
+                       struct blocks **ret_blocks, struct error *err)
 {
     assert(shape->tokens >= 1 && shape->heads >= 1);
     assert(shape->head_dim >= 8 && shape->head_dim % 8 == 0);
@@ -67,6 +73,15 @@ int blocks_new(const struct fold_type *type, const struct blocks_shape *shape,
     *blocks = (struct blocks){ .base = { .type = type, .bytes = sizeof *blocks }, .shape = *shape };
     *ret_blocks = blocks;
     return 0;
+}
+
+int blocks_open(const struct fold_type *type, const struct blocks_shape *shape,
+                struct fold **ret_fold, struct error *err)
+{
+    struct blocks *blocks = NULL;
+    int rc = open_blocks(type, shape, &blocks, err);
+    if (rc == 0) *ret_fold = &blocks->base;
+    return rc;
 }
 
 void blocks_free(struct fold *fold)
@@ -138,9 +153,10 @@ static int make_wave(struct blocks *blocks, struct wave *wave, size_t count, str
     return 0;
 }
 
-int blocks_advance(struct blocks *blocks, const struct fold_source *source, uint64_t end,
+int blocks_advance(struct fold *fold, const struct fold_source *source, uint64_t end,
                    blocks_represent *represent, struct error *err)
 {
+    struct blocks *blocks = (struct blocks *)(void *)fold;
     uint64_t ahead = blocks->shape.ahead;
     uint64_t wanted = end < ahead ? 0 : blocks_complete(&blocks->shape, end - ahead);
     assert(end >= blocks->base.tokens && end == rows_of(&blocks->shape, wanted));
@@ -157,7 +173,7 @@ int blocks_advance(struct blocks *blocks, const struct fold_source *source, uint
 
 size_t blocks_save(const struct fold *fold, unsigned char *ret_data)
 {
-    const struct blocks *blocks = (const struct blocks *)(const void *)fold;
+    const struct blocks *blocks = blocks_of(fold);
     const struct blocks_shape *shape = &blocks->shape;
     size_t floats = blocks->count * block_floats(shape);
     size_t bytes = HEADER_BYTES + floats * sizeof(float);
@@ -192,7 +208,7 @@ static bool header_fits(struct bytes_reader *in, const struct blocks_shape *shap
 }
 
 int blocks_load(const struct fold_type *type, const struct blocks_shape *shape, const void *data,
-                size_t bytes, struct blocks **ret_blocks, struct error *err)
+                size_t bytes, struct fold **ret_fold, struct error *err)
 {
     struct bytes_reader in = bytes_reader(data, bytes);
     bool fits = header_fits(&in, shape);
@@ -204,7 +220,7 @@ int blocks_load(const struct fold_type *type, const struct blocks_shape *shape, 
                          " tokens with %zu vectors of %zu dimensions", bytes, shape->tokens,
                          shape->heads, shape->head_dim);
     CLEANUP(free_blocks) struct blocks *blocks = NULL;
-    int rc = blocks_new(type, shape, &blocks, err);
+    int rc = open_blocks(type, shape, &blocks, err);
     if (rc == 0) rc = grow(blocks, (size_t)count, err);
     if (rc < 0) return rc;
     size_t floats = (size_t)count * block_floats(shape);
@@ -215,7 +231,7 @@ int blocks_load(const struct fold_type *type, const struct blocks_shape *shape, 
     blocks->count = (size_t)count;
     blocks->lacking = (size_t)lacking;
     blocks->base.tokens = rows_of(shape, count);
-    *ret_blocks = TAKE(blocks);
+    *ret_fold = &TAKE(blocks)->base;
     return 0;
 }
 

@@ -64,9 +64,12 @@ uint64_t blocks_begin(const struct blocks_shape *shape, uint64_t block);
  * soon as `behind` (≥ ahead) tokens follow them. */
 uint64_t blocks_reach(const struct blocks_shape *shape, uint64_t behind, uint64_t tokens);
 
+/* The blocks of a fold that is some. */
+const struct blocks *blocks_of(const struct fold *fold);
+
 /* fold_type.open: none yet. */
-int blocks_new(const struct fold_type *type, const struct blocks_shape *shape,
-               struct blocks **ret_blocks, struct error *err);
+int blocks_open(const struct fold_type *type, const struct blocks_shape *shape,
+                struct fold **ret_fold, struct error *err);
 void blocks_free(struct fold *fold); /* fold_type.free; NULL is fine */
 
 /* The vectors of the block that begins with token `begin`: ret_vectors (heads, D). On any thread,
@@ -75,13 +78,13 @@ typedef int blocks_represent(const struct fold_source *source, const struct bloc
                              uint64_t begin, float *ret_vectors, struct error *err);
 
 /* fold_type.advance, split over source->pool by blocks. */
-int blocks_advance(struct blocks *blocks, const struct fold_source *source, uint64_t end,
+int blocks_advance(struct fold *fold, const struct fold_source *source, uint64_t end,
                    blocks_represent *represent, struct error *err);
 
 /* fold_type.save and .load; what was saved for another shape is MEMD_ECORRUPT. */
 size_t blocks_save(const struct fold *fold, unsigned char *ret_data);
 int blocks_load(const struct fold_type *type, const struct blocks_shape *shape, const void *data,
-                size_t bytes, struct blocks **ret_blocks, struct error *err);
+                size_t bytes, struct fold **ret_fold, struct error *err);
 
 /* Products of queries with the vectors of one head, of the first `count` blocks. q (queries, D);
  * ret_scores (queries, count) */

@@ -76,23 +76,13 @@ static int task(struct pick *pick, struct error *err)
     return 0;
 }
 
-int compressed_attend(const struct method *method, const struct reading *reading,
-                      struct arena *arena, const struct index_answer *ret_answer,
-                      struct error *err)
+int compressed_pick(const struct reading *reading, struct arena *arena, struct pick_call *ret_call,
+                    struct error *err)
 {
-    (void)method;
-    if (reading->selection == NULL) return method_attend_exactly(reading, arena, ret_answer, err);
-    struct pick_call how = { .task = task, .version = reading->selection };
-    return method_attend_picked(reading, &how, arena, ret_answer, err);
-}
-
-int compressed_search(const struct method *method, const struct reading *reading,
-                      struct arena *arena, const struct index_hits *ret_hits,
-                      struct index_quality *ret_quality, struct error *err)
-{
-    (void)method;
-    if (reading->selection == NULL)
-        return method_search_exactly(reading, arena, ret_hits, ret_quality, err);
-    struct pick_call how = { .task = task, .version = reading->selection };
-    return method_search_picked(reading, &how, arena, ret_hits, ret_quality, err);
+    (void)arena;
+    (void)err;
+    if (reading->selection == NULL) return 1;
+    ret_call->task = task;
+    ret_call->version = reading->selection;
+    return 0;
 }

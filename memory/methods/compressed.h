@@ -15,13 +15,9 @@
 
 #include "memory/methods/methods.h"
 
-/* method->attend and method->search. */
-int compressed_attend(const struct method *method, const struct reading *reading,
-                      struct arena *arena, const struct index_answer *ret_answer,
-                      struct error *err);
-int compressed_search(const struct method *method, const struct reading *reading,
-                      struct arena *arena, const struct index_hits *ret_hits,
-                      struct index_quality *ret_quality, struct error *err);
+/* method->pick */
+int compressed_pick(const struct reading *reading, struct arena *arena, struct pick_call *ret_call,
+                    struct error *err);
 
 /* The k best of scores (n) of tokens 0 … n-1, for a head of a selection that has room for them;
  * returns where the next id goes. */

@@ -162,32 +162,18 @@ static enum position_rule rule_of(const double *values, bool rotates)
     return positions_rule(rules, values[POSITIONS], rotates);
 }
 
-static struct pick_call how(const struct reading *reading)
+static int pick_memories(const struct reading *reading, struct arena *arena,
+                         struct pick_call *ret_call, struct error *err)
 {
+    (void)arena;
+    (void)err;
     size_t group = reading->attend.q.shape[1] / reading->attend.kv_heads;
     bool rotates = reading->attend.rope != NULL;
-    return (struct pick_call){
-        .task = task, .version = reading,
-        .places = rule_of(reading->options, rotates) != POSITIONS_ORIGINAL,
-        .scratch_bytes = choice_bytes(group, (size_t)reading->options[K]) };
-}
-
-static int attend_extended(const struct method *method, const struct reading *reading,
-                           struct arena *arena, const struct index_answer *ret_answer,
-                           struct error *err)
-{
-    (void)method;
-    struct pick_call call = how(reading);
-    return method_attend_picked(reading, &call, arena, ret_answer, err);
-}
-
-static int search_extended(const struct method *method, const struct reading *reading,
-                           struct arena *arena, const struct index_hits *ret_hits,
-                           struct index_quality *ret_quality, struct error *err)
-{
-    (void)method;
-    struct pick_call call = how(reading);
-    return method_search_picked(reading, &call, arena, ret_hits, ret_quality, err);
+    ret_call->task = task;
+    ret_call->version = reading;
+    ret_call->places = rule_of(reading->options, rotates) != POSITIONS_ORIGINAL;
+    ret_call->scratch_bytes = choice_bytes(group, (size_t)reading->options[K]);
+    return 0;
 }
 
 static int check(const struct method *method, const struct model *model, const double *values,
@@ -210,6 +196,7 @@ const struct method method_extended_mind = {
     .fold = &norms_fold,
     .columns = columns,
     .check = check,
-    .attend = attend_extended,
-    .search = search_extended,
+    .pick = pick_memories,
+    .attend = method_attend_picked,
+    .search = method_search_picked,
 };

@@ -103,10 +103,7 @@ static int open_representatives(const struct fold_source *source, struct fold **
                                 struct error *err)
 {
     struct blocks_shape shape = shape_of(source->options, source->query_heads, source->head_dim);
-    struct blocks *blocks = NULL;
-    int rc = blocks_new(&representatives, &shape, &blocks, err);
-    if (rc == 0) *ret_fold = &blocks->base;
-    return rc;
+    return blocks_open(&representatives, &shape, ret_fold, err);
 }
 
 /* A block whose representatives are made. */
@@ -264,22 +261,19 @@ static int represent(const struct fold_source *source, const struct blocks_shape
 static int advance(struct fold *fold, const struct fold_source *source, uint64_t end,
                    struct error *err)
 {
-    return blocks_advance((struct blocks *)(void *)fold, source, end, represent, err);
+    return blocks_advance(fold, source, end, represent, err);
 }
 
 static int load(const struct fold_source *source, const void *data, size_t bytes,
                 struct fold **ret_fold, struct error *err)
 {
     struct blocks_shape shape = shape_of(source->options, source->query_heads, source->head_dim);
-    struct blocks *blocks = NULL;
-    int rc = blocks_load(&representatives, &shape, data, bytes, &blocks, err);
-    if (rc == 0) *ret_fold = &blocks->base;
-    return rc;
+    return blocks_load(&representatives, &shape, data, bytes, ret_fold, err);
 }
 
 static size_t describe(const struct fold *fold, struct fold_fact *ret_facts)
 {
-    const struct blocks *blocks = (const struct blocks *)(const void *)fold;
+    const struct blocks *blocks = blocks_of(fold);
     ret_facts[0] = (struct fold_fact){ "blocks", (double)blocks->count };
     ret_facts[1] = (struct fold_fact){ "blocks_without_mass", (double)blocks->lacking };
     return 2;
@@ -298,7 +292,7 @@ struct chosen {
 };
 
 struct lookup {
-    const struct blocks *blocks; /* NULL: none were formed */
+    const struct blocks *blocks;
     struct blocks_shape shape;
     size_t choices;    /* of an execution block: 1, or H */
     size_t *formed;    /* (execution blocks) blocks that are chosen among */
@@ -385,11 +379,11 @@ static int look_up(const struct reading *reading, struct arena *arena, struct lo
     const double *values = reading->options;
     size_t queries = q->shape[0], heads = q->shape[1], topk = (size_t)values[TOPK];
     size_t execution = (size_t)values[EXECUTION];
-    struct lookup lookup = { .blocks = (const struct blocks *)(const void *)reading->fold,
+    struct lookup lookup = { .blocks = blocks_of(reading->fold),
                              .shape = shape_of(values, heads, q->shape[2]),
                              .choices = values[SHARE] == HEADS ? 1 : heads };
     size_t executions = (queries + execution - 1) / execution;
-    size_t blocks = lookup.blocks == NULL ? 0 : lookup.blocks->count;
+    size_t blocks = lookup.blocks->count;
     float *mean = arena_calloc(arena, heads * q->shape[2] + 2 * blocks + topk, sizeof *mean);
     if (mean == NULL) return error_set(err, MEMD_ENOMEM, "no memory for scores of blocks");
     float *scratch = mean + heads * q->shape[2], *best = scratch + 2 * blocks;
@@ -468,32 +462,15 @@ static int task(struct pick *pick, struct error *err)
     return 0;
 }
 
-static struct pick_call reading_blocks(const struct reading *reading, const struct lookup *lookup)
+static int pick_blocks(const struct reading *reading, struct arena *arena,
+                       struct pick_call *ret_call, struct error *err)
 {
-    return (struct pick_call){ .task = task, .version = lookup,
-                               .places = reading->attend.rope != NULL };
-}
-
-static int attend_blocks(const struct method *method, const struct reading *reading,
-                         struct arena *arena, const struct index_answer *ret_answer,
-                         struct error *err)
-{
-    (void)method;
-    struct lookup lookup;
-    int rc = look_up(reading, arena, &lookup, err);
-    struct pick_call call = reading_blocks(reading, &lookup);
-    return rc < 0 ? rc : method_attend_picked(reading, &call, arena, ret_answer, err);
-}
-
-static int search_blocks(const struct method *method, const struct reading *reading,
-                         struct arena *arena, const struct index_hits *ret_hits,
-                         struct index_quality *ret_quality, struct error *err)
-{
-    (void)method;
-    struct lookup lookup;
-    int rc = look_up(reading, arena, &lookup, err);
-    struct pick_call call = reading_blocks(reading, &lookup);
-    return rc < 0 ? rc : method_search_picked(reading, &call, arena, ret_hits, ret_quality, err);
+    struct lookup *lookup = arena_alloc(arena, sizeof *lookup);
+    if (lookup == NULL) return error_set(err, MEMD_ENOMEM, "no memory for a choice of blocks");
+    ret_call->task = task;
+    ret_call->version = lookup;
+    ret_call->places = reading->attend.rope != NULL;
+    return look_up(reading, arena, lookup, err);
 }
 
 static uint32_t columns(const double *values)
@@ -516,6 +493,7 @@ const struct method method_infllm = {
     .takes_mass = true,
     .columns = columns,
     .check = check,
-    .attend = attend_blocks,
-    .search = search_blocks,
+    .pick = pick_blocks,
+    .attend = method_attend_picked,
+    .search = method_search_picked,
 };

@@ -93,6 +93,7 @@ const struct method method_l2norm = {
     .help = "of a prompt, the keys of smallest length (L2-norm compression)",
     .options = &options,
     .compress = compress_by_length,
-    .attend = compressed_attend,
-    .search = compressed_search,
+    .pick = compressed_pick,
+    .attend = method_attend_picked,
+    .search = method_search_picked,
 };

@@ -41,6 +41,7 @@
 #include <string.h>
 
 #include "attention/rope.h"
+#include "base/arena.h"
 #include "base/error.h"
 #include "index/landmarks.h"
 #include "index/pick.h"
@@ -356,52 +357,29 @@ static int take_gate(struct landmark_asking *asking, struct error *err)
     return 0;
 }
 
-static int run(const struct reading *reading, struct pick_call *call, struct arena *arena,
-               struct error *err)
+static int pick_blocks(const struct reading *reading, struct arena *arena,
+                       struct pick_call *ret_call, struct error *err)
 {
-    struct index_args args = { .attend = reading->attend };
-    struct landmarks none = { .head_dim = reading->attend.q.shape[2] };
-    struct landmark_asking asking = { .reading = reading,
-                                      .rope = reading->attend.rope,
-                                      .landmarks = &none,
-                                      .group = reading->attend.q.shape[1] /
-                                               reading->attend.kv_heads,
-                                      .k = (size_t)reading->options[K],
-                                      .share = (enum landmark_share)reading->options[SHARE],
-                                      .most = (uint64_t)reading->options[BLOCKS] };
-    if (reading->fold != NULL)
-        asking.landmarks = (const struct landmarks *)(const void *)reading->fold;
-    asking.stingy = is_stingy(reading->options, asking.rope != NULL);
-    int rc = take_gate(&asking, err);
-    if (rc == 0 && asking.share != LANDMARK_APART)
-        rc = landmark_choose_together(&asking, arena, err);
-    if (rc < 0) return rc;
-    call->args = &args;
-    call->task = task;
-    call->version = &asking;
-    call->options = reading->options;
-    call->places = asking.rope != NULL;
-    call->scratch_bytes = room_bytes(&asking);
-    call->plan = reading->plan;
-    return pick_run(call, arena, err);
-}
-
-static int attend_blocks(const struct method *method, const struct reading *reading,
-                         struct arena *arena, const struct index_answer *ret_answer,
-                         struct error *err)
-{
-    (void)method;
-    struct pick_call call = { .partial = &ret_answer->partial, .quality = ret_answer->quality };
-    return run(reading, &call, arena, err);
-}
-
-static int search_blocks(const struct method *method, const struct reading *reading,
-                         struct arena *arena, const struct index_hits *ret_hits,
-                         struct index_quality *ret_quality, struct error *err)
-{
-    (void)method;
-    struct pick_call call = { .hits = ret_hits, .quality = ret_quality };
-    return ret_hits->k == 0 ? 0 : run(reading, &call, arena, err);
+    struct landmark_asking *asking = arena_calloc(arena, 1, sizeof *asking);
+    if (asking == NULL) return error_set(err, MEMD_ENOMEM, "no memory for a choice of blocks");
+    *asking = (struct landmark_asking){
+        .reading = reading,
+        .rope = reading->attend.rope,
+        .landmarks = (const struct landmarks *)(const void *)reading->fold,
+        .group = reading->attend.q.shape[1] / reading->attend.kv_heads,
+        .k = (size_t)reading->options[K],
+        .share = (enum landmark_share)reading->options[SHARE],
+        .most = (uint64_t)reading->options[BLOCKS],
+    };
+    asking->stingy = is_stingy(reading->options, asking->rope != NULL);
+    int rc = take_gate(asking, err);
+    if (rc == 0 && asking->share != LANDMARK_APART)
+        rc = landmark_choose_together(asking, arena, err);
+    ret_call->task = task;
+    ret_call->version = asking;
+    ret_call->places = asking->rope != NULL;
+    ret_call->scratch_bytes = room_bytes(asking);
+    return rc;
 }
 
 const struct method method_landmark = {
@@ -412,6 +390,7 @@ const struct method method_landmark = {
     .params = &params,
     .columns = columns_of,
     .check = check,
-    .attend = attend_blocks,
-    .search = search_blocks,
+    .pick = pick_blocks,
+    .attend = method_attend_picked,
+    .search = method_search_picked,
 };

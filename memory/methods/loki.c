@@ -179,41 +179,22 @@ static int task(struct pick *pick, struct error *err)
     return 0;
 }
 
-static struct pick_call how(const struct reading *reading)
+/* Without a basis everything is read. */
+static int pick_best(const struct reading *reading, struct arena *arena,
+                     struct pick_call *ret_call, struct error *err)
 {
+    (void)arena;
+    (void)err;
+    if (reading->fold == NULL || reading->fold->tokens == 0) return 1;
     uint64_t longest = 0;
     for (size_t i = 0; i < reading->attend.q.shape[0]; i++)
         if (reading->attend.limits[i] > longest) longest = reading->attend.limits[i];
     if (longest > reading->fold->tokens) longest = reading->fold->tokens;
-    return (struct pick_call){
-        .task = task, .version = reading, .scratch_bytes = (size_t)longest * sizeof(float),
-        .places = is_unrotated(reading->options) && reading->attend.rope != NULL };
-}
-
-static bool has_basis(const struct reading *reading)
-{
-    return reading->fold != NULL && reading->fold->tokens > 0;
-}
-
-static int attend_loki(const struct method *method, const struct reading *reading,
-                       struct arena *arena, const struct index_answer *ret_answer,
-                       struct error *err)
-{
-    (void)method;
-    if (!has_basis(reading)) return method_attend_exactly(reading, arena, ret_answer, err);
-    struct pick_call call = how(reading);
-    return method_attend_picked(reading, &call, arena, ret_answer, err);
-}
-
-static int search_loki(const struct method *method, const struct reading *reading,
-                       struct arena *arena, const struct index_hits *ret_hits,
-                       struct index_quality *ret_quality, struct error *err)
-{
-    (void)method;
-    if (!has_basis(reading))
-        return method_search_exactly(reading, arena, ret_hits, ret_quality, err);
-    struct pick_call call = how(reading);
-    return method_search_picked(reading, &call, arena, ret_hits, ret_quality, err);
+    ret_call->task = task;
+    ret_call->version = reading;
+    ret_call->scratch_bytes = (size_t)longest * sizeof(float);
+    ret_call->places = is_unrotated(reading->options) && reading->attend.rope != NULL;
+    return 0;
 }
 
 static int check(const struct method *method, const struct model *model, const double *values,
@@ -241,6 +222,7 @@ const struct method method_loki = {
     .fold = &loki_fold,
     .params = &params,
     .check = check,
-    .attend = attend_loki,
-    .search = search_loki,
+    .pick = pick_best,
+    .attend = method_attend_picked,
+    .search = method_search_picked,
 };

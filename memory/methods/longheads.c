@@ -85,10 +85,7 @@ static int open_representatives(const struct fold_source *source, struct fold **
                                 struct error *err)
 {
     struct blocks_shape shape = shape_of(source->options, source->query_heads, source->head_dim);
-    struct blocks *blocks = NULL;
-    int rc = blocks_new(&representatives, &shape, &blocks, err);
-    if (rc == 0) *ret_fold = &blocks->base;
-    return rc;
+    return blocks_open(&representatives, &shape, ret_fold, err);
 }
 
 /* A chunk that attends to itself. */
@@ -207,23 +204,19 @@ static int represent(const struct fold_source *source, const struct blocks_shape
 static int advance(struct fold *fold, const struct fold_source *source, uint64_t end,
                    struct error *err)
 {
-    return blocks_advance((struct blocks *)(void *)fold, source, end, represent, err);
+    return blocks_advance(fold, source, end, represent, err);
 }
 
 static int load(const struct fold_source *source, const void *data, size_t bytes,
                 struct fold **ret_fold, struct error *err)
 {
     struct blocks_shape shape = shape_of(source->options, source->query_heads, source->head_dim);
-    struct blocks *blocks = NULL;
-    int rc = blocks_load(&representatives, &shape, data, bytes, &blocks, err);
-    if (rc == 0) *ret_fold = &blocks->base;
-    return rc;
+    return blocks_load(&representatives, &shape, data, bytes, ret_fold, err);
 }
 
 static size_t describe(const struct fold *fold, struct fold_fact *ret_facts)
 {
-    const struct blocks *blocks = (const struct blocks *)(const void *)fold;
-    ret_facts[0] = (struct fold_fact){ "chunks", (double)blocks->count };
+    ret_facts[0] = (struct fold_fact){ "chunks", (double)blocks_of(fold)->count };
     return 1;
 }
 
@@ -333,7 +326,7 @@ static int task(struct pick *pick, struct error *err)
     size_t chunks = (size_t)((prefill ? limit - 1 : limit) / tokens);
     struct blocks_wanted wanted = { .first = 1, .last = 1, .best = budget(values) - FORCED };
     struct scratch scratch = scratch_at(pick);
-    assert(blocks != NULL && chunks <= blocks->count); /* the fold is up to date */
+    assert(chunks <= blocks->count); /* the fold is up to date */
     for (size_t m = 0; m < pick->group; m++) {
         blocks_scores(blocks, pick->kv_head * pick->group + m,
                       pick->unplaced + m * pick->head_dim, 1, chunks, scratch.scores);
@@ -345,31 +338,17 @@ static int task(struct pick *pick, struct error *err)
     return 0;
 }
 
-static struct pick_call reading_chunks(const struct reading *reading)
+static int pick_chunks(const struct reading *reading, struct arena *arena,
+                       struct pick_call *ret_call, struct error *err)
 {
-    const struct blocks *blocks = (const struct blocks *)(const void *)reading->fold;
-    size_t chunks = blocks == NULL ? 0 : blocks->count;
-    return (struct pick_call){ .task = task, .version = blocks,
-                               .places = reading->attend.rope != NULL,
-                               .scratch_bytes = task_bytes(budget(reading->options), chunks) };
-}
-
-static int attend_chunks(const struct method *method, const struct reading *reading,
-                         struct arena *arena, const struct index_answer *ret_answer,
-                         struct error *err)
-{
-    (void)method;
-    struct pick_call call = reading_chunks(reading);
-    return method_attend_picked(reading, &call, arena, ret_answer, err);
-}
-
-static int search_chunks(const struct method *method, const struct reading *reading,
-                         struct arena *arena, const struct index_hits *ret_hits,
-                         struct index_quality *ret_quality, struct error *err)
-{
-    (void)method;
-    struct pick_call call = reading_chunks(reading);
-    return method_search_picked(reading, &call, arena, ret_hits, ret_quality, err);
+    (void)arena;
+    (void)err;
+    const struct blocks *blocks = blocks_of(reading->fold);
+    ret_call->task = task;
+    ret_call->version = blocks;
+    ret_call->places = reading->attend.rope != NULL;
+    ret_call->scratch_bytes = task_bytes(budget(reading->options), blocks->count);
+    return 0;
 }
 
 static uint32_t columns(const double *values)
@@ -397,6 +376,7 @@ const struct method method_longheads = {
     .fold = &representatives,
     .columns = columns,
     .check = check,
-    .attend = attend_chunks,
-    .search = search_chunks,
+    .pick = pick_chunks,
+    .attend = method_attend_picked,
+    .search = method_search_picked,
 };

@@ -28,6 +28,7 @@
 #include <math.h>
 
 #include "attention/rope.h"
+#include "base/arena.h"
 #include "base/error.h"
 #include "index/bucketed.h"
 #include "index/norms.h"
@@ -222,47 +223,26 @@ static int check(const struct method *method, const struct model *model, const d
     return positions_check(method->name, rule_of(values, rotates), rotates, err);
 }
 
-static int run(const struct reading *reading, struct pick_call *call, struct arena *arena,
-               struct error *err)
+static int pick_memory(const struct reading *reading, struct arena *arena,
+                       struct pick_call *ret_call, struct error *err)
 {
     size_t heads = reading->attend.q.shape[1], group = heads / reading->attend.kv_heads;
-    struct index_args args = { .attend = reading->attend };
-    struct memory memory = { 0 };
+    struct memory *memory = arena_calloc(arena, 1, sizeof *memory);
     bool rotates = reading->attend.rope != NULL;
+    if (memory == NULL) return error_set(err, MEMD_ENOMEM, "no memory for a query");
     if (reading->options[NORMALISE] == 1) {
         const struct tensor *scale = params_find(reading->params, "scale", reading->layer);
         if (scale == NULL)
             return error_set(err, MEMD_EUNSUPPORTED, "memorizing: layer %" PRIu32 " has no tensor "
                              "\"scale\" (upload it, or say normalise = 0)", reading->layer);
-        memory.scale = scale->data;
-        if (reading->fold != NULL) memory.norms = norms_of(reading->fold); /* NULL: no rows */
+        memory->scale = scale->data;
+        memory->norms = norms_of(reading->fold);
     }
-    call->args = &args;
-    call->task = task;
-    call->version = &memory;
-    call->options = reading->options;
-    call->places = rotates && rule_of(reading->options, rotates) == POSITIONS_NONE;
-    call->scratch_bytes = choice_bytes(group, (size_t)reading->options[K]);
-    call->plan = reading->plan;
-    return pick_run(call, arena, err);
-}
-
-static int attend_memory(const struct method *method, const struct reading *reading,
-                         struct arena *arena, const struct index_answer *ret_answer,
-                         struct error *err)
-{
-    (void)method;
-    struct pick_call call = { .partial = &ret_answer->partial, .quality = ret_answer->quality };
-    return run(reading, &call, arena, err);
-}
-
-static int search_memory(const struct method *method, const struct reading *reading,
-                         struct arena *arena, const struct index_hits *ret_hits,
-                         struct index_quality *ret_quality, struct error *err)
-{
-    (void)method;
-    struct pick_call call = { .hits = ret_hits, .quality = ret_quality };
-    return ret_hits->k == 0 ? 0 : run(reading, &call, arena, err);
+    ret_call->task = task;
+    ret_call->version = memory;
+    ret_call->places = rotates && rule_of(reading->options, rotates) == POSITIONS_NONE;
+    ret_call->scratch_bytes = choice_bytes(group, (size_t)reading->options[K]);
+    return 0;
 }
 
 /* Each answer keeps its own softmax; lse is that of the window. */
@@ -292,7 +272,8 @@ const struct method method_memorizing = {
     .fold = &norms_fold,
     .params = &params,
     .check = check,
-    .attend = attend_memory,
-    .search = search_memory,
+    .pick = pick_memory,
+    .attend = method_attend_picked,
+    .search = method_search_picked,
     .join = join,
 };

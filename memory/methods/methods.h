@@ -126,6 +126,12 @@ struct method {
      * kept: then there is nothing to store, and the layer is as if nobody had asked. */
     int (*compress)(const struct method *method, const struct compressing *compressing,
                     struct arena *arena, struct selection **ret_selection, struct error *err);
+    /* Instead of functions of its own for the next two, where both read chosen rows by tasks
+     * (index/pick.h) and are method_attend_picked and method_search_picked: fill in task,
+     * scratch_bytes, places and version, whose memory is the arena's. 1: there is nothing to choose
+     * from, everything is read. Not asked where there are no rows. */
+    int (*pick)(const struct reading *reading, struct arena *arena, struct pick_call *ret_call,
+                struct error *err);
     /* quality->method is filled in by the caller. */
     int (*attend)(const struct method *method, const struct reading *reading, struct arena *arena,
                   const struct index_answer *ret_answer, struct error *err);
@@ -190,12 +196,12 @@ int method_search_exactly(const struct reading *reading, struct arena *arena,
                           const struct index_hits *ret_hits, struct index_quality *ret_quality,
                           struct error *err);
 
-/* By tasks that read what they choose (index/pick.h): `how` has task, scratch_bytes, places and
- * version; what belongs to the query comes from `reading`. */
-int method_attend_picked(const struct reading *reading, const struct pick_call *how,
+/* method->attend and method->search of methods that `pick`: of the same rows, and with what belongs
+ * to the query from `reading`. */
+int method_attend_picked(const struct method *method, const struct reading *reading,
                          struct arena *arena, const struct index_answer *ret_answer,
                          struct error *err);
-int method_search_picked(const struct reading *reading, const struct pick_call *how,
+int method_search_picked(const struct method *method, const struct reading *reading,
                          struct arena *arena, const struct index_hits *ret_hits,
                          struct index_quality *ret_quality, struct error *err);
 

@@ -176,8 +176,9 @@ const struct method method_snapkv = {
     .options = &snapkv_options,
     .check = check,
     .compress = compress_by_votes,
-    .attend = compressed_attend,
-    .search = compressed_search,
+    .pick = compressed_pick,
+    .attend = method_attend_picked,
+    .search = method_search_picked,
 };
 
 const struct method method_pyramidkv = {
@@ -186,6 +187,7 @@ const struct method method_pyramidkv = {
     .options = &pyramid_options,
     .check = check,
     .compress = compress_by_votes,
-    .attend = compressed_attend,
-    .search = compressed_search,
+    .pick = compressed_pick,
+    .attend = method_attend_picked,
+    .search = method_search_picked,
 };

@@ -50,15 +50,15 @@ static int represent(const struct fold_source *source, const struct blocks_shape
 static struct blocks *made(const struct blocks_shape *shape, const struct fold_source *source,
                            uint64_t step, uint64_t tokens)
 {
-    struct blocks *blocks = NULL;
-    assert_int_equal(blocks_new(&type, shape, &blocks, NULL), 0);
+    struct fold *fold = NULL;
+    assert_int_equal(blocks_open(&type, shape, &fold, NULL), 0);
     for (uint64_t at = 0; at < tokens;) {
         at = at + step < tokens ? at + step : tokens;
         uint64_t end = blocks_reach(shape, shape->ahead, at);
-        assert_int_equal(blocks_advance(blocks, source, end, represent, NULL), 0);
-        assert_true(blocks->base.tokens == end);
+        assert_int_equal(blocks_advance(fold, source, end, represent, NULL), 0);
+        assert_true(fold->tokens == end);
     }
-    return blocks;
+    return (struct blocks *)(void *)fold;
 }
 
 static void test_fold(void **state)
@@ -101,13 +101,14 @@ static void test_errors(void **state)
     struct fold_source source = { .options = &fails_at }, fine = { 0 };
     struct blocks *blocks = made(&shape, &fine, 8, 8);
     struct error err = { 0 };
-    assert_int_equal(blocks_advance(blocks, &source, 400, represent, &err), MEMD_EUNSUPPORTED);
+    struct fold *fold = &blocks->base;
+    assert_int_equal(blocks_advance(fold, &source, 400, represent, &err), MEMD_EUNSUPPORTED);
     assert_string_equal(err.text, "block 5");
     assert_true(blocks->count == 5 && blocks->base.tokens == 20 && blocks->lacking == 2);
     source = (struct fold_source){ .stop = refuse };
-    assert_int_equal(blocks_advance(blocks, &source, 400, represent, &err), MEMD_ECANCELLED);
+    assert_int_equal(blocks_advance(fold, &source, 400, represent, &err), MEMD_ECANCELLED);
     assert_int_equal(blocks->count, 5);
-    assert_int_equal(blocks_advance(blocks, &fine, 400, represent, &err), 0);
+    assert_int_equal(blocks_advance(fold, &fine, 400, represent, &err), 0);
     assert_int_equal(blocks->count, 100);
     assert_int_equal(blocks->lacking, 34);
     blocks_free(&blocks->base);
@@ -120,26 +121,28 @@ static void test_bytes(void **state)
     struct fold_source source = { 0 };
     static const uint64_t tokens[] = { 0, 6, 7, 400 };
     for (size_t i = 0; i < 4; i++) {
-        struct blocks *blocks = made(&shape, &source, 1000, tokens[i]), *loaded = NULL;
+        struct blocks *blocks = made(&shape, &source, 1000, tokens[i]);
+        struct fold *fold = NULL;
         size_t bytes = blocks_save(&blocks->base, NULL);
         unsigned char *data = past_alloc(bytes, 1);
         assert_int_equal(blocks_save(&blocks->base, data), bytes);
-        assert_int_equal(blocks_load(&type, &shape, data, bytes, &loaded, NULL), 0);
+        assert_int_equal(blocks_load(&type, &shape, data, bytes, &fold, NULL), 0);
+        const struct blocks *loaded = blocks_of(fold);
         assert_true(loaded->count == blocks->count && loaded->lacking == blocks->lacking);
         assert_true(loaded->base.tokens == blocks->base.tokens && loaded->base.type == &type);
         assert_memory_equal(loaded->vectors, blocks->vectors, blocks->count * 16 * sizeof(float));
         uint64_t end = blocks_reach(&shape, 0, 500);
-        assert_int_equal(blocks_advance(loaded, &source, end, represent, NULL), 0);
+        assert_int_equal(blocks_advance(fold, &source, end, represent, NULL), 0);
         assert_int_equal(loaded->count, (500 - 3) / 4);
-        blocks_free(&loaded->base);
+        blocks_free(fold);
         for (size_t cut = 0; cut < bytes; cut += cut < 70 ? 1 : 60)
-            assert_int_equal(blocks_load(&type, &shape, data, cut, &loaded, NULL), MEMD_ECORRUPT);
+            assert_int_equal(blocks_load(&type, &shape, data, cut, &fold, NULL), MEMD_ECORRUPT);
         struct blocks_shape other = shape;
         other.tokens = 5;
-        assert_int_equal(blocks_load(&type, &other, data, bytes, &loaded, NULL), MEMD_ECORRUPT);
+        assert_int_equal(blocks_load(&type, &other, data, bytes, &fold, NULL), MEMD_ECORRUPT);
         for (size_t at = 0; at < 56; at++) { /* any byte of the header */
             data[at] ^= 0x40;
-            assert_int_equal(blocks_load(&type, &shape, data, bytes, &loaded, NULL),
+            assert_int_equal(blocks_load(&type, &shape, data, bytes, &fold, NULL),
                              MEMD_ECORRUPT);
             data[at] ^= 0x40;
         }
@@ -166,9 +169,10 @@ static void test_scores(void **state)
     uint64_t random = random_seed();
     struct blocks_shape shape = { .tokens = 2, .heads = HEADS, .head_dim = DIM };
     struct fold_source source = { 0 };
-    struct blocks *blocks = NULL;
-    assert_int_equal(blocks_new(&type, &shape, &blocks, NULL), 0);
-    assert_int_equal(blocks_advance(blocks, &source, 400, represent_randomly, NULL), 0);
+    struct fold *fold = NULL;
+    assert_int_equal(blocks_open(&type, &shape, &fold, NULL), 0);
+    assert_int_equal(blocks_advance(fold, &source, 400, represent_randomly, NULL), 0);
+    const struct blocks *blocks = blocks_of(fold);
     float q[HEADS * DIM], scores[QUERIES * COUNT], scratch[COUNT];
     for (size_t i = 0; i < HEADS * DIM; i++) q[i] = random_float(&random);
     double sums[COUNT] = { 0 };
@@ -189,7 +193,7 @@ static void test_scores(void **state)
     for (size_t i = 0; i < COUNT; i++) assert_true(fabs((double)scores[i] - sums[i]) < 2e-5);
     blocks_scores_shared(blocks, q, 0, scratch, scores);
     blocks_scores(blocks, 0, q, 1, 0, scores);
-    blocks_free(&blocks->base);
+    blocks_free(fold);
 }
 
 /* Few different scores, so that ties decide. */
