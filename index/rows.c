@@ -7,6 +7,8 @@
 
 #include "attention/backend.h"
 #include "base/half.h"
+#include "base/tensor.h"
+#include "index/columns.h"
 
 uint64_t rows_tokens(const struct rows *rows)
 {
@@ -69,4 +71,13 @@ const unsigned char *rows_columns(const struct rows *rows, uint64_t position)
     const struct view *view = rows_view(rows, 0, position);
     assert(view->columns != NULL);
     return view->columns + (size_t)(position - view->position) * view->columns_stride_bytes;
+}
+
+void rows_queries(const struct rows *rows, const struct columns *columns, size_t h, uint64_t begin,
+                  size_t count, float *ret_queries)
+{
+    size_t dim = rows->head_dim;
+    for (size_t i = 0; i < count; i++)
+        half_load(columns_query(columns, rows_columns(rows, begin + i)) + h * dim, DTYPE_FP16, dim,
+                  ret_queries + i * dim);
 }

@@ -16,6 +16,7 @@
 
 #include "attention/view.h"
 
+struct columns;
 struct rope;
 
 struct rows {
@@ -35,6 +36,11 @@ void rows_keys(const struct rows *rows, size_t g, uint64_t begin, size_t count, 
 
 /* The columns of a token (columns.h), of views that have them. */
 const unsigned char *rows_columns(const struct rows *rows, uint64_t position);
+
+/* Queries of head h of positions begin … begin+count-1, from their columns: as they were sent, in
+ * fp32. ret_queries (count, D) */
+void rows_queries(const struct rows *rows, const struct columns *columns, size_t h, uint64_t begin,
+                  size_t count, float *ret_queries);
 
 /* ret_values (count, D) fp32 */
 void rows_values(const struct rows *rows, size_t g, uint64_t begin, size_t count,

@@ -149,11 +149,7 @@ static void load_queries(const struct forming *forming, size_t head, uint64_t be
     const struct rope *rope = source->rows.rope;
     size_t dim = forming->head_dim;
     float *rows = rope == NULL ? ret_rows : forming->raw;
-    for (size_t t = 0; t < count; t++) {
-        const unsigned char *record = rows_columns(&source->rows, begin + t);
-        half_load(columns_query(source->columns, record) + head * dim, DTYPE_FP16, dim,
-                  rows + t * dim);
-    }
+    rows_queries(&source->rows, source->columns, head, begin, count, rows);
     if (rope == NULL) return;
     backend_get()->rotate(&(struct rotate_args){ .rope = rope, .rows = rows,
                                                  .stride_bytes = dim * sizeof(float),

@@ -44,7 +44,6 @@
 #include "base/arena.h"
 #include "base/cleanup.h"
 #include "base/error.h"
-#include "base/half.h"
 #include "index/blocks.h"
 #include "index/pick.h"
 #include "index/positions.h"
@@ -140,13 +139,8 @@ static void load_keys(const struct chunk *chunk, const struct fold_source *sourc
 static void load_queries(const struct chunk *chunk, const struct fold_source *source, size_t head,
                          uint64_t begin)
 {
-    size_t dim = chunk->head_dim;
-    for (size_t t = 0; t < chunk->tokens; t++) {
-        const unsigned char *record = rows_columns(&source->rows, begin + t);
-        float *row = chunk->raw + t * dim;
-        half_load(columns_query(source->columns, record) + head * dim, DTYPE_FP16, dim, row);
-        for (size_t d = 0; d < dim; d++) row[d] *= source->scale;
-    }
+    rows_queries(&source->rows, source->columns, head, begin, chunk->tokens, chunk->raw);
+    for (size_t i = 0; i < chunk->tokens * chunk->head_dim; i++) chunk->raw[i] *= source->scale;
     turn(chunk, source->rows.rope, chunk->q);
 }
 
