@@ -17,11 +17,13 @@ static const struct measurement {
     const char *name;
     int (*run)(struct bench *bench);
     const char *summary;
+    bool of_methods; /* compares methods: only when it is named, and what --method all means */
 } measurements[] = {
-    { "overhead", bench_overhead, "attend on an empty context" },
-    { "append", bench_append, "KV per second, beside the disk" },
-    { "attend", bench_attend, "attention over a layer, beside a stream from memory" },
-    { "connections", bench_connections, "a thousand idle and two hostile clients" },
+    { "overhead", bench_overhead, "attend on an empty context", false },
+    { "append", bench_append, "KV per second, beside the disk", false },
+    { "attend", bench_attend, "attention over a layer, beside a stream from memory", false },
+    { "connections", bench_connections, "a thousand idle and two hostile clients", false },
+    { "methods", bench_methods, "what a token costs under each memory method", true },
 };
 enum { MEASUREMENTS = sizeof measurements / sizeof measurements[0] };
 
@@ -145,19 +147,26 @@ static int read_options(struct bench *bench)
     }
     bench->append_bytes <<= 20;
     bench->method = options_value(&ctl->options, "method");
-    if (bench->method == NULL) bench->method = "full";
+    bool compares = ctl->options.argument_count == 1 &&
+                    strcmp(ctl->options.arguments[0], "methods") == 0;
+    if (bench->method == NULL) bench->method = compares ? BENCH_ALL : "full";
     return ctl_option_target(ctl, &bench->target_error);
 }
 
-/* A selection by name; all when there is none. */
+/* A selection by name; when there is none, all of one method, or the one that compares methods. */
 static int choose(struct ctl *ctl, bool chosen[MEASUREMENTS])
 {
-    for (size_t i = 0; i < MEASUREMENTS; i++) chosen[i] = ctl->options.argument_count == 0;
+    const char *method = options_value(&ctl->options, "method");
+    bool all = method != NULL && strcmp(method, BENCH_ALL) == 0;
+    for (size_t i = 0; i < MEASUREMENTS; i++)
+        chosen[i] = ctl->options.argument_count == 0 && measurements[i].of_methods == all;
     for (size_t a = 0; a < ctl->options.argument_count; a++) {
         const char *name = ctl->options.arguments[a];
         size_t i = 0;
         while (i < MEASUREMENTS && strcmp(measurements[i].name, name) != 0) i++;
         if (i == MEASUREMENTS) return ctl_usage(ctl, "bench: no measurement '%s'", name);
+        if (all && !measurements[i].of_methods)
+            return ctl_usage(ctl, "bench %s: --method all is for methods", name);
         chosen[i] = true;
     }
     return CTL_OK;
@@ -224,7 +233,7 @@ int bench_main(struct ctl *ctl)
     state_machine(&bench, status);
     rc = run_chosen(&bench, chosen);
     if (rc != CTL_OK) return rc;
-    if (!ctl->json) return ctl_print(ctl, table);
+    if (!ctl->json) return table_rows(table) == 0 ? CTL_OK : ctl_print(ctl, table);
     json_close(&bench.json);
     return CTL_OK;
 }

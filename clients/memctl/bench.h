@@ -17,6 +17,7 @@
 #include "clients/memctl/table.h"
 
 enum { BENCH_ROUNDS_MAX = 101 };
+#define BENCH_ALL "all" /* as --method */
 
 struct bench {
     struct ctl *ctl;
@@ -26,7 +27,7 @@ struct bench {
     const char *disk;       /* directory for probe_disk, or NULL: none that can be written to */
     uint32_t workers;       /* of the daemon */
     uint64_t rounds, requests, tokens, append_bytes, idle, busy, seconds;
-    const char *method;     /* of the contexts */
+    const char *method;     /* of the contexts; BENCH_ALL: of `methods` alone */
     double target_error;    /* of attends, as in struct memd_query */
 };
 
@@ -39,6 +40,7 @@ int bench_overhead(struct bench *bench);
 int bench_append(struct bench *bench);
 int bench_attend(struct bench *bench);
 int bench_connections(struct bench *bench);
+int bench_methods(struct bench *bench);
 
 /* Make the context bench-PID-`what` of that shape. */
 int bench_open(struct bench *bench, const char *what, struct memd_context *ret_context);

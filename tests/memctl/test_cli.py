@@ -57,7 +57,7 @@ class Memctl:
 
 def check_documented(value, words):
     """Keys are in the manual, except under objects whose keys are names of other things."""
-    free = {"parameters", "counters", "histograms", "requests", "state", "facts"}
+    free = {"methods", "parameters", "counters", "histograms", "requests", "state", "facts"}
     if isinstance(value, list):
         for item in value:
             check_documented(item, words)
@@ -87,7 +87,8 @@ def wrong_usage(ctl):
                   ["top", "--interval", "1ms"], ["dump", "--limit", "x"], ["status", "--timeout", "x"],
                   ["status", "--socket"], ["help", "nonsense"], ["help", "_complete"],
                   ["drain", "--deadline", "2d"], ["rebuild"], ["rebuild", "--all", "a"], ["recall"], ["explain"],
-                  ["bench", "attend", "--target-error", "0.6"], ["bench", "--target-error", "x"]]:
+                  ["bench", "attend", "--target-error", "0.6"], ["bench", "--target-error", "x"],
+                  ["bench", "append", "--method", "all"]]:
         ctl.run(*words, expect=USAGE)
     nowhere = Memctl(ctl.address + ".gone")
     for words in [["status"], ["health"], ["contexts"], ["top"], ["bench", "overhead"]]:
@@ -305,7 +306,7 @@ def completing(ctl):
     assert complete("drop", "book", "bü") == ["büchlein 2"]
     assert complete("fork", "book", "") == [] and complete("truncate", "book", "") == []
     assert complete("recall", "bo") == ["book"] and complete("rebuild", "book", "bü") == ["büchlein 2"]
-    assert complete("bench", "over") == ["overhead"] and complete("help", "ver") == ["verify"]
+    assert complete("bench", "me") == ["methods"] and complete("help", "ver") == ["verify"]
     assert complete("drop", "--fo") == ["--force"] and "--json" in complete("-")
     assert complete("--socket", "") == [":path"] and complete("compact", "") == [":path"]
     assert complete("drop", "--", "-") == []
@@ -377,6 +378,15 @@ def bench(ctl, daemon):
     assert chosen["method"] == "progressive" and 0 < chosen["attend"]["bytes_share"] <= 1, chosen
     assert chosen["attend"]["build_s"] >= 0 and chosen["attend"]["true_error"] < 0.2, chosen
     assert figures["connections"]["hostile_unread"] > 0, figures
+    both = ctl.json("bench", "methods", "--repeat", "1", "--tokens", "600", "--method", "streaming")["methods"]
+    assert list(both) == ["streaming"] and both["streaming"]["tokens"] == 600, both
+    figures = both["streaming"]
+    assert 0 < figures["append_us"] <= figures["ready_us"] and figures["attend_us"] > 0, figures
+    assert 0.8 < figures["bytes_share"] < 0.9 and figures["state_bytes"] == 0, figures
+    table = ctl.run("bench", "methods", "-r", "1", "--tokens", "3000", "-m", "landmark")
+    assert re.search(r"^landmark +[\d.]+ +[\d.]+ +[\d.]+ +[\d.]+ KiB|MiB", table, re.M), table
+    assert "MEASUREMENT" not in table, table
+    ctl.run("bench", "methods", "--method", "nonsense", expect=ERROR)
     assert "overhead p50" in ctl.run("bench", "overhead", "--repeat", "1", "--requests", "10")
     assert len(ctl.json("contexts")["contexts"]) == 2, "bench left contexts behind"
 
