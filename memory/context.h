@@ -150,6 +150,8 @@ int context_add_mass(struct context *context, uint32_t layer, uint64_t position,
 
 /* Compress the first `tokens` tokens of a layer (0 = all of them) as the method does, once: queries
  * read what was kept, and everything behind it. Committed before it returns. Rows stay stored.
+ * Where the method keeps everything (a short prompt), nothing is stored and a later call may do
+ * more.
  * Errors MEMD_EUNSUPPORTED the method does not compress · MEMD_EEXIST the layer is compressed ·
  * MEMD_EPOSITION fewer tokens · MEMD_EINVAL queries are missing */
 struct compress_args {

@@ -24,7 +24,8 @@ struct keep_job {
     struct context *context;
     uint32_t layer;
     uint64_t cuts; /* when it was chosen */
-    struct selection *selection;
+    uint64_t tokens; /* of the prompt */
+    struct selection *selection; /* NULL: the method keeps everything of this layer */
 };
 
 static void put_selection(struct selection **selection)
@@ -148,7 +149,7 @@ static int choose(struct context *context, const struct compress_args *args,
         .stop_arg = args->stop_arg,
     };
     int rc = context->method->compress(context->method, &compressing, arena, ret_selection, err);
-    assert(rc < 0 || (*ret_selection)->tokens == snapshot->seen);
+    assert(rc < 0 || *ret_selection == NULL || (*ret_selection)->tokens == snapshot->seen);
     return rc;
 }
 
@@ -157,10 +158,9 @@ static int choose_now(struct keep_job *keep, const struct compress_args *args, s
                       struct error *err)
 {
     struct context *context = keep->context;
-    uint64_t tokens = 0;
     struct snapshot snapshot;
-    int rc = check(context, args, &tokens, err);
-    if (rc == 0) rc = snapshot_take(context, args->layer, tokens, arena, &snapshot, err);
+    int rc = check(context, args, &keep->tokens, err);
+    if (rc == 0) rc = snapshot_take(context, args->layer, keep->tokens, arena, &snapshot, err);
     if (rc < 0) return rc;
     pthread_mutex_lock(&context->lock);
     keep->cuts = context->cuts;
@@ -183,6 +183,10 @@ int context_compress(struct context *context, const struct compress_args *args, 
     pthread_rwlock_unlock(&context->use);
     CLEANUP(put_selection) struct selection *selection = keep.selection;
     if (rc < 0) return rc;
+    if (selection == NULL) {
+        *ret_kept = keep.tokens * context->shape.heads;
+        return 0;
+    }
     uint64_t kept = selection->first[selection->heads];
     rc = writer_run(context->catalog->writer, &keep.job, err);
     selection = keep.selection; /* NULL: it is in its place */

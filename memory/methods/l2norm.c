@@ -13,7 +13,7 @@
  *          as the cache grows, here once for a prompt. Nothing is deleted
  *
  * Blocks   norms.h (lengths), cut.h (the smallest), compressed.h (reading)
- * Tests    tests/unit/test_l2norm.c
+ * Tests    tests/unit/test_l2norm.c, tests/python/test_compressed.py
  */
 #include <math.h>
 #include <stdatomic.h>

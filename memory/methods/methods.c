@@ -31,6 +31,9 @@
     X(method_landmark, "landmark")           \
     X(method_extended_mind, "extended-mind") \
     X(method_loki, "loki")                   \
+    X(method_snapkv, "snapkv")               \
+    X(method_pyramidkv, "pyramidkv")         \
+    X(method_l2norm, "l2norm")               \
     X(method_oracle_topk, "oracle-topk")
 
 static const struct method *const methods[] = {

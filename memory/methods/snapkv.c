@@ -24,7 +24,7 @@
  * A client sends the queries of the prompt's last tokens with Compress, rotated only where its keys
  * are; memd turns them to their true positions where it rotates keys.
  *
- * Tests    tests/unit/test_snapkv.c
+ * Tests    tests/unit/test_snapkv.c, tests/python/test_compressed.py
  */
 #include <inttypes.h>
 #include <string.h>

@@ -14,7 +14,7 @@ from wire import Daemon
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs/METHODS.md"
 HEAD = ["| parameter | type | default | allowed | meaning |", "|---|---|---|---|---|"]
-SECTION = re.compile(r"^## `([a-z-]+)`$", re.M)
+SECTION = re.compile(r"^## `([a-z0-9-]+)`$", re.M)
 ANY = 2**53 - 1  # the end of a range that only keeps numbers whole is no limit that anybody meets
 
 

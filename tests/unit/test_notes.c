@@ -478,6 +478,26 @@ static void test_compress(void **state)
     fixture_end(&fx);
 }
 
+/* The method keeps everything of this layer: nothing is stored, and all goes on as before. */
+static void test_compress_nothing(void **state)
+{
+    (void)state;
+    struct fixture fx;
+    struct error err = { 0 };
+    uint64_t kept = 0;
+    fixture_begin(&fx);
+    fx.method = "l2norm"; /* which leaves the first two layers alone */
+    struct context *context = fixture_context(&fx, "book");
+    fixture_append(&fx, context, 0, 2100);
+    for (int i = 0; i < 2; i++) {
+        ASSERT_OK(compress(&fx, context, 2090, &kept, &err), err);
+        assert_int_equal(kept, 2090 * fx.model.kv_heads);
+    }
+    expect_clean(&fx);
+    ASSERT_OK(context_truncate(context, 100, &err), err);
+    fixture_end(&fx);
+}
+
 /* A kill may leave another layer with less than the prompt: what is left is not compressed. */
 static void test_compress_uneven(void **state)
 {
@@ -522,7 +542,7 @@ int main(void)
         cmocka_unit_test(test_mass_of_what_is_stored),
         cmocka_unit_test(test_refused_mass), cmocka_unit_test(test_kill),
         cmocka_unit_test(test_crowd),       cmocka_unit_test(test_compress),
-        cmocka_unit_test(test_compress_uneven),
+        cmocka_unit_test(test_compress_nothing), cmocka_unit_test(test_compress_uneven),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -420,8 +420,9 @@ class Context:
         layers   None: those of `q`, or all of the model
         tokens   of the prompt; 0: everything that is stored
         q        by layer, (w, H, D): the queries of the prompt's last w tokens, where the method wants them
-        Returns how many tokens were kept of each layer, over all heads. Layers are done one after the
-        other; an error (ExistsError: compressed already) leaves those before it done.
+        Returns how many tokens were kept of each layer, over all heads; a layer of which the method keeps
+        everything (a short prompt) stays as it was. Layers are done one after the other; an error
+        (ExistsError: compressed already) leaves those before it done.
         """
         q = q or {}
         layers = list(layers if layers is not None else q or range(self.model.layers))
