@@ -29,6 +29,8 @@ enum role { ROLE_NONE, ROLE_READ, ROLE_WRITE, ROLE_ADMIN };
     X(METHODS, 27, methods, Methods, ROLE_READ)            \
     X(OBSERVE, 28, observe, Observe, ROLE_WRITE)           \
     X(COMPRESS, 29, compress, Compress, ROLE_WRITE)        \
+    X(PUT_PARAMS, 30, put_params, PutParams, ROLE_WRITE)   \
+    X(DROP_PARAMS, 31, drop_params, DropParams, ROLE_WRITE) \
     X(STATUS, 48, status, Status, ROLE_READ)               \
     X(STATS, 49, stats, Stats, ROLE_READ)                  \
     X(VERIFY, 50, verify, Verify, ROLE_ADMIN)              \

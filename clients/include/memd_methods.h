@@ -96,6 +96,45 @@ struct memd_compress {
 MEMD_API int memd_compress(const struct memd_context *context, const struct memd_compress *layers,
                            size_t count, uint64_t *ret_kept, struct memd_error *err);
 
+#define MEMD_ALL_LAYERS UINT32_MAX
+
+/* A tensor for a method (memd_method.tensors). */
+struct memd_param {
+    const char *name;
+    uint32_t layer;        /* or MEMD_ALL_LAYERS */
+    const void *value;     /* of shape (shape[0], … shape[dims - 1]) */
+    enum memd_dtype dtype; /* MEMD_DTYPE_NONE = MEMD_FP32 */
+    uint32_t dims;         /* 1 … 4 */
+    size_t shape[4];
+};
+
+/* Upload tensors (at most 4,096) for one context, in place of those that were there. Committed when
+ * it returns; one after the other, an error leaves those before it.
+ * Errors   MEMD_ENOCONTEXT · MEMD_EINVAL no such tensor · MEMD_ESHAPE · MEMD_ENONFINITE ·
+ *          MEMD_EUNSUPPORTED the context uses a set · MEMD_EFULL */
+MEMD_API int memd_put_params(const struct memd_context *context, const struct memd_param *params,
+                             size_t count, struct memd_error *err);
+
+/* Tensors that contexts share: those that are opened with the parameter params = name, with this
+ * model and method. */
+struct memd_param_set {
+    const char *name; /* as that of a context */
+    const struct memd_model *model;
+    const char *method;
+    const struct memd_parameter *parameters;
+    size_t parameter_count;
+};
+
+/* The same for a set; its first tensor makes it.
+ * Errors   MEMD_EMISMATCH it is for another model or method · those of memd_put_params and
+ *          memd_open */
+MEMD_API int memd_put_shared_params(struct memd_client *client, const struct memd_param_set *set,
+                                    const struct memd_param *params, size_t count,
+                                    struct memd_error *err);
+/* Errors   MEMD_EINVAL there is none · MEMD_EBUSY a context uses it */
+MEMD_API int memd_drop_shared_params(struct memd_client *client, const char *set,
+                                     uint64_t *ret_bytes, struct memd_error *err);
+
 /* ---- what they tell ---- */
 
 /* What a method keeps of a layer, in numbers. */

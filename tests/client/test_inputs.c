@@ -185,6 +185,35 @@ static void answer_compress(int fd, const struct fake_request *request)
     fake_reply(fd, request, &reply.base, NULL, 0);
 }
 
+/* Of context 7, or of the set "gates". */
+static void answer_params(int fd, const struct fake_request *request)
+{
+    const Memd__PutParamsRequest *put = (const Memd__PutParamsRequest *)request->message;
+    if (put->context_id == 0) {
+        assert(strcmp(put->set, "gates") == 0 && strcmp(put->method, "landmark") == 0);
+        assert(put->model->head_dim == D && put->n_parameters == 1);
+    }
+    assert(put->n_params == 2 && strcmp(put->params[1]->name, "gate") == 0);
+    assert(put->params[0]->scope_case == MEMD__PARAM__SCOPE__NOT_SET);
+    assert(put->params[1]->scope_case == MEMD__PARAM__SCOPE_LAYER && put->params[1]->layer == 0);
+    struct message_shape shape = { .what = "gate", .dtype = DTYPE_FP32, .dims = 2,
+                                   .shape = { G, D } };
+    tensor_of(request, put->params[0]->value, &shape);
+    shape.dtype = DTYPE_FP16;
+    tensor_of(request, put->params[1]->value, &shape);
+    Memd__PutParamsReply reply = MEMD__PUT_PARAMS_REPLY__INIT;
+    fake_reply(fd, request, &reply.base, NULL, 0);
+}
+
+static void answer_drop_params(int fd, const struct fake_request *request)
+{
+    const Memd__DropParamsRequest *drop = (const Memd__DropParamsRequest *)request->message;
+    assert(strcmp(drop->set, "gates") == 0);
+    Memd__DropParamsReply reply = MEMD__DROP_PARAMS_REPLY__INIT;
+    reply.bytes = 640;
+    fake_reply(fd, request, &reply.base, NULL, 0);
+}
+
 static void answer_fetch(int fd, struct fake_request *request, const unsigned char *payload)
 {
     uint64_t bytes = 0;
@@ -209,6 +238,8 @@ static void script(struct fake *fake, int fd, int number)
         case METHOD_STAT: answer_stat(fd, &request); break;
         case METHOD_OBSERVE: answer_observe(fd, &request); break;
         case METHOD_COMPRESS: answer_compress(fd, &request); break;
+        case METHOD_PUT_PARAMS: answer_params(fd, &request); break;
+        case METHOD_DROP_PARAMS: answer_drop_params(fd, &request); break;
         case METHOD_FETCH: answer_fetch(fd, &request, payload); break;
         default: fake_error(fd, &request, MEMD_EUNSUPPORTED, "not in this test"); break;
         }
@@ -377,6 +408,37 @@ static void mass_and_prompts(void **state)
     assert_int_equal(memd_compress(&fixture->context, layers, 2, kept, &err), MEMD_EINVAL);
 }
 
+static void tensors(void **state)
+{
+    struct fixture *fixture = *state;
+    struct memd_error err = { 0 };
+    float value[G * D] = { 0 };
+    uint16_t half[G * D] = { 0 };
+    struct memd_param params[2] = {
+        { .name = "gate", .layer = MEMD_ALL_LAYERS, .value = value, .dims = 2, .shape = { G, D } },
+        { .name = "gate", .layer = 0, .value = half, .dtype = MEMD_FP16, .dims = 2,
+          .shape = { G, D } },
+    };
+    fixture->context.id = 7;
+    assert_int_equal(memd_put_params(&fixture->context, params, 2, &err), 0);
+    const struct memd_model model = { .layers = 2, .query_heads = H, .kv_heads = G,
+                                      .head_dim = D, .dtype = MEMD_FP16 };
+    const struct memd_parameter k = { "k", "2" };
+    struct memd_param_set set = { .name = "gates", .model = &model, .method = "landmark",
+                                  .parameters = &k, .parameter_count = 1 };
+    assert_int_equal(memd_put_shared_params(fixture->client, &set, params, 2, &err), 0);
+    uint64_t bytes = 0;
+    assert_int_equal(memd_drop_shared_params(fixture->client, "gates", &bytes, &err), 0);
+    assert_int_equal(bytes, 640);
+    assert_int_equal(memd_put_params(&fixture->context, params, 0, &err), MEMD_EINVAL);
+    set.model = NULL;
+    assert_int_equal(memd_put_shared_params(fixture->client, &set, params, 2, &err), MEMD_EINVAL);
+    params[1].dims = 5;
+    assert_int_equal(memd_put_params(&fixture->context, params, 2, &err), MEMD_ESHAPE);
+    params[1].value = NULL;
+    assert_int_equal(memd_put_params(&fixture->context, params, 2, &err), MEMD_EINVAL);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -385,6 +447,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(explained, set_up, tear_down),
         cmocka_unit_test_setup_teardown(states_by_layer, set_up, tear_down),
         cmocka_unit_test_setup_teardown(mass_and_prompts, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(tensors, set_up, tear_down),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

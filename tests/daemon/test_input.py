@@ -55,6 +55,11 @@ def good_requests(past):
         "observe": ({"context_id": past.id, "layer": 1, "position": 0, "mass": {**local_lse, "shape": [2, 4]}},
                     attend_payload),
         "compress": ({"context_id": past.id, "layers": [{"layer": 0, "tokens": 2, "q": item["q"]}]}, query_payload),
+        "put_params": ({"set": "gates", "model": shape, "method": "landmark",
+                        "parameters": [{"name": "k", "value": "2"}],
+                        "params": [{"name": "gate", "layer": 1, "value": {"dtype": 1, "shape": [2, 64],
+                                                                          "offset": 0}}]}, bytes(512)),
+        "drop_params": ({"set": "gates"}, b""),
         "recall": ({"context_id": past.id, "layer": 0, "target_error": 0.1, "max_bytes": 4096}, b""),
         "rebuild": ({"context_id": past.id, "cursor": b"", "ask": True}, b""),
         "explain": ({"context_id": past.id, "layer": 0, "query": 0, "target_error": 0.1, "max_bytes": 4096}, b""),
@@ -246,6 +251,50 @@ def uploads(past):
     client.ask("drop", {"context_id": other.id})
 
 
+def tensors(past):
+    """Uploads: for a context or a set, of the shape that the method declares, with numbers in it."""
+    client, payload = past.client, Payload()
+    gated = Past(client, "gated", method="landmark")
+    gate = payload.add("FP32", (2, 64), bytes(512))
+    nan = payload.add("FP32", (2, 64), struct.pack("<128f", *[0.0] * 127, float("nan")))
+    good = {"name": "gate", "value": gate}
+
+    def put(code, text, param=good, **change):
+        fields = {"context_id": gated.id, "params": [param], **change}
+        said = client.fails(code, "put_params", fields, payload.data)
+        assert text in said, said
+
+    client.ask("put_params", {"context_id": gated.id, "params": [good]}, payload.data)
+    put("ENOCONTEXT", "", context_id=999)
+    put("EUNSUPPORTED", "progressive", context_id=past.id)
+    put("EINVAL", "nothing", {**good, "name": "nothing"})
+    put("EINVAL", "", {**good, "name": ""})
+    put("EINVAL", "", {**good, "name": "x" * 300})
+    put("EINVAL", "layer 2", {**good, "layer": 2})
+    put("EINVAL", "layer 65535", {**good, "layer": 65535})
+    put("ESHAPE", "gate", {**good, "value": {**gate, "shape": [64, 2]}})
+    put("ESHAPE", "gate", {**good, "value": {**gate, "shape": [1, 1, 1, 2, 64]}})
+    put("ESHAPE", "gate", {**good, "value": {**gate, "dtype": 4}})
+    put("ESHAPE", "gate", {"name": "gate"})
+    put("ENONFINITE", "", {**good, "value": nan})
+    put("ELIMIT", "0 tensors", params=[])
+    put("ELIMIT", "4097 tensors", params=[good] * 4097)
+    put("EINVAL", "either", set="both")
+    put("EINVAL", "either", context_id=0)
+    shared = {"context_id": 0, "set": "gates", "model": gated.model, "method": "landmark"}
+    put("EINVAL", "name", **{**shared, "set": "\1"})
+    put("EINVAL", "model", **{key: shared[key] for key in shared if key != "model"})
+    put("EINVAL", "", **{**shared, "model": model(head_dim=65)})
+    put("EUNSUPPORTED", "magic", **{**shared, "method": "magic"})
+    put("EINVAL", "", **{**shared, "parameters": [{"name": "nothing", "value": "1"}]})
+    client.ask("put_params", {**shared, "params": [good]}, payload.data)
+    put("EMISMATCH", "", **{**shared, "model": model(layers=3)})
+    client.fails("EINVAL", "drop_params", {"set": ""})
+    client.fails("EINVAL", "drop_params", {"set": "nobody"})
+    client.ask("drop_params", {"set": "gates"})
+    client.ask("drop", {"context_id": gated.id})
+
+
 def wishes(past):
     """How good an answer has to be: what is out of range is refused, by the item alone in an Attend."""
     client = past.client
@@ -357,6 +406,7 @@ def main():
         shapes(past)
         inputs(past)
         uploads(past)
+        tensors(past)
         wishes(past)
         frames(daemon)
         noise(daemon, int(os.environ.get("MEMD_TEST_SEED", "1")))

@@ -123,6 +123,30 @@ def mass(client):
     client.ask("drop", {"context_id": past.id})
 
 
+def tensors(client):
+    """A method's tensors: of one context, and of a set that contexts share."""
+    methods = {method["name"]: method for method in client.ask("methods")["methods"]}
+    assert [(tensor["name"], tensor["shape"]) for tensor in methods["landmark"]["tensors"]] == [("gate", "GD")]
+    past = Past(client, "gated", method="landmark")
+    past.append(0, 3)
+    payload = Payload()
+    gate = payload.add("FP32", (2, 64), bytes(512))
+    params = [{"name": "gate", "value": gate}, {"name": "gate", "layer": 1, "value": gate}]
+    assert client.ask("put_params", {"context_id": past.id, "params": params}, payload.data) == {}
+    shared = {"set": "gates", "model": past.model, "method": "landmark", "params": params[:1]}
+    client.ask("put_params", shared, payload.data)
+    client.ask("put_params", shared, payload.data)  # in place of itself
+    fields = {"name": "sharing", "model": past.model, "method": "landmark", "create": True,
+              "parameters": [{"name": "params", "value": "gates"}]}
+    sharing = client.ask("open", fields)["context_id"]
+    client.fails("EUNSUPPORTED", "put_params", {"context_id": sharing, "params": params}, payload.data)
+    client.fails("EBUSY", "drop_params", {"set": "gates"})
+    client.ask("drop", {"context_id": sharing})
+    assert client.ask("drop_params", {"set": "gates"})["bytes"] > 512
+    client.fails("EINVAL", "drop_params", {"set": "gates"})
+    client.ask("drop", {"context_id": past.id})
+
+
 def states(client):
     """What a method keeps of each layer in use."""
     past = Past(client, "kept", method="extended-mind", layers=3)
@@ -200,7 +224,7 @@ def operation(client, daemon):
     hello = client.ask("hello", {"version": 1, "client": "test"})
     assert hello["role"] == "admin" and "full" in hello["methods"], hello
     assert {"levels", "methods", "recall", "rebuild", "inputs", "explain", "local",
-            "observe", "compress"} <= set(hello["features"]), hello
+            "observe", "compress", "params"} <= set(hello["features"]), hello
     methods = client.ask("methods")["methods"]
     assert [method["name"] for method in methods] == hello["methods"], methods
     chosen = [method for method in methods if method["is_default"]]
@@ -216,7 +240,7 @@ def operation(client, daemon):
     assert status["pid"] == daemon.process.pid and status["contexts"] == 1, status
     stats = client.ask("stats")
     counters = {c["name"]: c["value"] for c in stats["counters"]}
-    assert counters["requests_append_total"] == 20 and counters["errors_enocontext_total"] == 2, counters
+    assert counters["requests_append_total"] == 21 and counters["errors_enocontext_total"] == 2, counters
     assert counters["built_segments_total"] >= 4 and counters["build_failures_total"] == 0, counters
     layers = {h["name"]: h for h in stats["histograms"] if "_layer_" in h["name"]}
     assert sum(layers["attend_predicted_error_layer_1"]["counts"]) == 12, layers
@@ -238,6 +262,7 @@ def main():
         explained(client)
         states(client)
         mass(client)
+        tensors(client)
         derived(client, past)
         changes(client, past)
         copy = operation(client, daemon)

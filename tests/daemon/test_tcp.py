@@ -42,8 +42,9 @@ def roles(address):
     assert client.ask("hello", {"version": 1, "token": "reader-token-0123456789"})["role"] == "read"
     client.fails("EPERM", "open", {"name": "x", "create": True, "model": {"layers": 1, "query_heads": 1,
                  "kv_heads": 1, "head_dim": 8, "dtype": 1}})
-    for method in "append", "observe", "compress":
+    for method in "append", "observe", "compress", "put_params":
         client.fails("EPERM", method, {"context_id": 1})
+    client.fails("EPERM", "drop_params", {"set": "gates"})
     client.fails("EPERM", "verify")
     assert client.ask("list")["contexts"] == []
     assert client.ask("hello", {"version": 1, "token": "admin-token-0123456789"})["role"] == "admin"

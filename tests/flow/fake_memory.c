@@ -280,6 +280,27 @@ int context_compress(struct context *context, const struct compress_args *args, 
     return not_here(err);
 }
 
+int context_put_param(struct context *context, const char *name, uint32_t layer,
+                      const struct tensor *value, struct error *err)
+{
+    (void)context, (void)name, (void)layer, (void)value;
+    return not_here(err);
+}
+
+int catalog_put_shared_param(struct catalog *catalog, const struct shared_param *args,
+                             struct error *err)
+{
+    (void)catalog, (void)args;
+    return not_here(err);
+}
+
+int catalog_drop_shared_params(struct catalog *catalog, const char *set, uint64_t *ret_bytes,
+                               struct error *err)
+{
+    (void)catalog, (void)set, (void)ret_bytes;
+    return not_here(err);
+}
+
 int context_describe(struct context *context, uint32_t layer, struct fold_fact *ret_facts,
                      struct error *err)
 {

@@ -267,6 +267,31 @@ class Daemon(unittest.TestCase):
             context.compress()
         self.assertEqual(context.stat().tokens, 40)
 
+    def test_tensors_of_a_context_and_of_a_set(self):
+        client = self.live.client
+        self.assertEqual(client.methods["landmark"].tensors["gate"].shape, "GD")
+        own = client.open("own", self.model, method="landmark", create=True)
+        gate = self.rng.standard_normal((2, 16))
+        own.put_params({"gate": gate})
+        own.put_params({"gate": gate.astype(np.float16)}, layer=0)
+        with self.assertRaises(memd.ShapeError):
+            own.put_params({"gate": gate.T})
+        with self.assertRaises(memd.InvalidError):
+            own.put_params({"gates": gate})
+        with self.assertRaises(memd.NonFiniteError):
+            own.put_params({"gate": np.full((2, 16), np.nan)})
+        client.put_params("gates", {"gate": gate}, self.model, "landmark", {"k": 2})
+        sharing = client.open("sharing", self.model, method="landmark", parameters={"k": 2, "params": "gates"},
+                              create=True)
+        with self.assertRaises(memd.UnsupportedError):
+            sharing.put_params({"gate": gate})
+        with self.assertRaises(memd.BusyError):
+            client.drop_params("gates")
+        sharing.drop()
+        self.assertGreater(client.drop_params("gates"), gate.size * 4)
+        with self.assertRaises(memd.InvalidError):
+            client.drop_params("gates")
+
     def test_what_a_context_does_not_keep_is_refused(self):
         context = self.opened("rows", "full")
         self.assertEqual(context.state_width, 0)

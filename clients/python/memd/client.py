@@ -19,7 +19,7 @@ from .answers import (Appended, Answer, Built, ContextInfo, Explained, Health, H
 from .connection import Connection
 from .errors import Error, ProtocolError, error_from_code
 from .model import Model
-from .requests import Query, Tokens, add_query, add_tokens, add_wish
+from .requests import Query, Tokens, add_params, add_query, add_tokens, add_wish
 
 _ACKS = {"committed": 0, "memory": 1, "synced": 2}
 _ATTEND_ITEMS_MAX = 1024
@@ -163,6 +163,26 @@ class Client:
         if failures and not return_errors:
             raise failures[0]
         return answers
+
+    def put_params(self, name: str, params: Mapping[str, np.ndarray], model: Model, method: str,
+                   parameters: dict[str, object] | None = None, layer: int | None = None) -> None:
+        """Upload tensors as the set `name`, which contexts share: those that are opened with the parameter
+        `params` = name, with this model and method. Otherwise as `Context.put_params`; MismatchError where
+        the set is for something else."""
+        request = wire.Request("put_params")
+        request.message.set = name
+        request.message.method = method
+        model._write(request.message.model)
+        for key, value in (parameters or {}).items():
+            request.message.parameters.add(name=key, value=str(value))
+        add_params(request, params, layer)
+        self._connection.call(request)
+
+    def drop_params(self, name: str) -> int:
+        """Delete a set that no context uses (BusyError). Returns the bytes given back."""
+        request = wire.Request("drop_params")
+        request.message.set = name
+        return self._connection.call(request).message.bytes
 
     def status(self) -> Status:
         """What the daemon is and what it holds."""
@@ -433,6 +453,17 @@ class Context:
             if layer in q:
                 request.tensor(item.q, *dtypes.to_query(q[layer], self.model.dtype))
         return dict(zip(layers, self.client._connection.call(request).message.kept))
+
+    def put_params(self, params: Mapping[str, np.ndarray], layer: int | None = None) -> None:
+        """Upload tensors for the method of this context (`Method.tensors`: names and shapes), in place of
+        those that were there; what the method made with the old ones is made again.
+
+        layer   None: for all layers. A tensor for the layer itself comes before one for all.
+        """
+        request = wire.Request("put_params")
+        request.message.context_id = self.id
+        add_params(request, params, layer)
+        self.client._connection.call(request)
 
     def state(self, layer: int) -> dict[str, float]:
         """What the method keeps of a layer, in numbers by name: "tokens" folded into it, "bytes" of memory,

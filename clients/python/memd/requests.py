@@ -2,7 +2,7 @@
 """What callers hand over, and how it becomes the message and the tensors of a request."""
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Sequence
+from typing import TYPE_CHECKING, Mapping, NamedTuple, Sequence
 
 import numpy as np
 
@@ -60,6 +60,14 @@ def add_tokens(request: wire.Request, item, tokens: Tokens, dtype: str) -> None:
         if marks.size and (marks.min() < 0 or marks.max() > 255):
             raise ValueError("marks are bits of one byte: MARK_LANDMARK, MARK_SPECIAL")
         item.marks = marks.astype(np.uint8).tobytes()
+
+
+def add_params(request: wire.Request, params: Mapping[str, np.ndarray], layer: int | None) -> None:
+    for name, value in params.items():
+        item = request.message.params.add(name=name)
+        if layer is not None:
+            item.layer = layer
+        request.tensor(item.value, *dtypes.to_query(value, "float32"))
 
 
 def add_query(request: wire.Request, item, query: Query) -> None:

@@ -33,6 +33,7 @@ METHODS = {
     "list": (24, "List", True), "stat": (25, "Stat", True), "pin": (26, "Pin", True),
     "methods": (27, "Methods", True),
     "observe": (28, "Observe", False), "compress": (29, "Compress", False),
+    "put_params": (30, "PutParams", True), "drop_params": (31, "DropParams", False),
     "status": (48, "Status", True), "stats": (49, "Stats", True),
     "verify": (50, "Verify", True), "dump": (51, "Dump", True),
     "compact": (52, "Compact", False), "drain": (53, "Drain", False),
