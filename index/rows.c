@@ -4,10 +4,10 @@
 #include "index/rows.h"
 
 #include <assert.h>
+#include <string.h>
 
 #include "attention/backend.h"
 #include "base/half.h"
-#include "base/tensor.h"
 #include "index/columns.h"
 
 uint64_t rows_tokens(const struct rows *rows)
@@ -35,6 +35,14 @@ static size_t here(const struct view *view, uint64_t position, size_t count)
     return left < count ? (size_t)left : count;
 }
 
+void rows_rotate(const struct rotate_args *args, size_t head_dim)
+{
+    const unsigned char *from = args->rows;
+    if (args->rope != NULL) backend_get()->rotate(args);
+    for (size_t i = 0; args->rope == NULL && i < args->count; i++)
+        half_load(from + i * args->stride_bytes, args->dtype, head_dim, args->out + i * head_dim);
+}
+
 void rows_keys(const struct rows *rows, size_t g, uint64_t begin, size_t count, float *ret_keys)
 {
     while (count > 0) {
@@ -42,13 +50,11 @@ void rows_keys(const struct rows *rows, size_t g, uint64_t begin, size_t count, 
         size_t some = here(view, begin, count);
         const unsigned char *from = view->k;
         from += (size_t)(begin - view->position) * view->k_stride_bytes;
-        if (rows->rope != NULL)
-            backend_get()->rotate(&(struct rotate_args){
-                .rope = rows->rope, .rows = from, .stride_bytes = view->k_stride_bytes,
-                .dtype = view->dtype, .count = some, .position = begin, .out = ret_keys });
-        for (size_t i = 0; rows->rope == NULL && i < some; i++)
-            half_load(from + i * view->k_stride_bytes, view->dtype, rows->head_dim,
-                      ret_keys + i * rows->head_dim);
+        rows_rotate(&(struct rotate_args){ .rope = rows->rope, .rows = from,
+                                           .stride_bytes = view->k_stride_bytes,
+                                           .dtype = view->dtype, .count = some,
+                                           .position = begin, .out = ret_keys },
+                    rows->head_dim);
         ret_keys += some * rows->head_dim;
         begin += some;
         count -= some;
@@ -74,10 +80,11 @@ const unsigned char *rows_columns(const struct rows *rows, uint64_t position)
 }
 
 void rows_queries(const struct rows *rows, const struct columns *columns, size_t h, uint64_t begin,
-                  size_t count, float *ret_queries)
+                  size_t count, uint16_t *ret_queries)
 {
     size_t dim = rows->head_dim;
     for (size_t i = 0; i < count; i++)
-        half_load(columns_query(columns, rows_columns(rows, begin + i)) + h * dim, DTYPE_FP16, dim,
-                  ret_queries + i * dim);
+        memcpy(ret_queries + i * dim,
+               columns_query(columns, rows_columns(rows, begin + i)) + h * dim,
+               dim * sizeof *ret_queries);
 }

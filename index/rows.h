@@ -18,6 +18,7 @@
 
 struct columns;
 struct rope;
+struct rotate_args;
 
 struct rows {
     const struct view *views; /* (G, view_count) */
@@ -37,10 +38,15 @@ void rows_keys(const struct rows *rows, size_t g, uint64_t begin, size_t count, 
 /* The columns of a token (columns.h), of views that have them. */
 const unsigned char *rows_columns(const struct rows *rows, uint64_t position);
 
-/* Queries of head h of positions begin … begin+count-1, from their columns: as they were sent, in
- * fp32. ret_queries (count, D) */
+/* Queries of head h of positions begin … begin+count-1, as their columns have them (columns.h).
+ * ret_queries (count, D) fp16 */
 void rows_queries(const struct rows *rows, const struct columns *columns, size_t h, uint64_t begin,
-                  size_t count, float *ret_queries);
+                  size_t count, uint16_t *ret_queries);
+
+/* The kernel rotate, for rows that may have no rope: then they are only widened. Copies that are
+ * rotated by it have the same bits wherever their rows are stored; in rows_keys a last bit can
+ * depend on where a view begins. */
+void rows_rotate(const struct rotate_args *args, size_t head_dim);
 
 /* ret_values (count, D) fp32 */
 void rows_values(const struct rows *rows, size_t g, uint64_t begin, size_t count,

@@ -114,7 +114,7 @@ struct forming {
     float *keys;   /* (tokens, D) of the KV head at hand, unrotated */
     float *turned; /* (tokens, D) the same, rotated where they are */
     float *leave, *enter; /* (tokens, D) queries that leave the sum of the next n_local, enter it */
-    float *raw;    /* (tokens, D) */
+    uint16_t *raw; /* (tokens, D) queries as stored */
     float *scores; /* (tokens) of the query head at hand */
     float *best;   /* (tokens) */
     uint64_t *ids; /* (tokens) */
@@ -126,7 +126,8 @@ static void *forming_init(struct forming *forming, const struct fold_source *sou
 {
     size_t tokens = (size_t)shape->tokens, matrix = tokens * shape->head_dim;
     uint64_t *memory = malloc(tokens * sizeof *memory + shape->head_dim * sizeof(double) +
-                              (5 * matrix + 2 * tokens) * sizeof(float));
+                              (4 * matrix + 2 * tokens) * sizeof(float) +
+                              matrix * sizeof(uint16_t));
     *forming = (struct forming){ .source = source, .tokens = tokens, .begin = begin,
                                  .head_dim = shape->head_dim, .ids = memory };
     if (memory == NULL) return NULL;
@@ -135,26 +136,38 @@ static void *forming_init(struct forming *forming, const struct fold_source *sou
     forming->turned = forming->keys + matrix;
     forming->leave = forming->turned + matrix;
     forming->enter = forming->leave + matrix;
-    forming->raw = forming->enter + matrix;
-    forming->scores = forming->raw + matrix;
+    forming->scores = forming->enter + matrix;
     forming->best = forming->scores + tokens;
+    forming->raw = (uint16_t *)(void *)(forming->best + tokens);
     return memory;
 }
 
-/* Queries of a head, of `count` (≤ tokens) tokens from `begin` on, rotated where they are. */
+/* Of keys or queries: rotated where they are. */
+static void turn(const struct forming *forming, const void *rows, uint32_t dtype, uint64_t begin,
+                 size_t count, float *ret_rows)
+{
+    rows_rotate(&(struct rotate_args){ .rope = forming->source->rows.rope, .rows = rows,
+                                       .stride_bytes = forming->head_dim * dtype_bytes(dtype),
+                                       .dtype = dtype, .count = count, .position = begin,
+                                       .out = ret_rows },
+                forming->head_dim);
+}
+
+/* Queries of a head, of `count` (≤ tokens) tokens from `begin` on, rotated. */
 static void load_queries(const struct forming *forming, size_t head, uint64_t begin, size_t count,
                          float *ret_rows)
 {
     const struct fold_source *source = forming->source;
-    const struct rope *rope = source->rows.rope;
-    size_t dim = forming->head_dim;
-    float *rows = rope == NULL ? ret_rows : forming->raw;
-    rows_queries(&source->rows, source->columns, head, begin, count, rows);
-    if (rope == NULL) return;
-    backend_get()->rotate(&(struct rotate_args){ .rope = rope, .rows = rows,
-                                                 .stride_bytes = dim * sizeof(float),
-                                                 .dtype = DTYPE_FP32, .count = count,
-                                                 .position = begin, .out = ret_rows });
+    rows_queries(&source->rows, source->columns, head, begin, count, forming->raw);
+    turn(forming, forming->raw, DTYPE_FP16, begin, count, ret_rows);
+}
+
+/* rows (count, D), D a multiple of 8 */
+static void add_rows(const float *rows, size_t count, size_t dim, double *sum)
+{
+    for (size_t t = 0; t < count; t++, rows += dim)
+        for (size_t first = 0; first < dim; first += 8)
+            for (size_t d = first; d < first + 8; d++) sum[d] += (double)rows[d];
 }
 
 /* Mean of q·k over the n_local queries behind each token. A mean of products with one key is the
@@ -167,8 +180,7 @@ static void score_by_logits(const struct forming *forming, size_t head)
     for (uint64_t done = 0; done < local;) { /* begin … begin + local - 1 */
         size_t count = local - done < tokens ? (size_t)(local - done) : tokens;
         load_queries(forming, head, begin + done, count, forming->enter);
-        for (size_t i = 0; i < count * dim; i++)
-            forming->sum[i % dim] += (double)forming->enter[i];
+        add_rows(forming->enter, count, dim, forming->sum);
         done += count;
     }
     load_queries(forming, head, begin, tokens, forming->leave);
@@ -226,10 +238,9 @@ static void average(const struct forming *forming, size_t count, float *ret_vect
 static void load_keys(const struct forming *forming, size_t g)
 {
     struct rows rows = forming->source->rows;
-    if (forming->source->options[REPR] == LOGIT)
-        rows_keys(&rows, g, forming->begin, forming->tokens, forming->turned);
     rows.rope = NULL;
     rows_keys(&rows, g, forming->begin, forming->tokens, forming->keys);
+    turn(forming, forming->keys, DTYPE_FP32, forming->begin, forming->tokens, forming->turned);
 }
 
 static int represent(const struct fold_source *source, const struct blocks_shape *shape,

@@ -92,7 +92,8 @@ struct chunk {
     size_t tokens, head_dim;
     float *k;              /* (w, D) rotated by their places */
     float *q;              /* (w, D) the same, times the scale */
-    float *o, *raw;        /* (w, D) */
+    float *o;              /* (w, D) */
+    void *raw;             /* (w, D) as stored, or fp32 */
     float *max, *sum, *lse; /* (w) */
     uint32_t *visible;     /* (w) */
 };
@@ -114,17 +115,13 @@ static float *chunk_init(struct chunk *chunk, size_t tokens, size_t head_dim)
     return memory;
 }
 
-/* chunk->raw into `rows` (w, D), rotated by places 0 … w-1 where memd rotates. */
-static void turn(const struct chunk *chunk, const struct rope *rope, float *rows)
+/* `raw` (w, D) of any dtype into `rows` (w, D), rotated by places 0 … w-1 where memd rotates. */
+static void turn(const struct chunk *chunk, const struct rope *rope, uint32_t dtype, float *rows)
 {
-    size_t row_bytes = chunk->head_dim * sizeof(float);
-    if (rope == NULL) {
-        memcpy(rows, chunk->raw, chunk->tokens * row_bytes);
-        return;
-    }
-    backend_get()->rotate(&(struct rotate_args){ .rope = rope, .rows = chunk->raw,
-                                                 .stride_bytes = row_bytes, .dtype = DTYPE_FP32,
-                                                 .count = chunk->tokens, .out = rows });
+    rows_rotate(&(struct rotate_args){ .rope = rope, .rows = chunk->raw,
+                                       .stride_bytes = chunk->head_dim * dtype_bytes(dtype),
+                                       .dtype = dtype, .count = chunk->tokens, .out = rows },
+                chunk->head_dim);
 }
 
 static void load_keys(const struct chunk *chunk, const struct fold_source *source, size_t g,
@@ -133,15 +130,15 @@ static void load_keys(const struct chunk *chunk, const struct fold_source *sourc
     struct rows rows = source->rows;
     rows.rope = NULL;
     rows_keys(&rows, g, begin, chunk->tokens, chunk->raw);
-    turn(chunk, source->rows.rope, chunk->k);
+    turn(chunk, source->rows.rope, DTYPE_FP32, chunk->k);
 }
 
 static void load_queries(const struct chunk *chunk, const struct fold_source *source, size_t head,
                          uint64_t begin)
 {
     rows_queries(&source->rows, source->columns, head, begin, chunk->tokens, chunk->raw);
-    for (size_t i = 0; i < chunk->tokens * chunk->head_dim; i++) chunk->raw[i] *= source->scale;
-    turn(chunk, source->rows.rope, chunk->q);
+    turn(chunk, source->rows.rope, DTYPE_FP16, chunk->q);
+    for (size_t i = 0; i < chunk->tokens * chunk->head_dim; i++) chunk->q[i] *= source->scale;
 }
 
 /* Attention of the first `queries` of chunk->q over all keys, with the keys as values, into
