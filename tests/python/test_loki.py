@@ -11,15 +11,16 @@ CALIBRATION, R, K = 300, 12, 40
 
 
 def components(keys):
-    """(D, D) of keys (n, D), the most important first, as columns."""
+    """(D, D) of keys (n, D), the most important first, as columns; and how much of the keys is in each (D)."""
     values, vectors = np.linalg.eigh(keys.T @ keys)
-    return vectors[:, np.argsort(-values)]
+    return vectors[:, ::-1], values[::-1]
 
 
 class Ranked(Replay):
     method = "loki"
     parameters = {"components": R, "k": K, "calibration": CALIBRATION}
     rotary = "post"
+    calibration = CALIBRATION
     near = 0.0  # how much worse than the k-th best a token may be that was read: projected keys are rounded
 
     def setUp(self):
@@ -33,8 +34,11 @@ class Ranked(Replay):
             keys = capture.k[:, head // GROUP]
             if self.rotary == "post":
                 keys = rotate(keys, np.arange(TOKENS))
-            self.basis[head] = keys, components(keys[:CALIBRATION])[:, :R]
+            self.basis[head] = keys, self.components(keys, head)
         return self.basis[head]
+
+    def components(self, keys, head):
+        return components(keys[:CALIBRATION])[0][:, :R]
 
     def check(self, past, q, positions, limits):
         if self.near > 0:
@@ -42,7 +46,7 @@ class Ranked(Replay):
         return super().check(past, q, positions, limits)
 
     def read(self, capture, q, i, head, position, limit):
-        if limit < CALIBRATION:  # in these replays: the layer holds no more
+        if limit < self.calibration:  # in these replays: the layer holds no more
             return Read(np.arange(limit), np.arange(limit), position)
         keys, basis = self.keys(capture, head)
         query = q.astype(float) if self.rotary == "pre" else rotate(q.astype(float), position)
@@ -111,6 +115,44 @@ class BeforeRotation(Ranked, unittest.TestCase):
 
     def test_fp32(self):
         self.replay("float32")
+
+
+@needs_daemon
+class Uploaded(Ranked, unittest.TestCase):
+    """A basis of all keys, for both heads as many components as the one needs that needs more."""
+    parameters = {"components": 0.8, "k": K, "calibration": 0}
+    calibration = 0
+
+    def setUp(self):
+        super().setUp()
+        keys = rotate(self.capture.k, np.arange(TOKENS)[:, None])
+        bases, variances = zip(*(components(keys[:, head]) for head in range(2)))
+        self.uploaded = {"basis": np.float32(bases), "variances": np.float32(variances)}
+        shares = np.cumsum(variances, axis=1) / np.sum(variances, axis=1, keepdims=True)
+        self.count = int((shares < 0.8).sum(1).max()) + 1
+
+    def open(self, name, dtype, **more):
+        past = super().open(name, dtype, **more)
+        past.put_params(self.uploaded)
+        return past
+
+    def components(self, keys, head):
+        return self.uploaded["basis"][head // GROUP, :, :self.count].astype(float)
+
+    def test_fp32(self):
+        self.assertTrue(1 < self.count < DIM)
+        self.replay("float32")
+        self.assertEqual(self.live.client.open("past").state(0)["components"], self.count)
+
+    def test_it_is_needed(self):
+        past = Replay.open(self, "past", "float32")
+        self.append(past, 0, 100)
+        with self.assertRaisesRegex(memd.UnsupportedError, "basis"):
+            past.attend(0, self.capture.q[:1], [100])
+        past.put_params(self.uploaded)
+        self.ask(past, 0, 100, 100)
+        with self.assertRaises(memd.ShapeError):
+            past.put_params({"basis": np.zeros((2, DIM, 3), np.float32)})
 
 
 if __name__ == "__main__":

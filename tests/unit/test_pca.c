@@ -111,8 +111,9 @@ static void test_odd_matrices(void **state)
     solved_free(&solved);
     static const double scales[] = { 1.0, 1e70, 1e-70 };
     for (size_t turn = 0; turn < 3; turn++) {
-        for (size_t i = 0; i < DIM * DIM; i++)
-            matrix[i] = scales[turn] * (double)(i / DIM + 1) * (double)(i % DIM + 1);
+        for (size_t i = 0; i < DIM; i++)
+            for (size_t j = 0; j < DIM; j++)
+                matrix[i * DIM + j] = scales[turn] * (double)(i + 1) * (double)(j + 1);
         solved = solve(matrix, DIM); /* x xᵀ with |x|² = 91 */
         expect_definition(&solved, 1e-13);
         assert_true(fabs(solved.values[0] / scales[turn] - 91.0) < 1e-11);
