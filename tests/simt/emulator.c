@@ -2,10 +2,10 @@
 /* emulator.c — one block at a time, every thread a fiber.
  *
  * A fiber runs until it waits (barrier, shuffle) or ends; then the scheduler gives the next one its
- * turn, in the order that the test chose. A barrier *counts arrivals* and opens when all threads
- * have arrived: had it been "give up your turn once", warps that differ in their number of shuffles
- * would run out of step. A shuffle has two slots per lane that alternate, since a fast lane gives
- * its next value before a slow one has fetched the last.
+ * turn, in the order that the test chose (take_round). A barrier *counts arrivals* and opens when
+ * all threads have arrived: had it been "give up your turn once", warps that differ in their number
+ * of shuffles would run out of step. A shuffle has two slots per lane that alternate, since a fast
+ * lane gives its next value before a slow one has fetched the last.
  *
  * Fibers start by ucontext and switch by _setjmp and _longjmp: swapcontext asks the kernel for the
  * signal mask each time, which made everything twenty times slower. AddressSanitizer is told about
@@ -276,16 +276,34 @@ static void open_barrier(void)
     for (unsigned i = 0; i < machine.threads; i++) machine.fibers[i].wait = WAIT_NOTHING;
 }
 
+/* Everybody among turns[first … end-1] who can, once. */
+static bool take_turns(unsigned first, unsigned end)
+{
+    bool moved = false;
+    for (unsigned i = first; i < end; i++) {
+        if (!may_continue(machine.turns[i])) continue;
+        continue_fiber(machine.turns[i]);
+        moved = true;
+    }
+    return moved;
+}
+
+/* Up and down a warp goes as far as it can before the next one begins: a device may be as unfair,
+ * and a fair one would hide what a missing barrier does. Shuffled, all threads go side by side. */
+static bool take_round(void)
+{
+    bool moved = false;
+    order_turns();
+    if (machine.order == SIMT_SHUFFLED) return take_turns(0, machine.threads);
+    for (unsigned first = 0; first < machine.threads; first += SIMT_WARP)
+        while (take_turns(first, first + SIMT_WARP)) moved = true;
+    return moved;
+}
+
 static void run_fibers(void)
 {
     for (;;) {
-        bool moved = false;
-        order_turns();
-        for (unsigned i = 0; i < machine.threads; i++) {
-            if (!may_continue(machine.turns[i])) continue;
-            continue_fiber(machine.turns[i]);
-            moved = true;
-        }
+        bool moved = take_round();
         if (machine.arrived == machine.threads) open_barrier();
         else if (!moved) break;
     }

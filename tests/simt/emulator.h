@@ -18,7 +18,8 @@
 
 #include <stdint.h>
 
-/* In which order the threads of a block get their turns. */
+/* In which order the threads of a block get their turns: up and down warp by warp, each as far as
+ * it can; shuffled all side by side. */
 enum simt_order { SIMT_UP, SIMT_DOWN, SIMT_SHUFFLED, SIMT_ORDERS };
 void simt_set_order(enum simt_order order, uint64_t seed);
 
