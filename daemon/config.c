@@ -110,6 +110,9 @@ static int check_together(const struct config *config, struct error *err)
     if (config->socket[0] == '\0' && config->listen[0] == '\0')
         return error_set(err, MEMD_EINVAL,
                          "neither socket nor listen is set: nobody could connect");
+    if (strcmp(config->backend, "auto") != 0 && strcmp(config->backend, "cpu") != 0)
+        return error_set(err, MEMD_EINVAL, "backend = '%.60s' is none of auto, cpu",
+                         config->backend);
     return 0;
 }
 

@@ -58,6 +58,9 @@ struct config {
     uint64_t drain_timeout;                              /* ms */
     enum role other_role;
     struct uid_list admin_uids, read_uids;
+    char backend[CONFIG_TEXT_BYTES];     /* "auto", "cpu" */
+    char accelerator[CONFIG_TEXT_BYTES]; /* "auto", a path, "" = none */
+    uint64_t device_memory, device_window;
     enum log_level log_level;
 };
 

@@ -12,7 +12,7 @@
 #include "daemon/server.h"
 #include "daemon/wire.h"
 
-enum { COUNTERS_MAX = 128, NAME_BYTES = 64 };
+enum { COUNTERS_MAX = 192, NAME_BYTES = 64 };
 
 /* The first failure empties the list for good: the caller looks once. */
 struct writer {
@@ -70,6 +70,19 @@ static void put_catalog(struct writer *out, struct server *server)
     CATALOG_GAUGE_MAP(X)
     CATALOG_COUNTER_MAP(X)
 #undef X
+}
+
+/* Zeros without a device: who watches them need not know. */
+static void put_device(struct writer *out, struct server *server)
+{
+    struct accelerator_stats device = { 0 };
+    if (server->backend.accelerator != NULL)
+        accelerator_get_stats(server->backend.accelerator, &device);
+#define X(field) put(out, (char *)"device_" #field, device.field);
+    ACCELERATOR_COUNTER_MAP(X)
+#undef X
+    put(out, (char *)"device_window_bytes", device.window_bytes);
+    put(out, (char *)"device_windows", device.windows);
 }
 
 static void put_answers(struct writer *out, const struct answers *answers)
@@ -149,6 +162,7 @@ static int run(struct request *req, struct error *err)
     if (out.counters == NULL || reply.histograms == NULL) return wire_no_memory(err);
     put_server(&out, server);
     put_catalog(&out, server);
+    put_device(&out, server);
     put_answers(&out, server->answers);
     if (out.failed) return wire_no_memory(err);
     reply.counters = out.counters;

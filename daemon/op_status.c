@@ -16,6 +16,8 @@ static int run(struct request *req, struct error *err)
     catalog_get_stats(server->catalog, &catalog);
     char sync[OPTION_TEXT_BYTES];
     option_print(option_find("sync", 4), &server->config, sync);
+    char backend[BACKEND_TEXT_BYTES], reason[BACKEND_TEXT_BYTES];
+    backend_describe(&server->backend, backend, reason);
     char *listeners[LISTENERS_MAX];
     for (size_t i = 0; i < server->listener_count; i++) listeners[i] = server->listeners[i].name;
 
@@ -36,8 +38,8 @@ static int run(struct request *req, struct error *err)
     reply.map_bytes = catalog.map_bytes;
     reply.map_used_bytes = catalog.map_used_bytes;
     reply.file_bytes = catalog.file_bytes;
-    reply.backend = (char *)"cpu";
-    reply.backend_reason = (char *)"this build computes on the CPU";
+    reply.backend = backend;
+    reply.backend_reason = reason;
     reply.draining = server->draining;
     return request_reply(req, &reply.base, NULL, 0, err);
 }

@@ -71,10 +71,12 @@ void reload_config(struct server *server)
         .contexts_max = (size_t)fresh.contexts_resident_max,
         .resident_bytes_max = fresh.resident_memory,
         .pool = server->pool,
+        .accelerator = server->backend.accelerator,
         .on_progress = worker_progress,
         .on_progress_arg = server,
     };
     catalog_reconfigure(server->catalog, &catalog);
+    backend_reload(&fresh, &server->backend);
     log_event(LOG_INFO, "reloaded", "changes=%u tokens=%zu", changes, identity.token_count);
     notify_ready("ready");
 }

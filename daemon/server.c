@@ -289,6 +289,7 @@ static int open_store(struct server *server, struct error *err)
     if (threads == 0) threads = uv_available_parallelism();
     int rc = pool_open(threads, (size_t)config->queue_limit, &server->pool, err);
     if (rc < 0) return rc;
+    backend_open(config, &server->backend);
     struct catalog_config catalog = {
         .path = config->data,
         .map_bytes = config->map_size,
@@ -299,6 +300,7 @@ static int open_store(struct server *server, struct error *err)
         .contexts_max = (size_t)config->contexts_resident_max,
         .resident_bytes_max = config->resident_memory,
         .pool = server->pool,
+        .accelerator = server->backend.accelerator,
         .on_progress = worker_progress,
         .on_progress_arg = server,
     };
@@ -366,6 +368,7 @@ void server_close(struct server *server)
     if (server->loop_open) uv_run(&server->loop, UV_RUN_DEFAULT);
     pool_close(server->pool);
     catalog_close(server->catalog);
+    backend_close(&server->backend);
     if (server->loop_open) {
         worker_close(server);
         uv_run(&server->loop, UV_RUN_DEFAULT);

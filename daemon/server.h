@@ -21,6 +21,7 @@
 #include <uv.h>
 
 #include "base/list.h"
+#include "daemon/backend.h"
 #include "daemon/config.h"
 #include "daemon/heap.h"
 #include "daemon/identity.h"
@@ -54,6 +55,7 @@ struct server {
     struct identity identity;
     struct catalog *catalog;
     struct pool *pool;
+    struct backend_choice backend;
     uint64_t started_ns;
     struct stats stats;
     struct answers *answers; /* immutable after open; its inside is for any thread */

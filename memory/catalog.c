@@ -234,6 +234,7 @@ int catalog_open(const struct catalog_config *config, struct catalog **ret_catal
     if (catalog == NULL) return error_set(err, MEMD_ENOMEM, "no memory for the catalog");
     catalog->lock_fd = -1;
     catalog->pool = config->pool;
+    catalog->accelerator = config->accelerator;
     catalog->map_bytes = config->map_bytes;
     catalog->contexts_max = config->contexts_max == 0 ? 1 : config->contexts_max;
     catalog->resident_bytes_max = config->resident_bytes_max;

@@ -26,6 +26,7 @@
 #include "memory/model.h"
 #include "proto/limits.h"
 
+struct accelerator;
 struct arena;
 struct catalog;
 struct context;
@@ -46,6 +47,7 @@ struct catalog_config {
     uint64_t resident_bytes_max; /* RAM for open tails, folds and uploaded tensors; idle
                                   * contexts leave memory above */
     struct pool *pool;         /* attention inside an answer is split over it; may be NULL */
+    struct accelerator *accelerator; /* asked before the CPU; outlives the catalog; may be NULL */
     /* Called on the writer thread after every commit or sync that may have fulfilled a waiter. */
     void (*on_progress)(void *arg);
     void *on_progress_arg;

@@ -20,6 +20,7 @@ struct catalog {
     struct writer *writer;
     struct builder *builder;
     struct pool *pool;
+    struct accelerator *accelerator; /* or NULL */
     struct block_cache blocks;
     size_t contexts_max;
     uint64_t resident_bytes_max;

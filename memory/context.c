@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "attention/cuda/accelerator.h"
 #include "base/cleanup.h"
 #include "base/error.h"
 #include "index/layer_index.h"
@@ -76,6 +77,7 @@ int context_new(struct catalog *catalog, uint64_t id, struct record *record,
         atomic_init(&context->used_unix_ms, record->used_unix_ms);
         int rc = init_model(context, err);
         if (rc < 0) return rc;
+        context_open_windows(context);
     }
     *ret_context = TAKE(context);
     return 0;
@@ -103,6 +105,7 @@ void context_free(struct context *context)
         free(layer->slots);
         layer_index_put(layer->version);
         observed_fini(context, &layer->observed);
+        window_free(layer->window);
         fold_drop(context, layer);
         mass_forget(context, layer);
         selection_free(layer->selection);
@@ -215,6 +218,7 @@ uint64_t context_roll_back(struct context *context, int code)
     }
     context->committed_sequence = context->sequence;
     pthread_mutex_unlock(&context->lock);
+    context_cut_windows(context);
     context_unlock_alone(context);
     return bytes + tokens * block_stored_bytes(&context->shape);
 }

@@ -355,6 +355,8 @@ static int append(const struct appending *appending, uint64_t *ret_bytes,
         if (span.count > 0) mass_add(context, &span, &appending->layers[i].scores, skip[i]);
     }
     publish(appending, ret_progress);
+    for (size_t i = 0; i < appending->count; i++)
+        context_feed_window(context, &appending->layers[i], skip[i]);
     for (size_t i = 0; i < appending->count; i++) observe(context, &appending->layers[i]);
     *ret_bytes += fresh * block_stored_bytes(&context->shape);
     CATALOG_COUNT(context->catalog, appended_tokens_total, fresh);

@@ -129,6 +129,7 @@ struct layer {
     struct mass mass;
     struct selection *selection; /* or NULL: not compressed. Set under lock, freed with use held
                                   * exclusively */
+    struct window *window; /* its newest rows on a device, or NULL; immutable */
 };
 
 enum { FAILURES_MAX = 16 };
@@ -206,6 +207,12 @@ int context_grow(struct layer *layer, size_t idx, struct error *err);
 
 /* Forget the rows from `tokens` on. With use held exclusively and lock held. */
 void context_cut_layer(struct context *context, struct layer *layer, uint64_t tokens);
+
+/* context_window.c: once layers and rope are there; after rows were published, with append_lock
+ * held; after rows were cut off, with use held exclusively and lock not held. */
+void context_open_windows(struct context *context);
+void context_feed_window(struct context *context, const struct append_layer *part, size_t skip);
+void context_cut_windows(struct context *context);
 
 /* Take back what is not committed, after a commit failed with `code`; returns the bytes. Writer. */
 uint64_t context_roll_back(struct context *context, int code);

@@ -180,6 +180,7 @@ static int truncate_all(struct context *context, uint64_t position, bool recover
         mass += mass_cut(context, layer, position);
     }
     pthread_mutex_unlock(&context->lock);
+    context_cut_windows(context);
     writer_release(context->catalog->writer,
                    gone * block_stored_bytes(&context->shape) + mass);
     return 0;

@@ -183,26 +183,22 @@ void accelerator_switch(struct accelerator *accelerator, bool on)
 
 void accelerator_get_stats(struct accelerator *accelerator, struct accelerator_stats *ret_stats)
 {
-    pthread_mutex_lock(&accelerator->lock);
     *ret_stats = (struct accelerator_stats){
 #define X(name) .name = atomic_load_explicit(&accelerator->counters.name, memory_order_relaxed),
         ACCELERATOR_COUNTER_MAP(X)
 #undef X
-        .window_bytes = accelerator->window_bytes,
-        .windows = accelerator->window_count,
+        .window_bytes = atomic_load_explicit(&accelerator->window_bytes, memory_order_relaxed),
+        .windows = atomic_load_explicit(&accelerator->window_count, memory_order_relaxed),
     };
-    pthread_mutex_unlock(&accelerator->lock);
 }
 
 bool accelerator_describe(struct accelerator *accelerator, char *ret_name, char *ret_why,
                           size_t bytes)
 {
-    pthread_mutex_lock(&accelerator->lock);
     bool lost = atomic_load(&accelerator->lost), on = atomic_load(&accelerator->on);
     snprintf(ret_name, bytes, "%s", accelerator->info.name);
     snprintf(ret_why, bytes, "%s",
              lost ? accelerator->why : on ? "" : "the device is switched off");
-    pthread_mutex_unlock(&accelerator->lock);
     return on && !lost;
 }
 

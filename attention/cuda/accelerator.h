@@ -82,6 +82,7 @@ struct accelerator_stats {
 #undef X
     uint64_t window_bytes, windows; /* on the device now */
 };
+/* These do not wait for a step that is under way. */
 void accelerator_get_stats(struct accelerator *accelerator, struct accelerator_stats *ret_stats);
 
 /* Is it in use? ret_name (bytes) gets the device's name, ret_why why it is not in use. */

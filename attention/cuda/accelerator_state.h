@@ -89,10 +89,10 @@ struct accelerator {
     bool leading;           /* locked by queue_lock */
 
     pthread_mutex_t lock;
+    char why[ERROR_TEXT_BYTES]; /* written before `lost` is set, once */
+    _Atomic uint64_t window_bytes, window_count; /* written with lock held */
     /* locked by lock */
-    char why[ERROR_TEXT_BYTES];
     struct list_link windows; /* with memory, least recently used first */
-    uint64_t window_bytes, window_count;
     struct step_batch batch;
     unsigned char *control, *control_device; /* what a batch sends along: pinned, device */
     unsigned char *travel, *travel_device;   /* travelling rows: pinned, device */

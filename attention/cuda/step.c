@@ -290,6 +290,8 @@ int step_add(struct accelerator *accelerator, struct step_item *item)
     if (batch->queries * batch->head_dim + tensor_elements(&args->q) > STEP_QUERY_FLOATS)
         return MEMD_ELIMIT;
     scan_init(&item->scan, args, 0, args->q.shape[0], q);
+    int stopped = args->stop == NULL ? 0 : args->stop(args->stop_arg);
+    if (stopped < 0) return error_set(&item->err, stopped, "attend: %s", error_text(stopped));
     if (item->window != NULL && !window_update(item->window, item)) item->window = NULL;
     int rc = scan_stopped(&item->scan, &item->err);
     if (rc < 0) return rc;

@@ -29,10 +29,13 @@ int method_attend_exactly(const struct reading *reading, struct arena *arena,
                           const struct index_answer *ret_answer, struct error *err)
 {
     int rc = 0;
-    if (reading->attend.view_count == 0)
+    struct attend_args args = reading->attend;
+    args.accelerator = reading->accelerator;
+    args.window = reading->window;
+    if (args.view_count == 0)
         partial_clear(&ret_answer->partial);
     else
-        rc = attend(&reading->attend, arena, &ret_answer->partial, err);
+        rc = attend(&args, arena, &ret_answer->partial, err);
     if (rc == 0) count_rows(reading, 2, ret_answer->quality);
     if (rc == 0 && reading->plan != NULL) exact_plan(&reading->attend, reading->plan);
     return rc;

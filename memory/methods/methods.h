@@ -36,6 +36,7 @@
 #include "index/selection.h"
 #include "memory/context.h"
 
+struct accelerator;
 struct arena;
 struct error;
 struct layer_index;
@@ -44,6 +45,7 @@ struct model;
 struct parameter;
 struct pick_call;
 struct planes;
+struct window;
 
 /* What a method is given: some queries, and one state of the layer that does not change while they
  * are answered. */
@@ -69,6 +71,10 @@ struct reading {
     struct tensor states;               /* (n, W) of the queries, or dims = 0 */
     struct plan *plan;                  /* to be written, or NULL */
     const struct partial *local;        /* of the query's own window, (n, H); or NULL */
+    /* Asked before the CPU by what reads all of these views exactly, and by nothing else; or
+     * NULL. */
+    struct accelerator *accelerator;
+    struct window *window;
 };
 
 /* What a compression is made from: a prompt that is stored. */

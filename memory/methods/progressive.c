@@ -25,7 +25,7 @@ static struct progressive_args arguments(const struct reading *reading)
 {
     const double *values = reading->options;
     double target = reading->target_error < 0 ? values[TARGET_ERROR] : reading->target_error;
-    return (struct progressive_args){
+    struct progressive_args args = {
         .base = { .attend = reading->attend,
                   .target_error = (float)target,
                   .max_bytes = reading->max_bytes == 0 ? (uint64_t)values[MAX_BYTES]
@@ -34,6 +34,9 @@ static struct progressive_args arguments(const struct reading *reading)
         .admit_lo = reading->admit_lo,
         .exact_below = values[EXACT_BELOW] < 0 ? UINT64_MAX : (uint64_t)values[EXACT_BELOW],
     };
+    args.base.attend.accelerator = reading->accelerator; /* where everything is read exactly */
+    args.base.attend.window = reading->window;
+    return args;
 }
 
 static bool has_planes(const struct reading *reading)

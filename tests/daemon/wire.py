@@ -308,7 +308,7 @@ class Daemon:
         program = os.environ.get("MEMD", "memd")
         config = ["--config", self.config] if self.config else []
         return [program, *config, "--data", self.data, "--socket", self.address,
-                "--map-size", "4GiB", *self.flags]
+                "--map-size", "4GiB", *os.environ.get("MEMD_FLAGS", "").split(), *self.flags]
 
     def start(self, wait=True):
         with open(self.log_path, "ab") as log:

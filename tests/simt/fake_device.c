@@ -353,6 +353,8 @@ static int fake_open(int ordinal, struct device **ret_device, struct error *err)
     if (ordinal > 0)
         return error_set(err, MEMD_EUNSUPPORTED, "there is one fake device, not %d", ordinal);
     struct device *device = calloc(1, sizeof *device);
+    const char *finishes = getenv("MEMD_FAKE_LOSE"); /* in a daemon */
+    if (finishes != NULL) fake_device_lose(strtoull(finishes, NULL, 10));
     assert(device != NULL);
     for (int i = 0; i < DEVICE_STREAMS; i++) {
         device->queues[i] = malloc(OPERATIONS_MAX * sizeof *device->queues[i]);

@@ -422,6 +422,12 @@ static int refuse(void *arg, const struct view *view, size_t row, size_t count, 
     return view->position == VIEW_TOKENS ? MEMD_ECORRUPT : 0;
 }
 
+static int too_late(void *arg)
+{
+    (void)arg;
+    return MEMD_EDEADLINE;
+}
+
 static void test_refused(void **state)
 {
     (void)state;
@@ -436,6 +442,10 @@ static void test_refused(void **state)
     question.args.admit = refuse;
     assert_int_equal(accelerator_attend(accelerator, past->window, &question.args, &got, &err),
                      MEMD_ECORRUPT);
+    question.args.admit = NULL;
+    question.args.stop = too_late;
+    assert_int_equal(accelerator_attend(accelerator, past->window, &question.args, &got, &err),
+                     MEMD_EDEADLINE);
     assert_int_equal(check(accelerator, past, 1), 0);
     past_free(past);
     accelerator_close(accelerator);
