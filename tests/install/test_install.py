@@ -28,6 +28,7 @@ FILES = {
     "{data}/zsh/vendor-completions/_memctl", "{data}/doc/memd/memd.conf.example",
     "{etc}/memd/memd.conf",
 }
+PLUGIN = {"{lib}/memd/memd-cuda.so"}  # where there is an nvcc
 UNITS = {"lib/systemd/system/memd.service", "lib/systemd/system/memd.socket"}
 EXPOSURE_MAX = 20  # of systemd-analyze security, in tenths
 
@@ -54,6 +55,7 @@ class Stage:
         options = {o["name"]: o["value"] for o in json.loads(run("meson", "introspect", "--buildoptions", build))}
         self.version = json.loads(run("meson", "introspect", "--projectinfo", build))["version"]
         self.systemd = options["systemd"] != "disabled"
+        self.cuda = (pathlib.Path(build) / "attention/cuda/memd-cuda.so").exists()
         self.names = {"sbin": options["sbindir"], "bin": options["bindir"], "include": options["includedir"],
                       "lib": options["libdir"], "man": options["mandir"], "data": options["datadir"],
                       "etc": options["sysconfdir"], "v": self.version}
@@ -65,7 +67,8 @@ class Stage:
 
 
 def complete(stage):
-    wanted = {str(stage.path(name)) for name in FILES | (UNITS if stage.systemd else set())}
+    wanted = {str(stage.path(name)) for name in FILES | (UNITS if stage.systemd else set()) |
+              (PLUGIN if stage.cuda else set())}
     found = {str(p) for p in pathlib.Path(stage.destination).rglob("*") if not p.is_dir() or p.is_symlink()}
     package = {path for path in found if "-packages/memd/" in path}  # only where NumPy and protobuf are
     if package:
