@@ -71,6 +71,8 @@ class InfLLM(Replay):
         self.replay("float32")
         self.assertGreater(len(self.choices), 40, "the choice hardly changes")
 
+
+class Mean(InfLLM, unittest.TestCase):
     def test_fp16(self):
         self.replay("float16")
 
@@ -81,8 +83,6 @@ class InfLLM(Replay):
         positions = self.capture.positions[36:44]
         self.check(past, self.capture.q[36:44], positions, positions + 1)
 
-
-class Mean(InfLLM, unittest.TestCase):
     def test_enough_for_all(self):
         """All blocks are read: everything in the window where it is, everything else at one distance."""
         past = self.open("past", "float32", parameters=self.parameters | {"topk": TOKENS})
@@ -145,14 +145,32 @@ class Mass(InfLLM, unittest.TestCase):
                 scores = keys @ rotate(q[head].astype(float), position) / np.sqrt(DIM)
                 weights = np.exp(scores - scores.max())
                 self.mass[tokens, head] += weights / weights.sum()
+        self.told = self.mass.copy()
 
     def append(self, past, begin, end):
+        """Half of the mass comes with the tokens, the other half before those that follow them."""
         dtype, capture = past.model.dtype, self.capture
+        early = 1 if end - begin > LOCAL else 0.5  # else some leave the window at once
+        if begin > 0:
+            since = max(0, begin - 37)
+            past.observe(0, since, self.mass[since:begin] - self.told[since:begin])
+            self.told[since:begin] = self.mass[since:begin]
+        self.told[begin:end] = self.mass[begin:end] * early
         past.append(0, begin, capture.k[begin:end].astype(dtype), capture.v[begin:end].astype(dtype),
-                    scores=self.mass[begin:end])
+                    scores=self.told[begin:end])
 
     def scores(self, capture, head, tokens):
         return self.mass[tokens, head]
+
+    def test_state(self):
+        """Blocks of which nobody reported anything are counted."""
+        past = self.open("past", "float32")
+        self.append(past, 0, 600)
+        super().append(past, 600, TOKENS)
+        past.attend(0, self.capture.q[:1], [TOKENS])
+        state = past.state(0)
+        self.assertEqual(state["blocks"], formed(TOKENS))
+        self.assertEqual(state["blocks_without_mass"], formed(TOKENS) - (600 - SINKS + BLOCK - 1) // BLOCK)
 
 
 if __name__ == "__main__":
