@@ -14,13 +14,15 @@
  * found when there are fewer states than k: the published code reads zeros there, and what stands
  * beside such a slot may be a state.
  *
- * Search is exact (the best k) or bucketed (bucketed.h). Ties: the lower slot.
+ * Search is exact (the best k), bucketed (bucketed.h), or sketched (sketches.h): the best `rerank`
+ * guesses are scored exactly, and of those the best k are found. Ties: the lower slot.
  *
- * |c|² of all states is a fold (fold.h) that is only added to.
+ * |c|² of all states and their sketches are a fold (fold.h) that is only added to.
  *
  * Shapes   q (n, W) fp32; ret_slots, ret_scores (n, k) best first
- * Cost     search: every state of the ring is read once per VECTORS_BATCH queries
- * Memory   fold: 4 bytes a state; search: heaps or buckets of a batch for each piece of the ring,
+ * Cost     search: every state of the ring, or its sketch, is read once per VECTORS_BATCH queries
+ * Memory   fold: 4 bytes a state, and S + 4 where there are sketches; search: heaps or buckets of a
+ * batch for each piece of the ring,
  *          from the arena
  * Threads  a search splits the ring over the pool
  * Errors   MEMD_ENOMEM · what `stop` says
@@ -34,6 +36,7 @@
 
 #include "index/fold.h"
 #include "index/grown.h"
+#include "index/sketches.h"
 
 struct arena;
 
@@ -45,10 +48,12 @@ enum vectors_metric { VECTORS_L2, VECTORS_DOT };
 struct vectors {
     struct fold base;
     struct grown squares; /* (1, tokens) fp32 */
+    struct sketches sketches;
 };
 
-/* fold_type.open, .free and .advance. */
-int vectors_new(const struct fold_type *type, struct vectors **ret_vectors, struct error *err);
+/* fold_type.open, .free and .advance. sketch: dimensions of sketches; 0 = there are to be none. */
+int vectors_new(const struct fold_type *type, size_t width, size_t sketch,
+                struct vectors **ret_vectors, struct error *err);
 void vectors_free(struct fold *fold); /* NULL is fine */
 int vectors_advance(struct vectors *vectors, const struct fold_source *source, uint64_t end,
                     struct error *err);
@@ -66,6 +71,7 @@ struct vectors_args {
     uint64_t slots;         /* m */
     size_t k;
     size_t buckets; /* 0 = exact; m is a multiple of it, and it is at least k */
+    size_t rerank;  /* 0 = all are scored exactly; at least k, and buckets is 0 */
     enum vectors_metric metric;
     struct pool *pool;      /* may be NULL */
     int (*stop)(void *arg); /* may be NULL */

@@ -56,14 +56,16 @@ enum {
     HEAD_LAYOUT,
     ZERO_ROWS,
     NORM_EPS,
+    SKETCH,
+    RERANK,
     OPTIONS
 };
-enum { BUCKETED, EXACT };
+enum { BUCKETED, EXACT, SKETCHED };
 enum { FIFO, LRU };
 enum { RAW_VIEW, TRANSPOSED };
 enum { BUCKETS_LEAST = 512 };
 
-static const char *const searches[] = { "bucketed", "exact" };
+static const char *const searches[] = { "bucketed", "exact", "sketched" };
 static const char *const metrics[] = { "l2", "dot" };
 static const char *const orders[] = { "fifo", "lru" };
 static const char *const layouts[] = { "raw-view", "transposed" };
@@ -81,7 +83,7 @@ static const struct option_spec specs[OPTIONS] = {
     [SEARCH] = OPTION_CHOICE("search",
                              "bucketed: the best of each of min(max(k, 512), memory) "
                              "buckets, which must divide memory, and of those the best k; exact: "
-                             "the best k",
+                             "the best k; sketched: the best k of the rerank best guesses",
                              BUCKETED, searches),
     [METRIC] = OPTION_CHOICE("metric", "what is nearest: by squared distance or product",
                              VECTORS_L2, metrics),
@@ -103,6 +105,11 @@ static const struct option_spec specs[OPTIONS] = {
                                1, 0, 1),
     [NORM_EPS] = OPTION_REAL("norm_eps", "added to the variance when hidden states are encoded",
                              1e-6, 0, 1),
+    [SKETCH] = OPTION_WHOLE("sketch",
+                            "numbers of a state that guesses are made from, a multiple "
+                            "of 8",
+                            192, 8, SKETCHES_DIMS_MAX),
+    [RERANK] = OPTION_WHOLE("rerank", "best guesses that are scored exactly", 256, 1, 65536),
 };
 static const struct option_table options = { "neurocache", specs, OPTIONS };
 
@@ -127,9 +134,10 @@ static uint64_t reach(const double *values, uint64_t tokens)
 
 static int open_fold(const struct fold_source *source, struct fold **ret_fold, struct error *err)
 {
-    (void)source;
     struct vectors *vectors = NULL;
-    int rc = vectors_new(&states_fold, &vectors, err);
+    const double *values = source->options;
+    size_t sketch = values[SEARCH] == SKETCHED ? (size_t)values[SKETCH] : 0;
+    int rc = vectors_new(&states_fold, (size_t)values[WIDTH], sketch, &vectors, err);
     if (rc == 0) *ret_fold = &vectors->base;
     return rc;
 }
@@ -161,9 +169,22 @@ static uint32_t rows_layer(const double *values, uint32_t layer)
 static size_t buckets_of(const double *values)
 {
     size_t k = (size_t)values[K], memory = (size_t)values[MEMORY];
-    if (values[SEARCH] == EXACT) return 0;
+    if (values[SEARCH] != BUCKETED) return 0;
     size_t buckets = k > BUCKETS_LEAST ? k : BUCKETS_LEAST;
     return buckets < memory ? buckets : memory;
+}
+
+static int check_sketches(const double *values, struct error *err)
+{
+    size_t sketch = (size_t)values[SKETCH], width = (size_t)values[WIDTH];
+    if (values[SEARCH] != SKETCHED) return 0;
+    if (sketch % 8 != 0 || sketch >= width || width > SKETCHES_WIDTH_MAX)
+        return error_set(err, MEMD_EINVAL,
+                         "neurocache: sketches of %zu numbers of states of %zu; "
+                         "must be a multiple of 8 below the width, and the width at most %u",
+                         sketch, width, SKETCHES_WIDTH_MAX);
+    if (values[RERANK] >= values[K]) return 0;
+    return error_set(err, MEMD_EINVAL, "neurocache: rerank is less than k");
 }
 
 static int check(const struct method *method, const struct model *model, const double *values,
@@ -192,7 +213,7 @@ static int check(const struct method *method, const struct model *model, const d
         return error_set(err, MEMD_EINVAL,
                          "neurocache: cache_layer is %g, the model has %" PRIu32 " layers",
                          values[CACHE_LAYER], model->layers);
-    return 0;
+    return check_sketches(values, err);
 }
 
 /* ---- hidden states ---- */
@@ -281,17 +302,19 @@ static int retrieve(const struct reading *reading, struct vectors_args *args, st
 {
     const double *values = reading->options;
     size_t n = reading->attend.q.shape[0];
-    *args = (struct vectors_args){ .vectors = (const struct vectors *)(const void *)reading->fold,
-                                   .queries = n,
-                                   .rows = { reading->attend.views, reading->attend.view_count,
-                                             width_of(values) / 2, NULL },
-                                   .slots = (uint64_t)values[MEMORY],
-                                   .k = (size_t)values[K],
-                                   .buckets = buckets_of(values),
-                                   .metric = (enum vectors_metric)values[METRIC],
-                                   .pool = reading->attend.pool,
-                                   .stop = reading->attend.stop,
-                                   .stop_arg = reading->attend.stop_arg };
+    *args = (struct vectors_args){
+        .vectors = (const struct vectors *)(const void *)reading->fold,
+        .queries = n,
+        .rows = { reading->attend.views, reading->attend.view_count, width_of(values) / 2, NULL },
+        .slots = (uint64_t)values[MEMORY],
+        .rerank = values[SEARCH] == SKETCHED ? (size_t)values[RERANK] : 0,
+        .k = (size_t)values[K],
+        .buckets = buckets_of(values),
+        .metric = (enum vectors_metric)values[METRIC],
+        .pool = reading->attend.pool,
+        .stop = reading->attend.stop,
+        .stop_arg = reading->attend.stop_arg
+    };
     struct retrieved got = { .k = args->k, .neighbours = (size_t)values[NEIGHBOURS] };
     got.set = got.k * got.neighbours;
     uint64_t *slots = arena_calloc(arena, n * got.k, sizeof *slots);

@@ -21,11 +21,11 @@
 
 static const struct fold_type type = { .name = "vectors" };
 
-static struct vectors *fold(const struct past *past)
+static struct vectors *fold(const struct past *past, size_t sketch)
 {
     struct fold_source source = { .rows = { past->views, past->view_count, past->head_dim, NULL } };
     struct vectors *vectors = NULL;
-    assert_int_equal(vectors_new(&type, &vectors, NULL), 0);
+    assert_int_equal(vectors_new(&type, 2 * past->head_dim, sketch, &vectors, NULL), 0);
     for (uint64_t end = past->tokens / 3; vectors->base.tokens < past->tokens; end = past->tokens)
         assert_int_equal(vectors_advance(vectors, &source, end, NULL), 0);
     return vectors;
@@ -95,7 +95,7 @@ static void test_search(void **state)
         size_t width = 2 * past.head_dim, k = cases[at].k;
         float *q = past_alloc(queries * width, sizeof *q);
         for (size_t i = 0; i < queries * width; i++) q[i] = random_float(&random);
-        struct vectors *vectors = fold(&past);
+        struct vectors *vectors = fold(&past, 0);
         struct pool *pool = NULL;
         if (turn % 2 == 0) assert_int_equal(pool_open(2, 1, &pool, NULL), 0);
         struct vectors_args args = { .vectors = vectors,
@@ -180,6 +180,138 @@ static void test_load_and_products(void **state)
     past_free(&past);
 }
 
+/* States around a few centres, as those of a model are. ret_values (count, W) */
+static void cluster(float *centres, size_t count, size_t width, float *ret_values, uint64_t *random)
+{
+    for (size_t i = 0; i < count; i++) {
+        const float *centre = centres + random_below(random, 64) * width;
+        for (size_t d = 0; d < width; d++)
+            ret_values[i * width + d] = centre[d] + 0.5F * random_float(random);
+    }
+}
+
+/* Sketches find nearly what an exact search finds, whatever else is asked or was stored later. */
+static void test_sketched(void **state)
+{
+    (void)state;
+    uint64_t random = random_seed();
+    enum { TOKENS = 9000, W = 256, N = 20, K = 16, RERANK = 256 };
+    struct past past = { .query_heads = 1,
+                         .kv_heads = 1,
+                         .head_dim = W / 2,
+                         .tokens = TOKENS,
+                         .queries = N,
+                         .dtype = DTYPE_FP32 };
+    past_make(&past, &random);
+    float *centres = past_alloc(64 * W, sizeof *centres), *q = past_alloc(N * W, sizeof *q);
+    float *states = past_alloc(TOKENS * W, sizeof *states);
+    for (size_t i = 0; i < 64 * W; i++) centres[i] = 3.0F + random_float(&random);
+    cluster(centres, TOKENS, W, states, &random);
+    cluster(centres, N, W, q, &random);
+    for (size_t t = 0; t < TOKENS; t++) {
+        memcpy(past.k_rows + t * W / 2 * 4, states + t * W, W / 2 * 4);
+        memcpy(past.v_rows + t * W / 2 * 4, states + t * W + W / 2, W / 2 * 4);
+    }
+    past_cut(&past, 700, &random);
+    struct vectors *vectors = fold(&past, 64);
+    assert_true(vectors->sketches.count == TOKENS && vectors->base.bytes > TOKENS * 72);
+    static const uint64_t limits[] = { TOKENS, 5000, 3000, 900 };
+    uint64_t slots[2][N * K], all[N], states_read;
+    float scores[2][N * K];
+    size_t found = 0, asked = 0;
+    for (size_t turn = 0; turn < 8; turn++) {
+        struct vectors_args args = { .vectors = vectors,
+                                     .rows = { past.views, past.view_count, W / 2, NULL },
+                                     .q = q,
+                                     .limits = all,
+                                     .queries = N,
+                                     .slots = turn < 4 ? 16384 : 4096,
+                                     .k = K,
+                                     .metric = turn % 2 == 0 ? VECTORS_L2 : VECTORS_DOT };
+        for (size_t i = 0; i < N; i++) all[i] = limits[turn % 4];
+        struct arena arena;
+        for (size_t which = 0; which < 2; which++) {
+            args.rerank = which == 0 ? 0 : RERANK;
+            arena_init(&arena, (size_t)64 << 20);
+            assert_int_equal(
+                vectors_search(&args, &arena, slots[which], scores[which], &states_read, NULL), 0);
+            arena_fini(&arena);
+        }
+        assert_true(states_read == (limits[turn % 4] > 900 ? N * RERANK : 2 * 900));
+        for (size_t i = 0; i < N; i++)
+            for (size_t a = 0; a < K; a++)
+                for (size_t b = 0; b < K; b++) {
+                    bool same = slots[0][i * K + a] == slots[1][i * K + b];
+                    found += same;
+                    if (same) assert_true(scores[0][i * K + a] == scores[1][i * K + b]);
+                }
+        asked += N * K;
+        struct vectors_args alone = args; /* one of them, and with a batch of other limits */
+        uint64_t one[K], states_one;
+        float one_scores[K];
+        alone.q = q + 7 * W;
+        alone.queries = 1;
+        arena_init(&arena, (size_t)64 << 20);
+        assert_int_equal(vectors_search(&alone, &arena, one, one_scores, &states_one, NULL), 0);
+        assert_memory_equal(one, slots[1] + 7 * K, sizeof one);
+        for (size_t i = 0; i < N; i++) all[i] = i == 7 ? all[7] : limits[i % 4];
+        assert_int_equal(vectors_search(&args, &arena, slots[0], scores[0], &states_read, NULL), 0);
+        arena_fini(&arena);
+        assert_memory_equal(one, slots[0] + 7 * K, sizeof one);
+    }
+    if (found * 100 < asked * 95) fail_msg("%zu of %zu were found", found, asked);
+    vectors_free(&vectors->base);
+    free(centres);
+    free(states);
+    free(q);
+    past_free(&past);
+}
+
+/* A guess is off by about |q - mean| |c - mean| / sqrt(S), and right on average. */
+static void test_guesses(void **state)
+{
+    (void)state;
+    uint64_t random = random_seed();
+    enum { TOKENS = 1100, W = 512, S = 128 };
+    struct past past = { .query_heads = 1,
+                         .kv_heads = 1,
+                         .head_dim = W / 2,
+                         .tokens = TOKENS,
+                         .queries = 1,
+                         .dtype = DTYPE_FP16 };
+    past_make(&past, &random);
+    struct vectors *vectors = fold(&past, S);
+    float q[W];
+    _Alignas(64) float guesses[SKETCHES_TILE];
+    double bias = 0.0, square = 0.0, length = 0.0;
+    for (size_t d = 0; d < W; d++) {
+        q[d] = random_float(&random) + 0.5F;
+        length += (double)q[d] * (double)q[d];
+    }
+    struct sketches_queries asked;
+    sketches_ask(&vectors->sketches, q, 1, &asked);
+    for (uint64_t tile = 0; tile < 17; tile++) {
+        sketches_scores(&vectors->sketches, &asked, tile, guesses);
+        for (size_t i = 0; i < SKETCHES_TILE; i++) {
+            size_t t = (size_t)tile * SKETCHES_TILE + i;
+            double product = 0.0, norm = 0.0;
+            for (size_t d = 0; d < W; d++) {
+                float *rows = d < W / 2 ? past.k : past.v;
+                double c = (double)rows[t * W / 2 + d % (W / 2)];
+                product += c * (double)q[d];
+                norm += c * c;
+            }
+            double error = ((double)guesses[i] - product) / sqrt(length * norm / S);
+            bias += error / (17.0 * SKETCHES_TILE);
+            square += error * error / (17.0 * SKETCHES_TILE);
+        }
+    }
+    if (fabs(bias) > 0.15 || square > 1.3)
+        fail_msg("guesses are off by %g, their square by %g", bias, square);
+    vectors_free(&vectors->base);
+    past_free(&past);
+}
+
 static int refuse(void *arg)
 {
     (void)arg;
@@ -197,7 +329,7 @@ static void test_stop(void **state)
                          .queries = 1,
                          .dtype = DTYPE_FP32 };
     past_make(&past, &random);
-    struct vectors *vectors = fold(&past);
+    struct vectors *vectors = fold(&past, 0);
     float q[32] = { 1 }, scores[4];
     struct vectors_args args = { .vectors = vectors,
                                  .rows = { past.views, 1, 16, NULL },
@@ -226,6 +358,8 @@ int main(void)
         cmocka_unit_test(test_search),
         cmocka_unit_test(test_positions),
         cmocka_unit_test(test_load_and_products),
+        cmocka_unit_test(test_sketched),
+        cmocka_unit_test(test_guesses),
         cmocka_unit_test(test_stop),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
