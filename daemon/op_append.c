@@ -19,10 +19,11 @@
 
 /* A part as it arrives, and what its tensors are checked against. */
 struct decoding {
-    const struct request *req;
+    struct request *req;
     const Memd__AppendLayer *in;
     const struct model *model;
     size_t state_width; /* 0: the context keeps rows */
+    struct context *context;
 };
 
 static int take(const struct decoding *decoding, const Memd__Tensor *wire,
@@ -52,9 +53,14 @@ static int decode_rows(const struct decoding *decoding, struct append_layer *lay
     } else {
         if (in->k != NULL || in->v != NULL)
             return error_set(err, MEMD_ESHAPE, "k or v, but this context keeps states");
-        shape = (struct message_shape){ .what = "states", .dtype = model->dtype, .dims = 2,
-                                        .shape = { MESSAGE_ANY, decoding->state_width } };
+        shape = (struct message_shape){ .what = "states",
+                                        .dtype = model->dtype,
+                                        .dims = 2,
+                                        .shape = { MESSAGE_ANY, MESSAGE_ANY } };
         rc = take(decoding, in->states, &shape, &layer->states, err);
+        if (rc == 0)
+            rc = context_encode_states(decoding->context, in->layer, &decoding->req->arena,
+                                       &layer->states, err);
     }
     if (rc < 0) return rc;
     *ret_n = layer->k.dims != 0 ? layer->k.shape[0] : layer->states.shape[0];
@@ -104,17 +110,18 @@ static int decode_layer(const struct decoding *decoding, struct append_layer *re
     return rc;
 }
 
-static int decode(struct request *req, const Memd__AppendRequest *in,
-                  const struct context *context, struct append_layer **ret_layers,
-                  struct error *err)
+static int decode(struct request *req, const Memd__AppendRequest *in, struct context *context,
+                  struct append_layer **ret_layers, struct error *err)
 {
     if (in->n_layers == 0 || in->n_layers > LIMIT_APPEND_LAYERS)
         return error_set(err, MEMD_ELIMIT, "%zu layers, must be 1 … %u", in->n_layers,
                          LIMIT_APPEND_LAYERS);
     struct append_layer *layers = arena_calloc(&req->arena, in->n_layers, sizeof *layers);
     if (layers == NULL) return wire_no_memory(err);
-    struct decoding decoding = { .req = req, .model = context_model(context),
-                                 .state_width = context_state_width(context) };
+    struct decoding decoding = { .req = req,
+                                 .model = context_model(context),
+                                 .state_width = context_state_width(context),
+                                 .context = context };
     for (size_t i = 0; i < in->n_layers; i++) {
         decoding.in = in->layers[i];
         int rc = decode_layer(&decoding, &layers[i], err);

@@ -247,7 +247,7 @@ static int run(struct request *req, struct error *err)
 static uint64_t cost(struct request *req, const Memd__AttendItem *in)
 {
     struct context *context = NULL;
-    if (in->explain || in->local_o != NULL) return UINT64_MAX;
+    if (in->explain || in->local_o != NULL || in->states != NULL) return UINT64_MAX;
     if (!catalog_pin_resident(req->server->catalog, in->context_id, &req->arena, &context))
         return UINT64_MAX;
     if (in->layer >= context_model(context)->layers) return 0; /* an error, and that is cheap */

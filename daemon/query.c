@@ -36,17 +36,20 @@ int query_decode_wish(const struct query_wish *wish, double *ret_target_error,
 }
 
 /* Which of them are needed is the method's to say. */
-static int decode_states(const struct request *req, const struct query_message *message,
-                         const struct context *context, struct query *query, struct error *err)
+static int decode_states(struct request *req, const struct query_message *message,
+                         struct context *context, struct query *query, struct error *err)
 {
     if (message->states == NULL) return 0;
     size_t width = context_state_width(context);
     if (width == 0)
         return error_set(err, MEMD_EUNSUPPORTED, "states, but this context keeps keys and values");
-    struct message_shape shape = { .what = "states", .dims = 2,
-                                   .shape = { query->q.shape[0], width } };
-    return message_tensor(message->states, req->payload, (size_t)req->frame.payload_bytes, &shape,
-                          &query->states, err);
+    struct message_shape shape = { .what = "states",
+                                   .dims = 2,
+                                   .shape = { query->q.shape[0], MESSAGE_ANY } };
+    int rc = message_tensor(message->states, req->payload, (size_t)req->frame.payload_bytes, &shape,
+                            &query->states, err);
+    if (rc < 0) return rc;
+    return context_encode_states(context, query->layer, &req->arena, &query->states, err);
 }
 
 int query_decode(struct request *req, const struct query_message *message, struct context *context,

@@ -33,6 +33,11 @@ const struct model *context_model(const struct context *context);
 uint64_t context_id(const struct context *context);
 /* W of a context whose method keeps a state of so many numbers of each token; 0: it keeps rows. */
 size_t context_state_width(const struct context *context);
+/* Where `states` (n, any) of a layer are hidden states, put what the method makes of them (n, W) in
+ * their place, of the model's dtype, in the arena: before an append and before a query.
+ * Errors   MEMD_ESHAPE neither states nor what tensors were uploaded for · MEMD_ENONFINITE */
+int context_encode_states(struct context *context, uint32_t layer, struct arena *arena,
+                          struct tensor *states, struct error *err);
 uint64_t context_tokens(struct context *context); /* common to all layers in use */
 uint64_t context_layer_tokens(struct context *context, uint32_t layer);
 

@@ -72,18 +72,25 @@ static bool takes_all(const struct method *method)
     return method->layer != NULL || method->fold != NULL || method->sees_all;
 }
 
+/* Whose rows it is about; parameters are of the layer that asks. */
+static uint32_t stored_layer(const struct context *context, const struct query *query)
+{
+    return method_rows_layer(context->method, context->options, query->layer);
+}
+
 /* What is consolidated cannot be taken out of the fold again. */
 static int check_fold(const struct context *context, const struct query *query,
                       const uint64_t *limits, struct error *err)
 {
     if (context->method->fold == NULL || !context->method->fold->forgets) return 0;
-    uint64_t folded = context->layers[query->layer].folding.fold->tokens;
+    uint32_t layer = stored_layer(context, query);
+    uint64_t folded = context->layers[layer].folding.fold->tokens;
     for (size_t i = 0; i < query->q.shape[0]; i++) {
         if (limits[i] < folded)
             return error_set(err, MEMD_EPOSITION,
                              "query %zu sees the first %" PRIu64 " tokens, but layer %" PRIu32
                              " has consolidated %" PRIu64 ", which cannot be undone",
-                             i, limits[i], query->layer, folded);
+                             i, limits[i], layer, folded);
     }
     return 0;
 }
@@ -120,7 +127,7 @@ static void fill_reading(const struct context *context, const struct query *quer
         .layers = context->record->model.layers,
         .tokens = snapshot->tokens,
         .columns = context->shape.columns,
-        .fold = context->layers[query->layer].folding.fold,
+        .fold = context->layers[asking->layer].folding.fold,
         .selection = snapshot->selection,
         .params = context_params(context),
         .states = query->states,
@@ -149,13 +156,13 @@ static int take_rows(struct context *context, const struct query *query, struct 
 {
     uint64_t limit = highest_limit(query, query->q.shape[0]);
     uint64_t taken = takes_all(context->method) ? UINT64_MAX : limit;
-    struct fold_wish wish = { .layer = query->layer,
+    struct fold_wish wish = { .layer = stored_layer(context, query),
                               .no_wait = query->no_wait,
                               .stop = query->stop,
                               .stop_arg = query->stop_arg };
     int rc = context->method->fold != NULL
                  ? fold_hold(context, &wish, arena, ret_snapshot, err)
-                 : snapshot_take(context, query->layer, taken, arena, ret_snapshot, err);
+                 : snapshot_take(context, wish.layer, taken, arena, ret_snapshot, err);
     if (rc == 0 && ret_snapshot->seen > limit) ret_snapshot->seen = limit;
     return rc;
 }
@@ -171,7 +178,7 @@ static int begin_reading(struct context *context, const struct query *query, str
                          struct asking *ret_asking, struct error *err)
 {
     *ret_asking = (struct asking){ .context = context,
-                                   .layer = query->layer,
+                                   .layer = stored_layer(context, query),
                                    .no_wait = query->no_wait };
     const uint64_t *limits = NULL;
     int rc = take_rows(context, query, arena, &ret_asking->snapshot, err);

@@ -39,7 +39,8 @@ static int explain(struct context *context, const struct query *query, struct ar
     struct query planned = *query;
     planned.plan = explained->plan;
     explained->lse = partial.lse;
-    explained->tokens = context_layer_tokens(context, query->layer);
+    uint32_t layer = method_rows_layer(context->method, context->options, query->layer);
+    explained->tokens = context_layer_tokens(context, layer);
     return context_answer(context, &planned, arena, &partial, &explained->quality, err);
 }
 

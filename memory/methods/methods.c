@@ -19,21 +19,23 @@
 #define FAISS_METHOD_MAP(X)
 #endif
 
-#define METHOD_MAP(X)                        \
-    X(method_full, "full")                   \
-    X(method_progressive, "progressive")     \
+#define METHOD_MAP(X)                                    \
+    X(method_full, "full")                               \
+    X(method_progressive, "progressive")                 \
     X(method_retrieval_attention, "retrieval-attention") \
-    FAISS_METHOD_MAP(X)                      \
-    X(method_retroinfer, "retroinfer")       \
-    X(method_streaming, "streaming")         \
-    X(method_longheads, "longheads")         \
-    X(method_infllm, "infllm")               \
-    X(method_landmark, "landmark")           \
-    X(method_extended_mind, "extended-mind") \
-    X(method_loki, "loki")                   \
-    X(method_snapkv, "snapkv")               \
-    X(method_pyramidkv, "pyramidkv")         \
-    X(method_l2norm, "l2norm")               \
+    FAISS_METHOD_MAP(X)                                  \
+    X(method_retroinfer, "retroinfer")                   \
+    X(method_streaming, "streaming")                     \
+    X(method_longheads, "longheads")                     \
+    X(method_infllm, "infllm")                           \
+    X(method_landmark, "landmark")                       \
+    X(method_memorizing, "memorizing")                   \
+    X(method_neurocache, "neurocache")                   \
+    X(method_extended_mind, "extended-mind")             \
+    X(method_loki, "loki")                               \
+    X(method_snapkv, "snapkv")                           \
+    X(method_pyramidkv, "pyramidkv")                     \
+    X(method_l2norm, "l2norm")                           \
     X(method_oracle_topk, "oracle-topk")
 
 static const struct method *const methods[] = {
@@ -97,6 +99,11 @@ int method_parse(const struct method *method, const struct parameter *parameters
 uint32_t method_columns(const struct method *method, const double *options)
 {
     return method->columns == NULL ? COLUMNS_NONE : method->columns(options);
+}
+
+uint32_t method_rows_layer(const struct method *method, const double *options, uint32_t layer)
+{
+    return method->rows_layer == NULL ? layer : method->rows_layer(options, layer);
 }
 
 size_t method_state_width(const struct method *method, const double *options)

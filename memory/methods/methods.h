@@ -188,6 +188,9 @@ int method_check(const struct method *method, const struct model *model, const d
 /* What is kept of a token besides K and V (COLUMNS_…), or instead of them (elements, 0 = K and V
  * are kept); `method` has passed method_check with these options. */
 uint32_t method_columns(const struct method *method, const double *options);
+/* Whose rows a query of `layer` reads. */
+uint32_t method_rows_layer(const struct method *method, const double *options, uint32_t layer);
+
 size_t method_state_width(const struct method *method, const double *options);
 
 /* The value of an option by name, or `absent` where the method has no such option. */

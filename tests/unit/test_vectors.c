@@ -190,81 +190,98 @@ static void cluster(float *centres, size_t count, size_t width, float *ret_value
     }
 }
 
+enum { TOKENS = 9000, W = 256, N = 20, NEAR = 16, RERANK = 256 };
+
+struct clustered {
+    struct past past;
+    struct vectors *vectors;
+    float *q; /* (N, W) */
+};
+
+static void clustered_make(struct clustered *set, uint64_t *random)
+{
+    struct past *past = &set->past;
+    *past = (struct past){ .query_heads = 1,
+                           .kv_heads = 1,
+                           .head_dim = W / 2,
+                           .tokens = TOKENS,
+                           .queries = N,
+                           .dtype = DTYPE_FP32 };
+    past_make(past, random);
+    float *centres = past_alloc(64 * W, sizeof *centres);
+    float *states = past_alloc(TOKENS * W, sizeof *states);
+    for (size_t i = 0; i < 64 * W; i++) centres[i] = 3.0F + random_float(random);
+    set->q = past_alloc(N * W, sizeof *set->q);
+    cluster(centres, TOKENS, W, states, random);
+    cluster(centres, N, W, set->q, random);
+    for (size_t t = 0; t < TOKENS; t++) {
+        memcpy(past->k_rows + t * W / 2 * 4, states + t * W, W / 2 * 4);
+        memcpy(past->v_rows + t * W / 2 * 4, states + t * W + W / 2, W / 2 * 4);
+    }
+    past_cut(past, 700, random);
+    set->vectors = fold(past, 64);
+    free(centres);
+    free(states);
+}
+
+/* States that were read. */
+static uint64_t look(const struct vectors_args *args, uint64_t *ret_slots, float *ret_scores)
+{
+    uint64_t read = 0;
+    struct arena arena;
+    arena_init(&arena, (size_t)64 << 20);
+    assert_int_equal(vectors_search(args, &arena, ret_slots, ret_scores, &read, NULL), 0);
+    arena_fini(&arena);
+    return read;
+}
+
 /* Sketches find nearly what an exact search finds, whatever else is asked or was stored later. */
 static void test_sketched(void **state)
 {
     (void)state;
     uint64_t random = random_seed();
-    enum { TOKENS = 9000, W = 256, N = 20, K = 16, RERANK = 256 };
-    struct past past = { .query_heads = 1,
-                         .kv_heads = 1,
-                         .head_dim = W / 2,
-                         .tokens = TOKENS,
-                         .queries = N,
-                         .dtype = DTYPE_FP32 };
-    past_make(&past, &random);
-    float *centres = past_alloc(64 * W, sizeof *centres), *q = past_alloc(N * W, sizeof *q);
-    float *states = past_alloc(TOKENS * W, sizeof *states);
-    for (size_t i = 0; i < 64 * W; i++) centres[i] = 3.0F + random_float(&random);
-    cluster(centres, TOKENS, W, states, &random);
-    cluster(centres, N, W, q, &random);
-    for (size_t t = 0; t < TOKENS; t++) {
-        memcpy(past.k_rows + t * W / 2 * 4, states + t * W, W / 2 * 4);
-        memcpy(past.v_rows + t * W / 2 * 4, states + t * W + W / 2, W / 2 * 4);
-    }
-    past_cut(&past, 700, &random);
-    struct vectors *vectors = fold(&past, 64);
-    assert_true(vectors->sketches.count == TOKENS && vectors->base.bytes > TOKENS * 72);
+    struct clustered set;
+    clustered_make(&set, &random);
+    struct past *past = &set.past;
+    assert_true(set.vectors->sketches.count == TOKENS && set.vectors->base.bytes > TOKENS * 72);
     static const uint64_t limits[] = { TOKENS, 5000, 3000, 900 };
-    uint64_t slots[2][N * K], all[N], states_read;
-    float scores[2][N * K];
+    uint64_t exact[N * NEAR], near[N * NEAR], one[NEAR], all[N];
+    float exact_scores[N * NEAR], near_scores[N * NEAR], one_scores[NEAR];
     size_t found = 0, asked = 0;
     for (size_t turn = 0; turn < 8; turn++) {
-        struct vectors_args args = { .vectors = vectors,
-                                     .rows = { past.views, past.view_count, W / 2, NULL },
-                                     .q = q,
+        struct vectors_args args = { .vectors = set.vectors,
+                                     .rows = { past->views, past->view_count, W / 2, NULL },
+                                     .q = set.q,
                                      .limits = all,
                                      .queries = N,
                                      .slots = turn < 4 ? 16384 : 4096,
-                                     .k = K,
+                                     .k = NEAR,
                                      .metric = turn % 2 == 0 ? VECTORS_L2 : VECTORS_DOT };
         for (size_t i = 0; i < N; i++) all[i] = limits[turn % 4];
-        struct arena arena;
-        for (size_t which = 0; which < 2; which++) {
-            args.rerank = which == 0 ? 0 : RERANK;
-            arena_init(&arena, (size_t)64 << 20);
-            assert_int_equal(
-                vectors_search(&args, &arena, slots[which], scores[which], &states_read, NULL), 0);
-            arena_fini(&arena);
-        }
-        assert_true(states_read == (limits[turn % 4] > 900 ? N * RERANK : 2 * 900));
-        for (size_t i = 0; i < N; i++)
-            for (size_t a = 0; a < K; a++)
-                for (size_t b = 0; b < K; b++) {
-                    bool same = slots[0][i * K + a] == slots[1][i * K + b];
-                    found += same;
-                    if (same) assert_true(scores[0][i * K + a] == scores[1][i * K + b]);
-                }
-        asked += N * K;
-        struct vectors_args alone = args; /* one of them, and with a batch of other limits */
-        uint64_t one[K], states_one;
-        float one_scores[K];
-        alone.q = q + 7 * W;
+        look(&args, exact, exact_scores);
+        args.rerank = RERANK;
+        uint64_t read = look(&args, near, near_scores);
+        assert_true(read == (limits[turn % 4] > 900 ? N * RERANK : 2 * 900));
+        for (size_t i = 0; i < N * NEAR; i++)
+            for (size_t j = i / NEAR * NEAR; j < (i / NEAR + 1) * NEAR; j++) {
+                if (exact[i] != near[j]) continue;
+                assert_true(exact_scores[i] == near_scores[j]);
+                found++;
+            }
+        asked += N * NEAR;
+        struct vectors_args alone = args; /* one of them, and beside others with other limits */
+        alone.q = set.q + 7 * W;
         alone.queries = 1;
-        arena_init(&arena, (size_t)64 << 20);
-        assert_int_equal(vectors_search(&alone, &arena, one, one_scores, &states_one, NULL), 0);
-        assert_memory_equal(one, slots[1] + 7 * K, sizeof one);
+        look(&alone, one, one_scores);
+        assert_memory_equal(one, near + 7 * NEAR, sizeof one);
         for (size_t i = 0; i < N; i++) all[i] = i == 7 ? all[7] : limits[i % 4];
-        assert_int_equal(vectors_search(&args, &arena, slots[0], scores[0], &states_read, NULL), 0);
-        arena_fini(&arena);
-        assert_memory_equal(one, slots[0] + 7 * K, sizeof one);
+        look(&args, near, near_scores);
+        assert_memory_equal(one, near + 7 * NEAR, sizeof one);
     }
     if (found * 100 < asked * 95) fail_msg("%zu of %zu were found", found, asked);
-    vectors_free(&vectors->base);
-    free(centres);
-    free(states);
-    free(q);
-    past_free(&past);
+    vectors_free(&set.vectors->base);
+    free(set.q);
+    past_free(past);
 }
 
 /* A guess is off by about |q - mean| |c - mean| / sqrt(S), and right on average. */
@@ -272,19 +289,19 @@ static void test_guesses(void **state)
 {
     (void)state;
     uint64_t random = random_seed();
-    enum { TOKENS = 1100, W = 512, S = 128 };
+    enum { WIDE = 512, S = 128 };
     struct past past = { .query_heads = 1,
                          .kv_heads = 1,
-                         .head_dim = W / 2,
-                         .tokens = TOKENS,
+                         .head_dim = WIDE / 2,
+                         .tokens = 1100,
                          .queries = 1,
                          .dtype = DTYPE_FP16 };
     past_make(&past, &random);
     struct vectors *vectors = fold(&past, S);
-    float q[W];
+    float q[WIDE];
     _Alignas(64) float guesses[SKETCHES_TILE];
     double bias = 0.0, square = 0.0, length = 0.0;
-    for (size_t d = 0; d < W; d++) {
+    for (size_t d = 0; d < WIDE; d++) {
         q[d] = random_float(&random) + 0.5F;
         length += (double)q[d] * (double)q[d];
     }
@@ -295,9 +312,9 @@ static void test_guesses(void **state)
         for (size_t i = 0; i < SKETCHES_TILE; i++) {
             size_t t = (size_t)tile * SKETCHES_TILE + i;
             double product = 0.0, norm = 0.0;
-            for (size_t d = 0; d < W; d++) {
-                float *rows = d < W / 2 ? past.k : past.v;
-                double c = (double)rows[t * W / 2 + d % (W / 2)];
+            for (size_t d = 0; d < WIDE; d++) {
+                float *rows = d < WIDE / 2 ? past.k : past.v;
+                double c = (double)rows[t * WIDE / 2 + d % (WIDE / 2)];
                 product += c * (double)q[d];
                 norm += c * c;
             }
