@@ -20,10 +20,7 @@ static int check(const struct request *req, const Memd__OpenRequest *in, struct 
         return error_set(err, MEMD_EINVAL, "creating '%s' needs a model", in->name);
     if (create && req->role < ROLE_WRITE)
         return error_set(err, MEMD_EPERM, "creating a context needs role write");
-    if (strlen(in->method) >= METHOD_NAME_BYTES)
-        return error_set(err, MEMD_ELIMIT, "method name of %zu bytes, limit %d", strlen(in->method),
-                         METHOD_NAME_BYTES - 1);
-    return 0;
+    return wire_check_method(in->method, err);
 }
 
 static int answer(struct request *req, struct context *context, bool created, struct error *err)

@@ -108,6 +108,13 @@ Memd__Model *wire_encode_model(const struct model *model, struct arena *arena)
     return message->rope == NULL ? NULL : message;
 }
 
+int wire_check_method(const char *name, struct error *err)
+{
+    if (strlen(name) < METHOD_NAME_BYTES) return 0;
+    return error_set(err, MEMD_ELIMIT, "method name of %zu bytes, limit %d", strlen(name),
+                     METHOD_NAME_BYTES - 1);
+}
+
 int wire_decode_parameters(Memd__Parameter *const *messages, size_t count, struct arena *arena,
                            struct parameter **ret_parameters, struct error *err)
 {

@@ -24,6 +24,8 @@ struct quality;
 int wire_decode_model(const Memd__Model *message, struct model *ret_model, struct error *err);
 Memd__Model *wire_encode_model(const struct model *model, struct arena *arena);
 
+/* May a method have this name? MEMD_ELIMIT */
+int wire_check_method(const char *name, struct error *err);
 int wire_decode_parameters(Memd__Parameter *const *messages, size_t count, struct arena *arena,
                            struct parameter **ret_parameters, struct error *err);
 

@@ -88,8 +88,17 @@ bool catalog_pin_resident(struct catalog *catalog, uint64_t context_id, struct a
 int catalog_find(struct catalog *catalog, const char *name, uint64_t *ret_context_id,
                  struct error *err);
 
-/* Copy-on-write: `name` gets the tokens that the context has now. */
-int catalog_fork(struct catalog *catalog, struct context *context, const char *name,
+/* Copy-on-write: a context gets the tokens that the other has now. With another method, or other
+ * parameters, it reads the same rows in another way: what was kept for the old method alone
+ * (selections, observed mass, uploaded tensors) stays behind. MEMD_EUNSUPPORTED where the method
+ * needs something of every token that is not stored with these. */
+struct fork_args {
+    const char *name;
+    const char *method; /* NULL or "": the same, and the same parameters if none are given */
+    const struct parameter *parameters;
+    size_t parameter_count;
+};
+int catalog_fork(struct catalog *catalog, struct context *context, const struct fork_args *args,
                  uint64_t *ret_context_id, uint64_t *ret_tokens, struct error *err);
 
 /* Remove a context in bounded transactions; its name is free at once. Waits until nothing pins

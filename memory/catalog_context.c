@@ -7,6 +7,7 @@
  */
 #include <assert.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -244,6 +245,7 @@ struct create_job {
     struct writer_job job;
     struct record *record;
     struct context *fork_of; /* pinned, or NULL */
+    bool same_method;        /* the fork takes along what was stored for the method */
     uint64_t id, tokens;
 };
 
@@ -280,6 +282,8 @@ static int run_create(struct writer_job *job, struct error *err)
     int64_t delta = 0;
     if (create->fork_of != NULL) {
         chain_fork(&txn, create->fork_of->id, create->id, &delta);
+        if (create->same_method)
+            chain_fork_method(&txn, create->fork_of->id, create->id, &delta);
         pthread_mutex_lock(&create->fork_of->lock);
         create->tokens = context_common(create->fork_of, layer_committed);
         pthread_mutex_unlock(&create->fork_of->lock);
@@ -287,30 +291,43 @@ static int run_create(struct writer_job *job, struct error *err)
     return catalog_commit(catalog, &txn, delta, err);
 }
 
+/* A method and its parameters, as a client named them for a context of this model. */
+static int put_method(struct record *record, const struct method *method,
+                      const struct parameter *parameters, size_t count, struct error *err)
+{
+    if (count > LIMIT_PARAMETERS)
+        return error_set(err, MEMD_ELIMIT, "%zu parameters, %u are allowed", count,
+                         LIMIT_PARAMETERS);
+    double options[OPTIONS_MAX];
+    int rc = method_parse(method, parameters, count, options, err);
+    if (rc == 0) rc = method_check(method, &record->model, options, err);
+    if (rc < 0) return rc;
+    snprintf(record->method, sizeof record->method, "%s", method->name);
+    for (size_t i = 0; i < count; i++) record->parameters[i] = parameters[i];
+    record->parameter_count = count;
+    return 0;
+}
+
+static int find_method(const char *name, const struct method **ret_method, struct error *err)
+{
+    *ret_method = method_find(name);
+    if (*ret_method != NULL) return 0;
+    return error_set(err, MEMD_EUNSUPPORTED, "this build has no method \"%.80s\"", name);
+}
+
 static int create(struct catalog *catalog, const struct open_args *args, uint64_t *ret_id,
                   struct error *err)
 {
     if (args->model == NULL) return error_set(err, MEMD_EINVAL, "a new context needs a model");
-    const struct method *method = args->method[0] == 0 ? method_default()
-                                                       : method_find(args->method);
-    if (method == NULL)
-        return error_set(err, MEMD_EUNSUPPORTED, "this build has no method \"%.80s\"",
-                         args->method);
-    if (args->parameter_count > LIMIT_PARAMETERS)
-        return error_set(err, MEMD_ELIMIT, "%zu parameters, %u are allowed", args->parameter_count,
-                         LIMIT_PARAMETERS);
-    double options[OPTIONS_MAX];
-    int rc = check_name(args->name, err);
-    if (rc == 0)
-        rc = method_parse(method, args->parameters, args->parameter_count, options, err);
-    if (rc == 0) rc = method_check(method, args->model, options, err);
+    const struct method *method = method_default();
+    int rc = args->method[0] == 0 ? 0 : find_method(args->method, &method, err);
+    if (rc == 0) rc = check_name(args->name, err);
     if (rc < 0) return rc;
     CLEANUP(free_ptr) struct record *record = new_record(catalog, args->name);
     if (record == NULL) return error_set(err, MEMD_ENOMEM, "no memory for a context");
     record->model = *args->model;
-    memcpy(record->method, method->name, strlen(method->name));
-    for (size_t i = 0; i < args->parameter_count; i++) record->parameters[i] = args->parameters[i];
-    record->parameter_count = args->parameter_count;
+    rc = put_method(record, method, args->parameters, args->parameter_count, err);
+    if (rc < 0) return rc;
     struct create_job job = { .job = { .run = run_create, .catalog = catalog }, .record = record };
     rc = writer_run(catalog->writer, &job.job, err);
     if (rc == 0) *ret_id = job.id;
@@ -361,25 +378,69 @@ int catalog_open_context(struct catalog *catalog, const struct open_args *args, 
     return 0;
 }
 
-int catalog_fork(struct catalog *catalog, struct context *context, const char *name,
+static size_t width_of(const struct method *method, const double *options)
+{
+    return method->state_width == NULL ? 0 : method->state_width(options);
+}
+
+static uint32_t columns_of(const struct method *method, const double *options)
+{
+    return method->columns == NULL ? COLUMNS_NONE : method->columns(options);
+}
+
+/* Can the rows of `parent` be read by the method that `record` names? */
+static int check_fork(const struct context *parent, const struct record *record,
+                      struct error *err)
+{
+    const struct method *method = method_find(record->method), *before = parent->method;
+    double options[OPTIONS_MAX];
+    int rc = method_parse(method, record->parameters, record->parameter_count, options, err);
+    if (rc < 0) return rc;
+    if (width_of(method, options) != width_of(before, parent->options))
+        return error_set(err, MEMD_EUNSUPPORTED, "the rows of \"%.80s\" are not those of a context "
+                         "with method %s", parent->record->name, method->name);
+    if (columns_of(method, options) != columns_of(before, parent->options) ||
+        (method->keeps_queries && !before->keeps_queries))
+        return error_set(err, MEMD_EUNSUPPORTED, "method %s keeps other things of a token than "
+                         "method %s, with which \"%.80s\" was filled", method->name, before->name,
+                         parent->record->name);
+    return 0;
+}
+
+/* The method of a fork; *ret_same where nothing was said of one. */
+static int fork_method(const struct context *parent, const struct fork_args *args,
+                       struct record *record, bool *ret_same, struct error *err)
+{
+    const struct method *method = parent->method;
+    bool named = args->method != NULL && args->method[0] != 0;
+    *ret_same = !named && args->parameter_count == 0;
+    if (*ret_same) {
+        memcpy(record->method, parent->record->method, sizeof record->method);
+        memcpy(record->parameters, parent->record->parameters, sizeof record->parameters);
+        record->parameter_count = parent->record->parameter_count;
+        return 0;
+    }
+    int rc = named ? find_method(args->method, &method, err) : 0;
+    if (rc == 0) rc = put_method(record, method, args->parameters, args->parameter_count, err);
+    return rc < 0 ? rc : check_fork(parent, record, err);
+}
+
+int catalog_fork(struct catalog *catalog, struct context *context, const struct fork_args *args,
                  uint64_t *ret_context_id, uint64_t *ret_tokens, struct error *err)
 {
-    int rc = check_name(name, err);
+    int rc = check_name(args->name, err);
     if (rc < 0) return rc;
-    CLEANUP(free_ptr) struct record *record = new_record(catalog, name);
+    CLEANUP(free_ptr) struct record *record = new_record(catalog, args->name);
     if (record == NULL) return error_set(err, MEMD_ENOMEM, "no memory for a context");
-    const struct record *parent = context->record;
     record->parent_id = context->id;
-    record->model = parent->model;
-    memcpy(record->method, parent->method, sizeof record->method);
-    memcpy(record->parameters, parent->parameters, sizeof record->parameters);
-    record->parameter_count = parent->parameter_count;
+    record->model = context->record->model;
     struct create_job job = {
         .job = { .run = run_create, .catalog = catalog },
         .record = record,
         .fork_of = context,
     };
-    rc = writer_run(catalog->writer, &job.job, err);
+    rc = fork_method(context, args, record, &job.same_method, err);
+    if (rc == 0) rc = writer_run(catalog->writer, &job.job, err);
     if (rc < 0) return rc;
     *ret_context_id = job.id;
     *ret_tokens = job.tokens;

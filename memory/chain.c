@@ -204,6 +204,11 @@ void chain_fork(struct store_txn *txn, uint64_t from, uint64_t to, int64_t *delt
     assert(to > from);
     fork_chain(txn, from, to);
     owned_copy(txn, STORE_TAILS, from, to, delta);
+}
+
+void chain_fork_method(struct store_txn *txn, uint64_t from, uint64_t to, int64_t *delta)
+{
+    assert(to > from);
     owned_copy(txn, STORE_NOTES, from, to, delta);
     owned_copy(txn, STORE_PARAMS, from, to, delta);
 }

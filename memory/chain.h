@@ -46,8 +46,10 @@ void chain_put_index(struct store_txn *txn, const struct layer_key *key, struct 
 bool chain_cut_index(struct store_txn *txn, const struct layer_key *key, uint64_t tokens,
                      int64_t *delta);
 
-/* Let context `to` hold what context `from` holds, with a copy of its notes and params. */
+/* Let context `to` hold the rows that context `from` holds. */
 void chain_fork(struct store_txn *txn, uint64_t from, uint64_t to, int64_t *delta);
+/* And what was stored for the method of `from`: notes and tensors. */
+void chain_fork_method(struct store_txn *txn, uint64_t from, uint64_t to, int64_t *delta);
 
 /* Tokens of one layer, from the ends of its chain and tail; a few cursor steps. */
 uint64_t chain_tokens(struct store_txn *txn, uint64_t context, uint32_t layer,

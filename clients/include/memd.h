@@ -247,9 +247,19 @@ MEMD_API int memd_open(struct memd_client *client, const struct memd_open *args,
 MEMD_API int memd_truncate(const struct memd_context *context, uint64_t position,
                            uint64_t *ret_tokens, struct memd_error *err);
 
+struct memd_fork {
+    const char *name;
+    const char *method; /* another way to read the same tokens; NULL = that of the context */
+    const struct memd_parameter *parameters; /* of that method; none and no method: the same ones */
+    size_t parameter_count;
+};
+
 /* A second context with the tokens that this one has now; sealed segments are shared, not copied.
- * Errors   MEMD_ENOCONTEXT · MEMD_EEXIST · MEMD_EINVAL name · MEMD_EFULL */
-MEMD_API int memd_fork(const struct memd_context *context, const char *name,
+ * With a method or parameters of its own, what was kept for the other method alone (what Compress
+ * chose, observed mass, uploaded tensors) stays behind.
+ * Errors   MEMD_ENOCONTEXT · MEMD_EEXIST · MEMD_EINVAL name or parameter · MEMD_EFULL ·
+ *          MEMD_EUNSUPPORTED the method needs things of each token that are not stored */
+MEMD_API int memd_fork(const struct memd_context *context, const struct memd_fork *args,
                        struct memd_context *ret_fork, struct memd_error *err);
 
 /* Remove a context; *ret_bytes = bytes given back, shared ones not counted.

@@ -33,19 +33,24 @@ static struct memd_ticket *ask(struct memd_ticket *ticket, int rc, const Protobu
 
 /* ---- open ---- */
 
-static int build_open(struct memd_ticket *ticket, const struct memd_open *args,
-                      Memd__OpenRequest *request)
+static int check_new(struct memd_ticket *ticket, const char *name, size_t parameter_count)
 {
-    if (args->name == NULL || !message_name_ok(args->name)) {
+    if (name == NULL || !message_name_ok(name))
         return error_set(&ticket->err, MEMD_EINVAL,
                          "a context name is 1 to %u bytes of UTF-8 without "
                          "control characters",
                          LIMIT_NAME_BYTES);
-    }
-    if (args->parameter_count > LIMIT_PARAMETERS) {
-        return error_set(&ticket->err, MEMD_ELIMIT, "%zu parameters, at most %u",
-                         args->parameter_count, LIMIT_PARAMETERS);
-    }
+    if (parameter_count > LIMIT_PARAMETERS)
+        return error_set(&ticket->err, MEMD_ELIMIT, "%zu parameters, at most %u", parameter_count,
+                         LIMIT_PARAMETERS);
+    return 0;
+}
+
+static int build_open(struct memd_ticket *ticket, const struct memd_open *args,
+                      Memd__OpenRequest *request)
+{
+    int rc = check_new(ticket, args->name, args->parameter_count);
+    if (rc < 0) return rc;
     request->name = (char *)args->name;
     if (args->method != NULL) request->method = (char *)args->method;
     request->create = args->create || args->must_create;
@@ -116,16 +121,27 @@ int memd_truncate(const struct memd_context *context, uint64_t position, uint64_
     return 0;
 }
 
-int memd_fork(const struct memd_context *context, const char *name, struct memd_context *ret_fork,
-              struct memd_error *err)
+static int build_fork(struct memd_ticket *ticket, const struct memd_fork *args,
+                      Memd__ForkRequest *request)
+{
+    int rc = check_new(ticket, args->name, args->parameter_count);
+    if (rc < 0) return rc;
+    request->name = (char *)args->name;
+    if (args->method != NULL) request->method = (char *)args->method;
+    request->n_parameters = args->parameter_count;
+    request->parameters = wire_parameters(ticket, args->parameters, args->parameter_count);
+    return request->parameters == NULL ? MEMD_ENOMEM : 0;
+}
+
+int memd_fork(const struct memd_context *context, const struct memd_fork *args,
+              struct memd_context *ret_fork, struct memd_error *err)
 {
     struct memd_ticket *ticket = ticket_new(context->client, METHOD_FORK, 0);
     if (ticket != NULL) ticket->repeatable = false;
     Memd__ForkRequest request = MEMD__FORK_REQUEST__INIT;
     request.context_id = context->id;
-    request.name = (char *)name;
-    int rc = 0;
-    ticket = ask(ticket, 0, &request.base, &rc, err);
+    int rc = ticket == NULL ? 0 : build_fork(ticket, args, &request);
+    ticket = ask(ticket, rc, &request.base, &rc, err);
     if (ticket == NULL) return rc;
     const Memd__ForkReply *reply = ticket->result;
     if (ret_fork != NULL) {

@@ -22,6 +22,12 @@ static const struct option drop_options[] = {
     OPTIONS_END,
 };
 
+static const struct option fork_options[] = {
+    { 'm', "method", "NAME", KIND_NONE, "read it with this memory method (default: the same)" },
+    { 'p', "parameters", "LIST", KIND_NONE, "of that method: name=value, name=value ..." },
+    OPTIONS_END,
+};
+
 static const struct option drain_options[] = {
     { 'd', "deadline", "DURATION", KIND_NONE,
       "cancel what still runs after this long (default: as configured)" },
@@ -94,7 +100,7 @@ const struct command commands[] = {
       dump_options },
     { "drop", drop_main, "NAME...", 1, MANY, KIND_CONTEXT, "delete contexts", drop_options },
     { "fork", fork_main, "NAME NEW", 2, 2, KIND_CONTEXT, "copy a context, sharing what is stored",
-      NULL },
+      fork_options },
     { "truncate", truncate_main, "NAME POSITION", 2, 2, KIND_CONTEXT,
       "forget the tokens from a position on", NULL },
     { "pin", pin_main, "NAME DURATION", 2, 2, KIND_CONTEXT, "protect a context from eviction",

@@ -303,9 +303,11 @@ static void every_call_over_a_restart(void **state)
     memd_free(hits);
     assert_int_equal(memd_pin(&context, 60, &until, &err), 0);
     assert_true(until > 0);
-    assert_int_equal(memd_fork(&context, "calls 2", &fork, &err), 0);
+    assert_int_equal(memd_fork(&context, &(struct memd_fork){ .name = "calls 2" }, &fork,
+                               &err), 0);
     assert_int_equal(fork.tokens, 3);
-    assert_int_equal(memd_fork(&context, "calls 2", &fork, &err), MEMD_EEXIST);
+    assert_int_equal(memd_fork(&context, &(struct memd_fork){ .name = "calls 2" }, &fork,
+                               &err), MEMD_EEXIST);
     assert_int_equal(memd_truncate(&fork, 2, &tokens, &err), 0);
     assert_int_equal(tokens, 2);
     assert_int_equal(memd_truncate(&fork, 3, &tokens, &err), MEMD_EPOSITION);

@@ -122,10 +122,12 @@ static void fork_and_drop_are_not_sent_twice(void **state)
     struct memd_client *client = fake_client(&fake, 10000);
     struct memd_context context = fake_context(client), fork;
     struct memd_error err = { 0 };
-    assert_int_equal(memd_fork(&context, "other", &fork, &err), MEMD_ECLOSED);
+    assert_int_equal(memd_fork(&context, &(struct memd_fork){ .name = "other" }, &fork,
+                               &err), MEMD_ECLOSED);
     assert_non_null(strstr(err.text, "fork was sent, but its answer is lost"));
     assert_int_equal(memd_drop(&context, NULL, &err), MEMD_ECLOSED);
-    assert_int_equal(memd_fork(&context, "other", &fork, &err), 0);
+    assert_int_equal(memd_fork(&context, &(struct memd_fork){ .name = "other" }, &fork,
+                               &err), 0);
     assert_int_equal(memd_pin(&context, 5, NULL, &err), 0);
     memd_close(client);
     fake_close(&fake);

@@ -184,7 +184,8 @@ static int live(struct life *life, struct error *err)
     if (rc == 0) rc = build_all(life, context, err);
     if (rc == 0) rc = note_all(life, context, err);
     if (rc == 0) rc = read_all(life, context, err);
-    if (rc == 0) rc = catalog_fork(fx->catalog, context, "fork", &fork_id, &tokens, err);
+    if (rc == 0) rc = catalog_fork(fx->catalog, context,
+                                   &(struct fork_args){ .name = "fork" }, &fork_id, &tokens, err);
     if (rc == 0) rc = context_truncate(context, 1000, err);
     if (rc == 0) rc = append_all(life, context, err);
     if (rc == 0) rc = look_around(life, err);

@@ -103,10 +103,10 @@ int catalog_find(struct catalog *catalog, const char *name, uint64_t *ret_contex
     return not_here(err);
 }
 
-int catalog_fork(struct catalog *catalog, struct context *context, const char *name,
+int catalog_fork(struct catalog *catalog, struct context *context, const struct fork_args *args,
                  uint64_t *ret_context_id, uint64_t *ret_tokens, struct error *err)
 {
-    (void)catalog, (void)context, (void)name, (void)ret_context_id, (void)ret_tokens;
+    (void)catalog, (void)context, (void)args, (void)ret_context_id, (void)ret_tokens;
     return not_here(err);
 }
 

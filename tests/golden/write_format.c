@@ -18,7 +18,8 @@ static void write_all(void **state)
     ASSERT_OK(catalog_sync(fx.catalog, &err), err);
     fixture_append(&fx, book, 2400, 100);
     uint64_t id = 0, tokens = 0;
-    ASSERT_OK(catalog_fork(fx.catalog, book, "fork", &id, &tokens, &err), err);
+    ASSERT_OK(catalog_fork(fx.catalog, book,
+                           &(struct fork_args){ .name = "fork" }, &id, &tokens, &err), err);
     struct context *fork = fixture_context(&fx, "fork");
     ASSERT_OK(context_truncate(fork, 1500, &err), err);
     fx.salt = 5;

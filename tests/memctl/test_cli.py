@@ -145,6 +145,12 @@ def changing(ctl):
     fork = ctl.json("fork", "book", "fork")
     assert fork["tokens"] == 1100 and fork["parent_id"] == ctl.json("context", "book")["id"], fork
     assert "EEXIST" in ctl.fails(ERROR, "fork", "book", "fork")
+    ctl.run("fork", "--method", "streaming", "--parameters", "sinks=2,window=64", "book", "near")
+    near = ctl.json("context", "near")
+    assert near["method"] == "streaming" and near["parameters"] == {"sinks": "2", "window": "64"}, near
+    assert "EUNSUPPORTED" in ctl.fails(ERROR, "fork", "-m", "neurocache", "book", "states")
+    assert "name=value" in ctl.fails(USAGE, "fork", "-p", "window", "book", "wrong")
+    ctl.run("drop", "near")
     assert ctl.json("truncate", "fork", "1050") == {"name": "fork", "tokens_before": 1100,
                                                     "tokens": 1050}
     assert "EPOSITION" in ctl.fails(ERROR, "truncate", "fork", "2000")

@@ -53,7 +53,8 @@ static void test_shared_by_forks(void **state)
     uint64_t id = 0, tokens = 0, bytes = 0;
     fixture_append(&fx, context, 0, 2500);
     expect_built(&fx, context, 4);
-    ASSERT_OK(catalog_fork(fx.catalog, context, "fork", &id, &tokens, &err), err);
+    ASSERT_OK(catalog_fork(fx.catalog, context,
+                           &(struct fork_args){ .name = "fork" }, &id, &tokens, &err), err);
     struct context *fork = fixture_context(&fx, "fork");
     expect_built(&fx, fork, 4);
     assert_int_equal(stats_of(&fx).built_segments_total, 4);

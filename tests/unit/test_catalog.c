@@ -108,9 +108,12 @@ static void test_fork_shares_and_parts(void **state)
     struct error err = { 0 };
     uint64_t child_id = 0, tokens = 0, bytes = 0;
     fixture_append(&fx, parent, 0, 2500);
-    ASSERT_OK(catalog_fork(fx.catalog, parent, "child", &child_id, &tokens, &err), err);
+    ASSERT_OK(catalog_fork(fx.catalog, parent,
+                           &(struct fork_args){ .name = "child" }, &child_id, &tokens, &err), err);
     assert_int_equal(tokens, 2500);
-    ASSERT_CODE(MEMD_EEXIST, catalog_fork(fx.catalog, parent, "child", &child_id, &tokens, &err),
+    ASSERT_CODE(MEMD_EEXIST, catalog_fork(fx.catalog, parent,
+                                          &(struct fork_args){ .name = "child" },
+                                          &child_id, &tokens, &err),
                 err);
     struct context_info info;
     ASSERT_OK(catalog_stat(fx.catalog, child_id, &fx.arena, &info, &err), err);

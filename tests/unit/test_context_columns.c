@@ -117,7 +117,8 @@ static void test_fork(void **state)
         method_begin(&fx, all_methods[i]);
         struct context *parent = fixture_context(&fx, "parent");
         fixture_append(&fx, parent, 0, 2500);
-        ASSERT_OK(catalog_fork(fx.catalog, parent, "child", &id, &tokens, &err), err);
+        ASSERT_OK(catalog_fork(fx.catalog, parent,
+                               &(struct fork_args){ .name = "child" }, &id, &tokens, &err), err);
         struct context *child = fixture_context(&fx, "child");
         method_expect(&fx, child, UINT64_MAX);
         ASSERT_OK(context_truncate(child, 1500, &err), err);

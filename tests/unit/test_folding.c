@@ -187,7 +187,8 @@ static void test_fork(void **state)
     struct context *context = fixture_context(&fx, "book");
     fixture_append(&fx, context, 0, 6000);
     wait_built(&fx, context);
-    ASSERT_OK(catalog_fork(fx.catalog, context, "branch", &id, &tokens, &err), err);
+    ASSERT_OK(catalog_fork(fx.catalog, context,
+                           &(struct fork_args){ .name = "branch" }, &id, &tokens, &err), err);
     struct context *branch = fixture_context(&fx, "branch");
     fold_expect(&fx, branch);
     fixture_append(&fx, context, 6000, 700);

@@ -134,7 +134,8 @@ static void test_mass_of_forks(void **state)
     begin(&fx);
     struct context *context = fixture_context(&fx, "book");
     fill(&fx, context, truth);
-    ASSERT_OK(catalog_fork(fx.catalog, context, "branch", &id, &tokens, &err), err);
+    ASSERT_OK(catalog_fork(fx.catalog, context,
+                           &(struct fork_args){ .name = "branch" }, &id, &tokens, &err), err);
     struct context *branch = fixture_context(&fx, "branch");
     *other = *truth;
     expect_mass(&fx, branch, other);
@@ -459,7 +460,8 @@ static void test_compress(void **state)
     ASSERT_OK(context_truncate(context, 1400, &err), err);
     expect_kept(&fx, context, kept);
     fixture_append(&fx, context, 1400, 100);
-    ASSERT_OK(catalog_fork(fx.catalog, context, "branch", &id, &tokens, &err), err);
+    ASSERT_OK(catalog_fork(fx.catalog, context,
+                           &(struct fork_args){ .name = "branch" }, &id, &tokens, &err), err);
     expect_clean(&fx);
     fixture_restart(&fx);
     context = fixture_context(&fx, "book");

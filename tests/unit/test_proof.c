@@ -323,7 +323,8 @@ static void test_found_and_deleted(void **state)
         struct fixture mine = fx; /* pins of its own */
         uint64_t id = 0, tokens = 0, bytes = 0;
         arena_init(&mine.arena, (size_t)64 << 20);
-        ASSERT_OK(catalog_fork(fx.catalog, crowd.context, "fork", &id, &tokens, &err), err);
+        ASSERT_OK(catalog_fork(fx.catalog, crowd.context,
+                               &(struct fork_args){ .name = "fork" }, &id, &tokens, &err), err);
         expect_answers(&mine, fixture_context(&mine, "fork"), 0.02);
         arena_fini(&mine.arena);
         ASSERT_OK(catalog_drop(fx.catalog, id, &bytes, &err), err);

@@ -31,7 +31,8 @@ static void test_rebuild(void **state)
     uint64_t id = 0, tokens = 0;
     fixture_append(&fx, context, 0, 2500);
     expect_built(&fx, context, 4);
-    ASSERT_OK(catalog_fork(fx.catalog, context, "fork", &id, &tokens, &err), err);
+    ASSERT_OK(catalog_fork(fx.catalog, context,
+                           &(struct fork_args){ .name = "fork" }, &id, &tokens, &err), err);
     struct context *fork = fixture_context(&fx, "fork");
     expect_built(&fx, fork, 4);
     uint64_t derived = stat_of(&fx, context).derived_bytes;
@@ -196,7 +197,8 @@ static void test_crowd(void **state)
     for (int i = 0; i < 12; i++) {
         fixture_append(&fx, context, context_tokens(context), 700);
         if (i % 4 == 1) ASSERT_OK(context_truncate(context, 1500, &err), err);
-        ASSERT_OK(catalog_fork(fx.catalog, context, "fork", &id, &tokens, &err), err);
+        ASSERT_OK(catalog_fork(fx.catalog, context,
+                               &(struct fork_args){ .name = "fork" }, &id, &tokens, &err), err);
         if (i % 2 == 0) fixture_context(&fx, "fork");
         arena_reset(&fx.arena);
         context = fixture_context(&fx, "book");

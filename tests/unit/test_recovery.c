@@ -58,7 +58,8 @@ static void work(struct fixture *fx, struct context *context, uint64_t *random,
         if (catalog_find(fx->catalog, "fork", &id, &err) == 0 &&
             catalog_drop(fx->catalog, id, &bytes, &err) < 0)
             _exit(6);
-        if (catalog_fork(fx->catalog, context, "fork", &id, &forked, &err) < 0) _exit(7);
+        if (catalog_fork(fx->catalog, context,
+                         &(struct fork_args){ .name = "fork" }, &id, &forked, &err) < 0) _exit(7);
     } else {
         size_t count = 1 + next_random(random) % (dice < 4 ? 3000 : 40);
         struct progress progress = { 0 };

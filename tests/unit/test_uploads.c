@@ -60,7 +60,8 @@ static void test_own(void **state)
     expect_numbers(&fx, context, 0, first, 3);
     expect_numbers(&fx, context, 1, second, 3);
     wait_built(&fx, context); /* a checkpoint made with these */
-    ASSERT_OK(catalog_fork(fx.catalog, context, "branch", &id, &tokens, &err), err);
+    ASSERT_OK(catalog_fork(fx.catalog, context,
+                           &(struct fork_args){ .name = "branch" }, &id, &tokens, &err), err);
     put(context, 1, first, 3);
     expect_numbers(&fx, context, 1, first, 3);
     fixture_restart(&fx); /* the checkpoint is of other tensors */
@@ -160,7 +161,8 @@ static void test_shared(void **state)
     put_shared(&fx, third, 2); /* nobody is resident */
     ASSERT_OK(open_with_set(&fx, "a", "house", &a, &err), err);
     expect_numbers(&fx, a, 1, third, 2);
-    ASSERT_OK(catalog_fork(fx.catalog, a, "fork", &id, &tokens, &err), err);
+    ASSERT_OK(catalog_fork(fx.catalog, a,
+                           &(struct fork_args){ .name = "fork" }, &id, &tokens, &err), err);
     c = fixture_context(&fx, "fork");
     expect_numbers(&fx, c, 1, third, 2);
     struct model other = fx.model;

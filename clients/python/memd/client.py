@@ -528,9 +528,20 @@ class Context:
         """Forget the tokens at `position` and after it, in all layers. Returns the token count."""
         return self._simple("truncate", position=position).tokens
 
-    def fork(self, name: str) -> "Context":
-        """A new context with the same past, sharing what is stored; both go on by themselves."""
-        self._simple("fork", name=name)
+    def fork(self, name: str, method: str | None = None,
+             parameters: dict[str, object] | None = None) -> "Context":
+        """A new context with the same past, sharing what is stored; both go on by themselves.
+
+        method, parameters   another way to read it: what was kept for the old method alone (what
+                 `compress` chose, observed mass, uploaded tensors) stays behind. None: the same.
+        """
+        request = wire.Request("fork")
+        request.message.context_id = self.id
+        request.message.name = name
+        request.message.method = method or ""
+        for key, value in (parameters or {}).items():
+            request.message.parameters.add(name=key, value=str(value))
+        self.client._connection.call(request)
         return self.client.open(name)
 
     def drop(self) -> int:
