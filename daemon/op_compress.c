@@ -5,6 +5,8 @@
  * and a failure in the middle must not undo what a client has paid for. All of the request is
  * checked before the first layer begins.
  */
+#include "base/arena.h"
+#include "base/cleanup.h"
 #include "base/error.h"
 #include "daemon/dispatch.h"
 #include "daemon/request.h"
@@ -46,6 +48,15 @@ static int decode(struct request *req, const Memd__CompressRequest *in, const st
     return 0;
 }
 
+/* Scratch of one layer, not of all of them. */
+static int compress_layer(const struct request *req, struct context *context,
+                          const struct compress_args *args, uint64_t *ret_kept, struct error *err)
+{
+    CLEANUP(arena_fini) struct arena scratch;
+    arena_init(&scratch, req->arena.limit_bytes - req->arena.used_bytes);
+    return context_compress(context, args, &scratch, ret_kept, err);
+}
+
 static int run(struct request *req, struct error *err)
 {
     const Memd__CompressRequest *in = (const Memd__CompressRequest *)req->in;
@@ -58,8 +69,7 @@ static int run(struct request *req, struct error *err)
     reply.kept = arena_calloc(&req->arena, in->n_layers, sizeof *reply.kept);
     if (reply.kept == NULL) return wire_no_memory(err);
     for (; reply.n_kept < in->n_layers; reply.n_kept++) {
-        rc = context_compress(context, &args[reply.n_kept], &req->arena,
-                              &reply.kept[reply.n_kept], err);
+        rc = compress_layer(req, context, &args[reply.n_kept], &reply.kept[reply.n_kept], err);
         if (rc < 0) return rc;
     }
     return request_reply(req, &reply.base, NULL, 0, err);
