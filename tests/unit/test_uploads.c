@@ -13,7 +13,7 @@
 #include "memory/uploads.h"
 #include "tests/unit/method_table.h"
 
-METHOD_TABLE(&method_test_forgets, &method_test_reads_back);
+METHOD_TABLE(FOLD_METHODS);
 
 static struct tensor vector(const float *numbers, size_t count)
 {
