@@ -315,15 +315,16 @@ void pick_rows(struct pick *pick, size_t head, const struct pick_given *given)
     assert(pick->call->partial != NULL);
     _Alignas(64) float tile[TILE_BYTES / sizeof(float)];
     struct heads heads = heads_of(pick, head);
-    size_t row = pick->head_dim, stride = row * sizeof(float);
-    size_t step = TILE_BYTES / stride;
+    size_t row = pick->head_dim, stride = row * sizeof(float), step = TILE_BYTES / stride;
     for (size_t begin = 0; begin < given->count && !asked_to_stop(pick); begin += step) {
         size_t some = given->count - begin < step ? given->count - begin : step;
         struct run run = { .k = (const unsigned char *)(given->k + begin * row),
                            .v = (const unsigned char *)(given->v + begin * row),
                            .k_stride_bytes = stride, .v_stride_bytes = stride, .count = some,
                            .k_dtype = DTYPE_FP32, .v_dtype = DTYPE_FP32 };
+        uint64_t place = pick->call->places ? placed(pick, 0) : PLAN_UNPLACED; /* none, or at 0 */
         if (pick->rows.rope != NULL) {
+            if (pick->rows.rope != pick->at_zero) place = given->place + begin;
             backend_get()->rotate(&(struct rotate_args){
                 .rope = pick->rows.rope, .rows = run.k, .stride_bytes = stride,
                 .dtype = DTYPE_FP32, .count = some, .position = given->place + begin,
@@ -331,8 +332,7 @@ void pick_rows(struct pick *pick, size_t head, const struct pick_given *given)
             run.k = (const unsigned char *)tile;
         }
         attend_run(pick, heads, &run);
-        note(pick, heads, PLAN_SLOTS, given->id + begin, some,
-             pick->placement.rule == POSITIONS_NONE ? PLAN_UNPLACED : given->place + begin);
+        note(pick, heads, PLAN_SLOTS, given->id + begin, some, place);
         count_exact(pick, some, DTYPE_FP32, true);
     }
 }

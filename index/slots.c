@@ -28,6 +28,8 @@
 
 #include "attention/backend.h"
 #include "attention/view.h"
+#include "base/bytes.h"
+#include "base/cleanup.h"
 #include "base/error.h"
 #include "base/half.h"
 #include "base/tensor.h"
@@ -264,31 +266,120 @@ void slots_write(struct slots *slots, const struct view *tokens, float *scratch,
     }
 }
 
-/* Put `slot` into the ascending list; its new length. A window is short: it need not be faster. */
-static size_t insert_once(uint32_t *list, size_t count, uint32_t slot)
-{
-    size_t at = count;
-    while (at > 0 && list[at - 1] > slot) at--;
-    if (at > 0 && list[at - 1] == slot) return count;
-    memmove(list + at + 1, list + at, (count - at) * sizeof *list);
-    list[at] = slot;
-    return count + 1;
-}
-
-size_t slots_read(const struct slots *slots, const struct view *window, float *scratch,
-                  uint32_t *ret_slots)
+void slots_nearest(const struct slots *slots, const struct view *window, float *scratch,
+                   uint32_t *ret_slots)
 {
     struct block block = block_of(&slots->shape, scratch);
-    size_t count = 0;
-    if (slots->used == 0) return 0;
+    assert(slots->used > 0);
     for (size_t first = 0; first < window->tokens; first += block.tokens) {
         block.tokens = block_tokens(window, first);
         block.columns = slots->used;
         score_block(slots, window, first, &block);
-        for (size_t i = 0; i < block.tokens; i++) {
-            size_t nearest = largest(block.scores + i * block.columns, slots->used);
-            count = insert_once(ret_slots, count, (uint32_t)nearest);
-        }
+        for (size_t i = 0; i < block.tokens; i++)
+            ret_slots[first + i] = (uint32_t)largest(block.scores + i * block.columns, slots->used);
     }
-    return count;
+}
+
+enum { ENCODED_VERSION = 1, ENCODED_HEAD = 4 * 4 + 8 + 4 * 8 };
+
+static size_t slot_bytes(size_t head_dim)
+{
+    return 2 * head_dim * sizeof(float) + 2 * sizeof(uint64_t);
+}
+
+size_t slots_bytes(const struct slots *slots)
+{
+    return ENCODED_HEAD + slots->used * slot_bytes(slots->shape.head_dim);
+}
+
+static void put_floats(struct bytes_writer *out, const float *values, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        uint32_t bits;
+        memcpy(&bits, &values[i], sizeof bits);
+        bytes_put_le32(out, bits);
+    }
+}
+
+static void get_floats(struct bytes_reader *in, float *ret_values, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        uint32_t bits = bytes_get_le32(in);
+        memcpy(&ret_values[i], &bits, sizeof bits);
+    }
+}
+
+void slots_encode(const struct slots *slots, unsigned char *ret_data)
+{
+    struct bytes_writer out = bytes_writer(ret_data, slots_bytes(slots));
+    size_t elements = slots->used * slots->shape.head_dim;
+    bytes_put_le32(&out, ENCODED_VERSION);
+    bytes_put_le32(&out, (uint32_t)slots->shape.slots);
+    bytes_put_le32(&out, (uint32_t)slots->shape.head_dim);
+    bytes_put_le32(&out, (uint32_t)slots->used);
+    bytes_put_f64(&out, slots->shape.novelty);
+    bytes_put_le64(&out, slots->written);
+    bytes_put_le64(&out, slots->merged);
+    bytes_put_le64(&out, slots->replaced);
+    bytes_put_le64(&out, slots->lost);
+    put_floats(&out, slots->k, elements);
+    put_floats(&out, slots->v, elements);
+    for (size_t i = 0; i < slots->used; i++) bytes_put_le64(&out, slots->counts[i]);
+    for (size_t i = 0; i < slots->used; i++) bytes_put_le64(&out, slots->updated[i]);
+    assert(!out.bad && out.offset == slots_bytes(slots));
+}
+
+/* What is read of a slot must be one that writing could have made: finite means of some tokens. */
+static bool is_sound(const struct slots *slots)
+{
+    uint64_t tokens = slots->lost;
+    bool sound = slots->merged <= slots->written && slots->replaced <= slots->written;
+    size_t elements = slots->used * slots->shape.head_dim;
+    for (size_t i = 0; i < slots->used; i++) {
+        sound = sound && slots->counts[i] > 0 && slots->counts[i] <= slots->written &&
+                slots->updated[i] > 0 && slots->updated[i] <= slots->written;
+        tokens += slots->counts[i];
+    }
+    for (size_t i = 0; i < elements; i++)
+        sound = sound && isfinite(slots->k[i]) && isfinite(slots->v[i]);
+    return sound && tokens == slots->written;
+}
+
+/* The same shape was checked. */
+static void read_slots(struct slots *slots, size_t used, struct bytes_reader *in)
+{
+    size_t head_dim = slots->shape.head_dim;
+    slots->used = used;
+    slots->written = bytes_get_le64(in);
+    slots->merged = bytes_get_le64(in);
+    slots->replaced = bytes_get_le64(in);
+    slots->lost = bytes_get_le64(in);
+    get_floats(in, slots->k, used * head_dim);
+    get_floats(in, slots->v, used * head_dim);
+    for (size_t i = 0; i < used; i++) slots->counts[i] = bytes_get_le64(in);
+    for (size_t i = 0; i < used; i++) slots->updated[i] = bytes_get_le64(in);
+    for (size_t i = 0; i < used; i++)
+        normalise(slots->k + i * head_dim, head_dim, slots->unit + i * head_dim);
+}
+
+int slots_decode(struct slots *slots, const void *data, size_t bytes, struct error *err)
+{
+    struct bytes_reader in = bytes_reader(data, bytes);
+    uint32_t version = bytes_get_le32(&in), count = bytes_get_le32(&in);
+    uint32_t head_dim = bytes_get_le32(&in), used = bytes_get_le32(&in);
+    double novelty = bytes_get_f64(&in);
+    if (in.bad || version != ENCODED_VERSION || count != slots->shape.slots || used > count ||
+        head_dim != slots->shape.head_dim || novelty != slots->shape.novelty ||
+        bytes != ENCODED_HEAD + used * slot_bytes(head_dim))
+        return error_set(err, MEMD_ECORRUPT, "%zu bytes are not %zu slots of version %d", bytes,
+                         slots->shape.slots, ENCODED_VERSION);
+    CLEANUP(slots_freep) struct slots *read = NULL;
+    int rc = slots_new(&slots->shape, &read, err);
+    if (rc < 0) return rc;
+    read_slots(read, used, &in);
+    assert(bytes_done(&in)); /* the length was checked */
+    if (!is_sound(read))
+        return error_set(err, MEMD_ECORRUPT, "the numbers of %u slots do not agree", used);
+    slots_copy(slots, read);
+    return 0;
 }

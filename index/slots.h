@@ -15,19 +15,18 @@
  * and cosines are held to -1 … 1. So R ≥ 1 merges nothing (the newest M tokens, exactly), R < -1
  * everything (one mean).
  *
- * A read asks with *keys* too, those of the window's tokens: the nearest slot of each, every slot
- * once.
+ * A read asks with *keys* too, those of the window's tokens: the nearest slot of each.
  *
  * Source   CAMELoT (He et al., arXiv 2402.13449): slots, running means, novelty, replacement of the
  *          oldest, read by the nearest key. Neither the paper's text nor code was at hand; ours are
- *          cosine, one memory per KV head, the ties, and the order of slots in a read. M and R have
- *          no verified defaults
+ *          cosine, one memory per KV head, and the ties. M and R have no verified defaults
  * Shapes   K, V (M, D), M 1 … SLOTS_MAX, D a multiple of 8; keys and values fp32 | fp16 | bf16
  * Cost     a token: M * D multiplications and O(M) to find the oldest, with the score kernel of the
  *          backend (tests/bench/bench_slots.c)
  * Memory   slots_new: 12 M D bytes and 16 M; scratch of the caller
  * Threads  a write is alone; reads may run beside each other
- * Errors   MEMD_ENOMEM. Keys and values are finite (an append has checked)
+ * Errors   MEMD_ENOMEM · MEMD_ECORRUPT from slots_decode. Keys and values are finite (an append
+ *          has checked)
  * Exact    the state after a sequence of tokens does not depend on how it was cut into writes. It
  *          does depend on the instruction set, by the last bit of a cosine
  * Tests    tests/unit/test_slots.c; tests/golden/test_slots.py, float64 NumPy on keys of a model
@@ -83,9 +82,17 @@ size_t slots_scratch_floats(const struct slots_shape *shape);
 void slots_write(struct slots *slots, const struct view *tokens, float *scratch,
                  uint32_t *ret_slots);
 
-/* The slots that the keys of a window read, ascending, each once; how many. Values of the view are
- * not looked at. ret_slots (min(tokens, used)); none when nothing was written. */
-size_t slots_read(const struct slots *slots, const struct view *window, float *scratch,
-                  uint32_t *ret_slots);
+/* The nearest slot of each token of a window; something must have been written. Values of the view
+ * are not looked at. ret_slots (tokens) */
+void slots_nearest(const struct slots *slots, const struct view *window, float *scratch,
+                   uint32_t *ret_slots);
+
+/* Everything as bytes, little-endian: u32 version, u32 M, u32 D, u32 used, f64 R, u64 written,
+ * merged, replaced, lost, then of the used ones K (used, D), V (used, D) f32, counts and updated
+ * u64. ret_data (slots_bytes) */
+size_t slots_bytes(const struct slots *slots);
+void slots_encode(const struct slots *slots, unsigned char *ret_data);
+/* Into slots of the same shape. MEMD_ECORRUPT: other bytes; then they are as before. */
+int slots_decode(struct slots *slots, const void *data, size_t bytes, struct error *err);
 
 #endif

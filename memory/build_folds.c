@@ -28,7 +28,8 @@ static int must_yield(void *arg)
 static int step(struct build *build, uint32_t layer)
 {
     struct context *context = build->context;
-    struct fold_wish wish = { .layer = layer, .stop = must_yield, .stop_arg = build };
+    struct fold_wish wish = { .layer = layer, .alone = true, .stop = must_yield,
+                              .stop_arg = build };
     CLEANUP(arena_fini) struct arena arena;
     arena_init(&arena, FOLD_SCRATCH_BYTES_MAX);
     pthread_rwlock_rdlock(&context->use);

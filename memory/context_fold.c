@@ -67,7 +67,7 @@ static struct fold_source source_of(const struct context *context, const struct 
         .options = context->options,
         .layer = wish->layer,
         .layers = model->layers,
-        .pool = wish->no_wait ? NULL : context->catalog->pool,
+        .pool = wish->alone ? NULL : context->catalog->pool,
         .stop = wish->stop,
         .stop_arg = wish->stop_arg,
     };

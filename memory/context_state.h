@@ -313,7 +313,8 @@ void snapshot_release(struct snapshot *snapshot);
 /* Who wants the fold of a layer up to date. */
 struct fold_wish {
     uint32_t layer;
-    bool no_wait; /* rather MEMD_EBUSY than waiting, or folding; no other thread is used */
+    bool no_wait; /* rather MEMD_EBUSY than waiting, or folding */
+    bool alone;   /* uses no other thread */
     int (*stop)(void *arg);
     void *stop_arg;
 };

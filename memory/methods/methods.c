@@ -33,6 +33,7 @@
     X(method_neurocache, "neurocache")                   \
     X(method_extended_mind, "extended-mind")             \
     X(method_loki, "loki")                               \
+    X(method_camelot, "camelot")                         \
     X(method_snapkv, "snapkv")                           \
     X(method_pyramidkv, "pyramidkv")                     \
     X(method_l2norm, "l2norm")                           \

@@ -158,7 +158,7 @@ extern const struct method method_memorizing;
 extern const struct method method_extended_mind;
 extern const struct method method_infllm, method_longheads;
 extern const struct method method_l2norm;
-extern const struct method method_loki;
+extern const struct method method_camelot, method_loki;
 extern const struct method method_pyramidkv, method_snapkv;
 extern const struct method method_landmark;
 extern const struct method method_neurocache;

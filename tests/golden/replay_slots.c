@@ -86,9 +86,9 @@ static void print_read(const struct replay *replay, size_t first)
 {
     uint32_t found[WINDOW];
     struct view window = view_of(replay, first, WINDOW);
-    size_t count = slots_read(replay->slots, &window, replay->scratch, found);
+    slots_nearest(replay->slots, &window, replay->scratch, found);
     printf("read");
-    for (size_t i = 0; i < count; i++) printf(" %u", found[i]);
+    for (size_t i = 0; i < WINDOW; i++) printf(" %u", found[i]);
     printf("\n");
 }
 
