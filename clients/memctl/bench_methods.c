@@ -29,6 +29,8 @@ enum {
     PAUSE_MS = 5,
     WINDOW_QUERIES = 32,     /* of a prompt that is compressed */
     BLOCK_TOKENS = 64,       /* a landmark stands at the end of each */
+    LAYER = BENCH_LAYERS / 2, /* some methods spare the first ones */
+    HIDDEN_WIDTH = 256,      /* of tensors that read a hidden state */
     HEAD_VALUES = BENCH_QUERY_HEADS * BENCH_HEAD_DIM,
     ROW_VALUES = BENCH_KV_HEADS * BENCH_HEAD_DIM,
 };
@@ -82,13 +84,59 @@ static int open_context(struct work *work)
     snprintf(name, sizeof name, "bench-%ld-methods", (long)getpid());
     const struct memd_rope rope = { .theta = 5e5 };
     const struct memd_model model = {
-        .layers = 1, .query_heads = BENCH_QUERY_HEADS, .kv_heads = BENCH_KV_HEADS,
+        .layers = BENCH_LAYERS, .query_heads = BENCH_QUERY_HEADS, .kv_heads = BENCH_KV_HEADS,
         .head_dim = BENCH_HEAD_DIM, .dtype = MEMD_FP16, .rope = &rope,
         .fingerprint = "memctl bench",
     };
     const struct memd_open open = { .name = name, .model = &model, .method = work->method->name,
                                     .create = true, .must_create = true };
     return memd_open(ctl->client, &open, &work->context, &ctl->err);
+}
+
+/* ---- tensors ---- */
+
+static size_t letter_size(const struct work *work, char letter)
+{
+    switch (letter) {
+    case 'G': return BENCH_KV_HEADS;
+    case 'H': return BENCH_QUERY_HEADS;
+    case 'D': return BENCH_HEAD_DIM;
+    case 'W': return work->context.state_width;
+    default: return HIDDEN_WIDTH;
+    }
+}
+
+/* What a trained tensor may look like: ones on the diagonal of its last two axes and noise
+ * elsewhere, so little of it that a basis stays one. */
+static float *make_tensor(const struct noise *noise, const struct memd_param *param)
+{
+    size_t count = 1, width = param->shape[param->dims - 1];
+    size_t rows = param->dims > 1 ? param->shape[param->dims - 2] : 1;
+    for (uint32_t i = 0; i < param->dims; i++) count *= param->shape[i];
+    float *values = malloc(count * sizeof *values);
+    for (size_t i = 0; values != NULL && i < count; i++) {
+        float small = (float)(noise->values[i % ROW_VALUES] & 0xFF) * 1e-6F;
+        values[i] = rows > 1 && i / width % rows == i % width ? 1.0F : small;
+    }
+    return values;
+}
+
+/* Each for all layers. A method that reads none does not look at them. */
+static int upload(struct work *work)
+{
+    int rc = 0;
+    for (size_t t = 0; rc == 0 && t < work->method->tensor_count; t++) {
+        const struct memd_method_tensor *tensor = &work->method->tensors[t];
+        struct memd_param param = { .name = tensor->name, .layer = MEMD_ALL_LAYERS,
+                                    .dims = (uint32_t)strnlen(tensor->shape, 4) };
+        for (uint32_t i = 0; i < param.dims; i++)
+            param.shape[i] = letter_size(work, tensor->shape[i]);
+        CLEANUP(free_ptr) float *values = make_tensor(work->noise, &param);
+        if (values == NULL) return MEMD_ENOMEM;
+        param.value = values;
+        rc = memd_put_params(&work->context, &param, 1, &work->bench->ctl->err);
+    }
+    return rc;
 }
 
 /* ---- tokens in ---- */
@@ -99,7 +147,7 @@ static int append_chunk(struct work *work, uint64_t position, size_t count)
     const struct noise *noise = work->noise;
     const uint16_t *rows = noise->values + position % noise->distinct * ROW_VALUES;
     const uint16_t *wide = noise->values;
-    struct memd_append append = { .layer = 0, .position = position, .tokens = count,
+    struct memd_append append = { .layer = LAYER, .position = position, .tokens = count,
                                   .q_dtype = MEMD_FP16 };
     if (work->context.state_width > 0) append.states = wide;
     else append.k = append.v = rows;
@@ -151,8 +199,8 @@ static int take_states(struct work *work)
 
 static int make_ready(struct work *work)
 {
-    const struct memd_compress prompt = { .q = work->noise->values, .queries = WINDOW_QUERIES,
-                                          .q_dtype = MEMD_FP16 };
+    const struct memd_compress prompt = { .layer = LAYER, .q = work->noise->values,
+                                          .queries = WINDOW_QUERIES, .q_dtype = MEMD_FP16 };
     int rc = wait_built(work);
     if (rc == 0) rc = take_states(work);
     if (rc == 0 && work->method->compresses)
@@ -166,8 +214,9 @@ static int attend(struct work *work)
 {
     struct bench *bench = work->bench;
     const struct memd_query query = {
-        .context = &work->context, .queries = 1, .q = work->noise->values + HEAD_VALUES,
-        .q_dtype = MEMD_FP16, .positions = &work->tokens, .target_error = bench->target_error,
+        .context = &work->context, .layer = LAYER, .queries = 1,
+        .q = work->noise->values + HEAD_VALUES, .q_dtype = MEMD_FP16,
+        .positions = &work->tokens, .target_error = bench->target_error,
         .states = work->context.state_width > 0 ? work->noise->values : NULL,
         .states_dtype = MEMD_FP16,
     };
@@ -201,8 +250,9 @@ static int measure(struct work *work)
 {
     struct ctl *ctl = work->bench->ctl;
     CLEANUP(ctl_result_free) const struct memd_info *info = NULL;
+    int rc = upload(work);
     uint64_t begun_ns = clock_monotonic_ns();
-    int rc = append_all(work);
+    if (rc == 0) rc = append_all(work);
     uint64_t appended_ns = clock_monotonic_ns();
     if (rc == 0) rc = make_ready(work);
     uint64_t ready_ns = clock_monotonic_ns();

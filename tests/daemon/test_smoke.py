@@ -123,6 +123,29 @@ def mass(client):
     client.ask("drop", {"context_id": past.id})
 
 
+def prompts(client):
+    """A prompt is compressed once; what was kept is read, what was not is still there."""
+    past = Past(client, "prompt", method="snapkv", parameters=[{"name": "capacity", "value": "24"},
+                                                               {"name": "window", "value": "8"}])
+    past.append(0, 100)
+    payload = Payload()
+    q = payload.add("FP16", (8, 4, 64), bytes(8 * 4 * 64 * 2))
+    prompt = {"context_id": past.id, "layers": [{"layer": 0, "tokens": 90, "q": q}]}
+    kept = client.ask("compress", prompt, payload.data)["kept"]
+    assert len(kept) == 1 and 0 < kept[0] <= 24 * 4, kept
+    client.fails("EEXIST", "compress", prompt, payload.data)
+    client.fails("EPOSITION", "compress", {"context_id": past.id, "layers": [{"layer": 1, "tokens": 101, "q": q}]},
+                 payload.data)
+    fields, body = past.attend_fields()
+    fields["items"][0]["explain"] = True
+    runs = client.ask("attend", fields, body)["answers"][0]["plan"]["runs"]
+    read = {t for first, count in zip(runs["first"], runs["count"]) for t in range(first, first + count)}
+    assert set(range(90, 100)) <= read and len(read) < 100, sorted(read)
+    client.fails("EUNSUPPORTED", "truncate", {"context_id": past.id, "position": 50})
+    past.check(100)
+    client.ask("drop", {"context_id": past.id})
+
+
 def tensors(client):
     """A method's tensors: of one context, and of a set that contexts share."""
     methods = {method["name"]: method for method in client.ask("methods")["methods"]}
@@ -240,7 +263,7 @@ def operation(client, daemon):
     assert status["pid"] == daemon.process.pid and status["contexts"] == 1, status
     stats = client.ask("stats")
     counters = {c["name"]: c["value"] for c in stats["counters"]}
-    assert counters["requests_append_total"] == 21 and counters["errors_enocontext_total"] == 2, counters
+    assert counters["requests_append_total"] == 22 and counters["errors_enocontext_total"] == 2, counters
     assert counters["built_segments_total"] >= 4 and counters["build_failures_total"] == 0, counters
     layers = {h["name"]: h for h in stats["histograms"] if "_layer_" in h["name"]}
     assert sum(layers["attend_predicted_error_layer_1"]["counts"]) == 12, layers
@@ -262,6 +285,7 @@ def main():
         explained(client)
         states(client)
         mass(client)
+        prompts(client)
         tensors(client)
         derived(client, past)
         changes(client, past)
