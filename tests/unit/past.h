@@ -9,6 +9,7 @@
 
 #include "attention/attend.h"
 #include "attention/view.h"
+#include "base/error.h"
 #include "base/half.h"
 #include "tests/random.h"
 
@@ -120,6 +121,13 @@ static inline double past_score(const struct past *past, size_t i, size_t h, siz
     double sum = 0.0;
     for (size_t d = 0; d < past->head_dim; d++) sum += (double)q[d] * (double)k[d];
     return sum / sqrt((double)past->head_dim);
+}
+
+/* For `stop`: whoever asks is to give up. */
+static inline int past_refuse(void *arg)
+{
+    (void)arg;
+    return MEMD_ECANCELLED;
 }
 
 /* Tokens by score, the best first, ties by lower position: what every search is held against. */

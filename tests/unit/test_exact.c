@@ -158,12 +158,6 @@ static void test_rope(void **state)
     past_free(&past);
 }
 
-static int refuse(void *arg)
-{
-    (void)arg;
-    return MEMD_ECANCELLED;
-}
-
 static void test_stop_and_no_memory(void **state)
 {
     (void)state;
@@ -179,7 +173,7 @@ static void test_stop_and_no_memory(void **state)
     assert_int_equal(exact_search(&args, &arena, &hits, &err), MEMD_ENOMEM);
     arena_fini(&arena);
     arena_init(&arena, 1 << 20);
-    args.stop = refuse;
+    args.stop = past_refuse;
     assert_int_equal(exact_search(&args, &arena, &hits, &err), MEMD_ECANCELLED);
     arena_fini(&arena);
     args.stop = NULL;

@@ -103,12 +103,6 @@ static void test_against_lengths(void **state)
     }
 }
 
-static int refuse(void *arg)
-{
-    (void)arg;
-    return MEMD_ECANCELLED;
-}
-
 static void test_left_alone(void **state)
 {
     (void)state;
@@ -127,7 +121,7 @@ static void test_left_alone(void **state)
         assert_int_equal(asked_compress(&asked, 500, NULL, 0, NULL), 0);
         assert_true((asked.selection == NULL) == (layer < 2));
     }
-    asked.reading.attend.stop = refuse;
+    asked.reading.attend.stop = past_refuse;
     assert_int_equal(asked_compress(&asked, 500, NULL, 0, NULL), MEMD_ECANCELLED);
     assert_null(asked.selection);
     asked_end(&asked);

@@ -254,12 +254,6 @@ static void test_refused(void **state)
     past_free(&past);
 }
 
-static int refuse(void *arg)
-{
-    (void)arg;
-    return MEMD_ECANCELLED;
-}
-
 static void test_stop(void **state)
 {
     (void)state;
@@ -270,7 +264,7 @@ static void test_stop(void **state)
     make(&past, DTYPE_FP16, &random);
     asked_begin(&asked, &past, &method_loki, NULL);
     assert_int_equal(asked_fold(&asked, &err), 0);
-    asked.reading.attend.stop = refuse;
+    asked.reading.attend.stop = past_refuse;
     assert_int_equal(asked_attend(&asked), MEMD_ECANCELLED);
     asked_end(&asked);
     past_free(&past);

@@ -134,12 +134,6 @@ static void test_cosines(void **state)
     past_free(&past);
 }
 
-static int refuse(void *arg)
-{
-    (void)arg;
-    return MEMD_ECANCELLED;
-}
-
 static void test_stop(void **state)
 {
     (void)state;
@@ -151,7 +145,7 @@ static void test_stop(void **state)
     struct fold *fold = NULL;
     struct error err = { 0 };
     assert_int_equal(norms_fold.open(&source, &fold, NULL), 0);
-    source.stop = refuse;
+    source.stop = past_refuse;
     assert_int_equal(norms_fold.advance(fold, &source, 700, &err), MEMD_ECANCELLED);
     assert_int_equal(fold->tokens, 0);
     source.stop = NULL;

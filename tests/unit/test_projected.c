@@ -220,12 +220,6 @@ static void test_edges(void **state)
     past_free(&past);
 }
 
-static int refuse(void *arg)
-{
-    (void)arg;
-    return MEMD_ECANCELLED;
-}
-
 static void test_stop(void **state)
 {
     (void)state;
@@ -236,13 +230,13 @@ static void test_stop(void **state)
     struct fold_source source = source_of(&past);
     struct projected *projected = open_fold(&source);
     struct projected_wish wish = { .components = 8 };
-    source.stop = refuse;
+    source.stop = past_refuse;
     assert_int_equal(projected_calibrate(projected, &source, false, 300, &wish, NULL),
                      MEMD_ECANCELLED);
     assert_int_equal(projected->width, 0);
     source.stop = NULL;
     assert_int_equal(projected_calibrate(projected, &source, false, 300, &wish, NULL), 0);
-    source.stop = refuse;
+    source.stop = past_refuse;
     assert_int_equal(projected_advance(projected, &source, false, 300, NULL), MEMD_ECANCELLED);
     assert_int_equal(projected->base.tokens, 0);
     source.stop = NULL;

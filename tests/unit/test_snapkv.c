@@ -199,12 +199,6 @@ static void test_check(void **state)
     assert_int_equal(method_check(&method_snapkv, &model, options, &err), 0);
 }
 
-static int refuse(void *arg)
-{
-    (void)arg;
-    return MEMD_ECANCELLED;
-}
-
 static void test_stop(void **state)
 {
     (void)state;
@@ -215,7 +209,7 @@ static void test_stop(void **state)
     make(&past, 0, &random);
     static const char *const parameters[] = { "capacity", "40", "window", "8", NULL };
     asked_begin(&asked, &past, &method_snapkv, parameters);
-    asked.reading.attend.stop = refuse;
+    asked.reading.attend.stop = past_refuse;
     assert_int_equal(asked_compress(&asked, 600, past.q, WINDOW, &err), MEMD_ECANCELLED);
     assert_null(asked.selection);
     asked_end(&asked);

@@ -301,12 +301,6 @@ static void test_positions_of_models(void **state)
     assert_non_null(strstr(err.text, "streaming: positions is cache-index"));
 }
 
-static int refuse(void *arg)
-{
-    (void)arg;
-    return MEMD_ECANCELLED;
-}
-
 static void test_stop_and_nothing(void **state)
 {
     (void)state;
@@ -318,7 +312,7 @@ static void test_stop_and_nothing(void **state)
     double options[ORACLE_OPTIONS] = { 5, 4, 10 };
     struct reply reply;
     reply_init(&reply, &past);
-    args.attend.stop = refuse;
+    args.attend.stop = past_refuse;
     assert_int_equal(reply_ask(&oracle_type, NULL, &args, options, &reply), MEMD_ECANCELLED);
     args.attend.stop = NULL;
     struct arena arena;

@@ -129,12 +129,6 @@ static void test_rotated(void **state)
     past_free(&past);
 }
 
-static int refuse(void *arg)
-{
-    (void)arg;
-    return MEMD_ECANCELLED;
-}
-
 static void test_stop(void **state)
 {
     (void)state;
@@ -145,7 +139,7 @@ static void test_stop(void **state)
     struct votes_args args = args_of(&past, 4);
     float votes[96];
     struct arena arena;
-    args.stop = refuse;
+    args.stop = past_refuse;
     arena_init(&arena, (size_t)1 << 20);
     assert_int_equal(votes_count(&args, 0, 1, &arena, votes, NULL), MEMD_ECANCELLED);
     arena_fini(&arena);
