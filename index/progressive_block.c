@@ -2,9 +2,10 @@
 /* progressive_block.c — the flow of one block, from exact rows to the answer.
  *
  * 1. Rows without planes, or that some query of the block does not see, are read exactly.
- * 2. All clusters are scored. A few are opened by a first guess; then a sample of the shut ones
+ * 2. Where clusters look useless by a sample of the segments, everything is read exactly. Otherwise
+ *    all clusters are scored. A few are opened by a first guess; then a sample of the shut ones
  *    says how wrong they are together, and as many more are opened as that error is too large: it
- *    falls about in proportion to the priorities left shut. Two rounds mostly, four at most.
+ *    falls about in proportion to the priorities left shut. One round or two mostly, four at most.
  * 3. Tokens whose codes matter too much are refined.
  * 4. Everything is joined.
  *
@@ -31,11 +32,16 @@
 #include "index/progressive_block.h"
 #include "index/rotation.h"
 
-enum { SINKS = 4 }; /* tokens */
+enum {
+    SINKS = 4,         /* tokens */
+    SAMPLED = 8,       /* of so many segments, one is asked whether clusters are worth it */
+    SAMPLED_FROM = 24, /* segments */
+};
 
 static const double shut_share = 0.9;   /* of the target, for shut clusters */
 static const double aim = 0.95;         /* of that, when clusters are opened */
-static const double first_guess = 0.05; /* error per priority left shut, before any sample */
+static const double first_guess = 0.1; /* error per priority left shut, before any sample */
+static const double sampled_fully = 0.05; /* targets up to here get the whole sample */
 
 uint64_t block_bytes_left(const struct block *block)
 {
@@ -201,30 +207,97 @@ static bool exact_is_cheaper(const struct block *block)
            opened > share * (double)all;
 }
 
+/* Half of the draws of a sample. What is asked coarsely is judged by fewer: at 0.3, reading a point
+ * of bytes in clusters does more than knowing their error better (docs/decisions/0045). */
+static size_t half_sample(const struct block *block)
+{
+    double target = (double)block->call->args->base.target_error;
+    double draws = BLOCK_PROBES * sqrt(sampled_fully / fmax(target, sampled_fully));
+    return (size_t)fmax(draws, BLOCK_PROBES_LEAST) / 2;
+}
+
+/* Sample the shut clusters. Are they right enough for all rows? Half of the sample may say no; only
+ * all of it says yes. Sets what may be left shut otherwise. */
+static bool judge_shut(struct block *block, double wanted, double *ret_allowed)
+{
+    bool met = true;
+    for (int half = 0; half < 2 && met; half++) {
+        block_probe(block, half_sample(block), half > 0);
+        for (size_t m = 0; m < block->rows; m++) met &= block->shut_error[m] <= wanted;
+    }
+    for (size_t m = 0; m < block->rows; m++) {
+        double error = block->shut_error[m];
+        ret_allowed[m] = error <= wanted ? INFINITY
+                                         : block->priority_shut[m] * aim * wanted / error;
+    }
+    return met;
+}
+
+/* What the first guess leaves shut. ret_allowed (M) */
+static void guess(const struct block *block, double wanted, double *ret_allowed)
+{
+    for (size_t m = 0; m < block->rows; m++) {
+        double unit = block->total[m] * block->norm[m];
+        ret_allowed[m] = wanted / first_guess * unit *
+                         exp((double)block->shift[m] - (double)block->priority_shift[m]);
+    }
+}
+
+/* One segment in SAMPLED to the front: their number. The order of segments means nothing. */
+static size_t sample_segments(struct block *block)
+{
+    size_t count = 0;
+    for (size_t p = SAMPLED / 2; p < block->segment_count; p += SAMPLED, count++) {
+        struct block_segment segment = block->segments[count];
+        block->segments[count] = block->segments[p];
+        block->segments[p] = segment;
+    }
+    return count;
+}
+
+/* Would the first guess open so many clusters that all rows are better read exactly? Judged by one
+ * segment in SAMPLED, so that keys without clusters cost little more than exact attention (0045).
+ * Sets how many segments have scores now. */
+static bool looks_exact(struct block *block, size_t *ret_scored)
+{
+    size_t all = block->segment_count;
+    *ret_scored = 0;
+    if (block->call->args->exact_below != UINT64_MAX || all < SAMPLED_FROM) return false;
+    uint64_t rows = block->level_rows[INDEX_CLUSTERS], bytes = block->level_bytes[INDEX_CLUSTERS];
+    size_t sampled = block->segment_count = *ret_scored = sample_segments(block);
+    block_score_clusters(block, 0);
+    double factor = (double)all / (double)sampled, allowed[BLOCK_ROWS];
+    for (size_t m = 0; m < block->rows; m++) block->mass_shut[m] *= factor;
+    for (size_t d = 0; d < block->rows * block->head_dim; d++) block->base[d] *= (float)factor;
+    block_sum_up(block);
+    guess(block, (double)block->call->target * shut_share, allowed);
+    for (size_t m = 0; m < block->rows; m++) allowed[m] /= factor;
+    block_choose(block, allowed, block->fresh);
+    bool exact = exact_is_cheaper(block);
+    /* As if nothing had been estimated; what was read is read again, from the caches. */
+    block->segment_count = all;
+    block->level_rows[INDEX_CLUSTERS] = rows;
+    block->level_bytes[INDEX_CLUSTERS] = bytes;
+    block->limited = false;
+    memset(block->base, 0, block->rows * block->head_dim * sizeof *block->base);
+    for (size_t m = 0; m < block->rows; m++)
+        block->mass_shut[m] = block->priority_shut[m] = block->priority_all[m] = 0.0;
+    return exact;
+}
+
 /* Open until the sample says that shut clusters keep to their share. False: better read all rows
  * exactly. */
 static bool open_clusters(struct block *block)
 {
     double wanted = (double)block->call->target * shut_share, allowed[BLOCK_ROWS];
-    for (size_t m = 0; m < block->rows; m++) {
-        double unit = block->total[m] * block->norm[m];
-        allowed[m] = wanted / first_guess * unit *
-                     exp((double)block->shift[m] - (double)block->priority_shift[m]);
-    }
+    guess(block, wanted, allowed);
     for (size_t round = 0;; round++) {
         size_t count = block_choose(block, allowed, block->fresh);
         if (exact_is_cheaper(block)) return false;
         if (count > 0) block_scan_fresh(block, block->fresh);
         block_sum_up(block);
-        block_probe(block);
-        bool met = true;
-        for (size_t m = 0; m < block->rows; m++) {
-            double error = block->shut_error[m];
-            met &= error <= wanted;
-            allowed[m] = error <= wanted ? INFINITY
-                                         : block->priority_shut[m] * aim * wanted / error;
-        }
-        if (met || block->limited || round + 1 == BLOCK_ROUNDS || block_shut_count(block) == 0)
+        if (judge_shut(block, wanted, allowed) || block->limited || round + 1 == BLOCK_ROUNDS ||
+            block_shut_count(block) == 0)
             return true;
     }
 }
@@ -301,8 +374,13 @@ void block_run(struct block *block)
         finish_exactly(block);
         return;
     }
+    size_t scored = 0;
     turn_exact(block);
-    block_score_clusters(block);
+    if (looks_exact(block, &scored)) {
+        start_again_exactly(block);
+        return;
+    }
+    block_score_clusters(block, scored);
     memset(block->threshold, 0, block->rows * sizeof *block->threshold); /* values of sinks: all */
     if (choose_sinks(block) > 0) block_scan_fresh(block, block->fresh);
     block_sum_up(block);

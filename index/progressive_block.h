@@ -38,6 +38,7 @@ struct plane_backend;
 enum {
     BLOCK_ROWS = 16,     /* query rows of a block at most */
     BLOCK_PROBES = 64,   /* clusters sampled at most: fewer let a round stop by luck (0032) */
+    BLOCK_PROBES_LEAST = 16, /* where the target is coarse */
     BLOCK_ROUNDS = 4,    /* of opening clusters */
     BLOCK_GATHER = 64,   /* refined rows that go through attention together */
     BLOCK_BINS = 1024,   /* of a histogram of floats ≥ 0: quarter octaves */
@@ -199,8 +200,9 @@ void block_turn_queries(struct block *block, size_t p);
 void block_turn_exactly(struct block *block, size_t p);
 struct plane_queries block_plane_queries(const struct block *block, size_t p);
 
-/* Masses, priorities and mean values of all clusters. Sets shift. */
-void block_score_clusters(struct block *block);
+/* Masses, priorities and mean values of all clusters. Sets shift. The first `scored` segments have
+ * their queries and scores already. */
+void block_score_clusters(struct block *block, size_t scored);
 /* Mark clusters until the priorities of those without V sum to no more than allowed[m] (M); as many
  * as the byte budget allows. Sets threshold. Returns how many are to be read (more) of; their bits
  * are in ret_fresh (P). */
@@ -218,8 +220,9 @@ struct block_chunk *block_score_tokens(struct block *block, size_t p, uint64_t f
  * the mean value gets wrong reaches the threshold. */
 void block_scan_fresh(struct block *block, const uint64_t *fresh);
 
-/* Sample clusters without V, at most BLOCK_PROBES: sets shut_error and the corrections. */
-void block_probe(struct block *block);
+/* Sample clusters without V by `draws` draws, ≤ BLOCK_PROBES / 2, or by so many more of the same
+ * (no cluster was opened in between): sets shut_error and the corrections. */
+void block_probe(struct block *block, size_t draws, bool more);
 
 /* total, output, norm from what is known. */
 void block_sum_up(struct block *block);

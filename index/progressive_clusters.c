@@ -216,26 +216,30 @@ static void touch_centroids(const struct block *block, size_t p)
     touch(clusters, count);
 }
 
-void block_score_clusters(struct block *block)
+/* Queries and centroids of segment p. */
+static void score_segment(struct block *block, size_t p)
 {
-    const struct plane_backend *kernels = block->call->planes;
-    size_t rows = block->rows;
+    const struct planes *planes = block->segments[p].planes;
+    block_turn_queries(block, p);
+    struct plane_queries queries = block_plane_queries(block, p);
+    block->call->planes->centroid(&(struct plane_centroid_args){
+        .queries = &queries, .centroids = planes->centroids, .scale = planes->centroid_scale,
+        .scores = block->centre + p * block->rows * PLANES_CLUSTERS });
+}
+
+void block_score_clusters(struct block *block, size_t scored)
+{
     float *high = block->priority_shift;
-    for (size_t m = 0; m < rows; m++) {
+    for (size_t m = 0; m < block->rows; m++) {
         block->shift[m] = block->exact.max[m];
         high[m] = -INFINITY;
     }
     for (size_t p = 0; p < block->segment_count; p++) {
-        const struct planes *planes = block->segments[p].planes;
-        if (p % TOUCHED == 0) touch_centroids(block, p);
-        block_turn_queries(block, p);
-        struct plane_queries queries = block_plane_queries(block, p);
-        kernels->centroid(&(struct plane_centroid_args){
-            .queries = &queries, .centroids = planes->centroids, .scale = planes->centroid_scale,
-            .scores = block->centre + p * rows * PLANES_CLUSTERS });
+        if (p >= scored && (p - scored) % TOUCHED == 0) touch_centroids(block, p);
+        if (p >= scored) score_segment(block, p);
         rank(block, p, block->shift, high);
     }
-    for (size_t m = 0; m < rows; m++) block_set_unit(block, m);
+    for (size_t m = 0; m < block->rows; m++) block_set_unit(block, m);
     estimate_all(block);
     add_means(block);
 }

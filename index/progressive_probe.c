@@ -30,7 +30,7 @@
 #include "index/backend.h"
 #include "index/progressive_block.h"
 
-enum { LANES = 4 };
+enum { LANES = 4, DRAWS_LEAST = 4 };
 
 static const float probe_slack = 60.0F; /* scores above the shift at most: no infinity */
 
@@ -67,21 +67,22 @@ static double shut_priority(const struct block *block, size_t m)
     return sum;
 }
 
-/* Fill probes; draws = 0 when there is nothing to draw from. */
+/* `most` draws more, evenly between those of the first half of the sample if there are any; probes
+ * as they are when there is nothing to draw from. */
 static void draw(struct block *block, size_t most)
 {
     float inverse[BLOCK_ROWS], chance[PLANES_CLUSTERS];
     double total = 0.0;
-    block->probe_count = block->draws = 0;
     for (size_t m = 0; m < block->rows; m++) {
         double shut = block->priority_shut[m] = shut_priority(block, m);
         inverse[m] = shut > 1e-30 ? (float)(1.0 / shut) : 0.0F;
         total += shut > 1e-30 ? 1.0 : 0.0;
     }
-    size_t shut = block_shut_count(block), draws = shut / 4 < most ? shut / 4 : most;
+    size_t shut = block_shut_count(block), draws = shut / 8 < most ? shut / 8 : most;
     if (shut == 0 || total == 0.0) return;
-    if (draws < 8) draws = 8;
-    double step = total / (double)draws, next = 0.5 * step, before = 0.0;
+    if (draws < DRAWS_LEAST) draws = DRAWS_LEAST;
+    double step = total / (double)draws, before = 0.0;
+    double next = block->draws == 0 ? 0.25 * step : 0.75 * step;
     for (size_t p = 0; p < block->segment_count; p++) {
         double here = chances(block, p, inverse, chance), sum = before;
         before += here;
@@ -210,7 +211,7 @@ static void judge(struct block *block, size_t m)
         correction[d] = (float)(lambda * ((double)correction[d] + mass * (double)output[d]));
 }
 
-void block_probe(struct block *block)
+void block_probe(struct block *block, size_t draws, bool more)
 {
     size_t rows = block->rows, head_dim = block->head_dim;
     memset(block->correction, 0, rows * head_dim * sizeof *block->correction);
@@ -220,13 +221,16 @@ void block_probe(struct block *block)
     }
     size_t tile_bytes = 2 * block_plane_bytes(block);
     uint64_t affordable = block_bytes_left(block) / tile_bytes;
-    draw(block, affordable < BLOCK_PROBES ? (size_t)affordable : BLOCK_PROBES);
-    for (size_t i = 0; i < block->probe_count; i++) {
+    if (!more) block->probe_count = block->draws = 0;
+    size_t before = block->probe_count;
+    draw(block, affordable < draws ? (size_t)affordable : draws);
+    for (size_t i = before; i < block->probe_count; i++) {
         if (i + 1 < block->probe_count) fetch_probe(block, i + 1);
         read_probe(block, i);
     }
-    block->level_rows[INDEX_HI] += block->probe_count * PLANES_CLUSTER * 2;
-    block->level_bytes[INDEX_HI] += block->probe_count * tile_bytes;
+    size_t fresh = block->probe_count - before;
+    block->level_rows[INDEX_HI] += fresh * PLANES_CLUSTER * 2;
+    block->level_bytes[INDEX_HI] += fresh * tile_bytes;
     block_sum_up(block);
     if (block->draws > 0)
         for (size_t m = 0; m < rows; m++) judge(block, m);
