@@ -74,6 +74,12 @@ class WindowAttention:
         self.sinks, self.window = sinks, window
         self._kept: list = [None] * layers  # per layer: positions (t), k, v (t, G, D)
 
+    def start(self, layer: int, k: np.ndarray, v: np.ndarray) -> None:
+        """As if these tokens had been read."""
+        at = np.arange(len(k))
+        stays = (at < self.sinks) | (at > len(k) - self.window)
+        self._kept[layer] = (at[stays], k[stays], v[stays])
+
     def local(self, layer, start, q, k, v) -> memd.Partial:
         positions = np.arange(start, start + len(q))
         kept = (positions, k, v)
@@ -106,9 +112,10 @@ class AnswerQuality:
         self._mass.append(quality.level_mass.mean(axis=(0, 1)))
 
     def summary(self) -> dict:
-        """bytes: read, as a share of what exact fp16 attention reads; None: the method cannot tell."""
+        """bytes: read, as a share of what exact fp16 attention reads; None: the method cannot tell. bytes_read: in
+        all."""
         predicted, mass = np.concatenate(self._predicted), np.mean(self._mass, axis=0)
-        return {"bytes": self._read / max(self._exact, 1),
+        return {"bytes": self._read / max(self._exact, 1), "bytes_read": self._read,
                 "predicted_error": None if np.isnan(predicted).any() else float(predicted.mean()),
                 "level_mass": None if np.isnan(mass).any() else [float(x) for x in mass]}
 
@@ -139,17 +146,38 @@ class MemdAttention(WindowAttention):
         return memd.merge([local, remembered]).o
 
 
+def column_mass(q: np.ndarray, k: np.ndarray) -> np.ndarray:
+    """The attention that n tokens pay to each other: per token and query head, the sum over the queries behind it
+    of the weight that each gives it. (n, H); what an engine sees of its own window anyway."""
+    n, H, D = q.shape
+    seen = np.tri(n, dtype=bool)
+    mass = np.empty((n, H), np.float32)
+    for h in range(H):
+        scores = np.where(seen, (q[:, h] @ k[:, h * k.shape[1] // H].T) * np.float32(D ** -0.5), -np.inf)
+        weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+        mass[:, h] = (weights / weights.sum(axis=1, keepdims=True)).sum(axis=0)
+    return mass
+
+
 class MemdAlone:
     """Everything in memd: the tokens of a block are appended, then asked for with all the others. Only here
     do all of a method's approximations reach the model; a window of its own would hide most of them. Queries
-    are asked one by one (in one request), as a model that generates asks: together they could share rows."""
+    are asked one by one (in one request), as a model that generates asks: together they could share rows.
 
-    def __init__(self, past: memd.Context):
-        self.past = past
+    turn   (x, positions): takes the rotation of keys and queries away, for contexts whose keys memd rotates
+    mass   the attention that the tokens of a block pay to each other is sent with them
+    """
+
+    def __init__(self, past: memd.Context, turn=None, mass: bool = False):
+        self.past, self._turn, self._mass = past, turn, mass
         self.quality = AnswerQuality()
 
     def attend(self, layer, start, q, k, v):
-        self.past.append(layer, start, k, v, q=q, ack="memory")
+        scores = column_mass(q, k) if self._mass else None
+        if self._turn is not None:
+            positions = np.arange(start, start + len(q))
+            q, k = self._turn(q, -positions), self._turn(k, -positions)
+        self.past.append(layer, start, k, v, q=q, ack="memory", scores=scores)
         answers = self.past.client.attend_many(
             [memd.Query(self.past, layer, q[i:i + 1], [start + i], [start + i + 1]) for i in range(len(q))])
         for answer in answers:

@@ -6,6 +6,10 @@ queries of every layer. When the daemon has built what the method wants, the las
 *everything* answered by memd, the newest tokens included: the model keeps nothing. Queries are asked one by
 one, and `exact_below` is 0, because a method may answer many queries or a short context exactly where that
 is quicker. So the perplexity of these tokens is that of a model which has only what the method gives it.
+
+A method whose rule moves keys gets them as they were before RoPE, and memd rotates them. One that keeps a part
+of a prompt compresses the text there; one that chooses by attention mass is told what the tokens of each chunk paid
+to each other. Beside them stands a window in the process, which has the same first part, and nothing else.
 """
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 import memd
-from attention import FullAttention, MemdAlone
+from attention import FullAttention, MemdAlone, WindowAttention, column_mass
 from llama import Llama
 from reading import Progress, describe
 
@@ -26,11 +30,12 @@ from reading import Progress, describe
 class Case:
     method: str
     parameters: dict = field(default_factory=dict)
+    rotated: bool = True   # False: memd rotates keys and queries
 
     @property
     def name(self) -> str:
         text = ", ".join(f"{key} {value}" for key, value in self.parameters.items() if key != "exact_below")
-        return f"{self.method} {text}".rstrip()
+        return f"{self.method} {text}".rstrip() + ("" if self.rotated else ", moved")
 
 
 def _progressive(target: float) -> Case:
@@ -42,6 +47,15 @@ CASES = [
     *(_progressive(target) for target in (0.01, 0.02, 0.05, 0.1, 0.2, 0.35)),
     Case("retroinfer"),
     Case("streaming"),
+    Case("streaming", rotated=False),
+    Case("extended-mind", rotated=False),
+    Case("longheads", rotated=False),
+    Case("infllm", {"local": 512}, rotated=False),
+    Case("loki"),
+    Case("camelot"),
+    Case("snapkv", {"capacity": 1024}),
+    Case("pyramidkv", {"capacity": 1024}),
+    Case("l2norm"),
     Case("oracle-topk", {"k": 100}),
     Case("oracle-topk", {"k": 1000}),
     Case("retrieval-attention"),
@@ -51,22 +65,48 @@ CASES = [
 ]
 
 
+WINDOW = (4, 512)    # sinks, and newest tokens, of the window that stands beside the methods
+PROMPT_QUERIES = 32  # of the end of a prompt that is compressed
+
+
 class RememberingAttention(FullAttention):
-    """Full attention that keeps the queries, too."""
+    """Full attention that keeps the queries, too, and the attention that the tokens of a chunk pay to each other."""
 
     def __init__(self, model: Llama, tokens: int):
         super().__init__(model.layers, tokens, model.G, model.D)
+        self._rope = model.rope
         self._q = np.zeros((model.layers, tokens, model.H, model.D), np.float16)
+        self._mass = np.zeros((model.layers, tokens, model.H), np.float32)
 
     def attend(self, layer, start, q, k, v):
         self._q[layer, start:start + len(q)] = q
+        self._mass[layer, start:start + len(q)] = column_mass(q, k)
         return super().attend(layer, start, q, k, v)
 
-    def give(self, past: memd.Context, tokens: int) -> None:
-        """Append the first tokens of every layer."""
+    def _rows(self, layer: int, tokens: int, rotated: bool) -> tuple:
+        k, v = (x[layer, :, :tokens].swapaxes(0, 1) for x in (self._k, self._v))
+        q = self._q[layer, :tokens]
+        if rotated:
+            return q, k, v
+        back = -np.arange(tokens)
+        return self._rope(q.astype(np.float32), back), self._rope(k, back), v
+
+    def give(self, past: memd.Context, tokens: int, method: memd.Method) -> None:
+        """Append the first tokens of every layer, with what the method wants of them."""
         for layer in range(len(self._k)):
-            k, v = (x[layer, :, :tokens].swapaxes(0, 1) for x in (self._k, self._v))
-            past.append(layer, 0, k, v, q=self._q[layer, :tokens], ack="memory")
+            q, k, v = self._rows(layer, tokens, past.model.rotated)
+            past.append(layer, 0, k, v, q=q, ack="memory",
+                        scores=self._mass[layer, :tokens] if method.takes_mass else None)
+            if method.compresses:
+                past.compress(q={layer: q[-PROMPT_QUERIES:]})
+
+    def window(self, tokens: int, sinks: int, window: int) -> WindowAttention:
+        """A window in the process that has seen the same first tokens."""
+        seen = WindowAttention(len(self._k), sinks, window)
+        for layer in range(len(self._k)):
+            _, k, v = self._rows(layer, tokens, True)
+            seen.start(layer, k, v)
+        return seen
 
 
 class Text:
@@ -103,53 +143,77 @@ def wait_until_built(past: memd.Context) -> float:
     return time.monotonic() - began
 
 
-def _run(text: Text, case: Case, client: memd.Client, block: int) -> tuple:
-    past = client.open(f"compare-{uuid.uuid4()}", describe(text.model, "float16"), method=case.method,
-                       parameters=case.parameters, must_create=True)
+def _kept(past: memd.Context) -> int:
+    """Bytes: what is stored, and the states that the method has in memory."""
+    return past.stat().stored_bytes + int(sum(facts["bytes"] for facts in past.states().values()))
+
+
+def _run(text: Text, case: Case, client: memd.Client, block: int, method: memd.Method) -> tuple:
+    past = client.open(f"compare-{uuid.uuid4()}", describe(text.model, "float16", case.rotated),
+                       method=case.method, parameters=case.parameters, must_create=True)
     try:
-        text.exact.give(past, text.first)
+        text.exact.give(past, text.first, method)
         waited = wait_until_built(past)
         began = time.monotonic()
-        attention = MemdAlone(past)
+        attention = MemdAlone(past, None if case.rotated else text.model.rope, method.takes_mass)
         losses = text.losses(attention, block, case.name)
         return losses, {**attention.quality.summary(), "build_seconds": round(waited, 1),
-                        "seconds": round(time.monotonic() - began, 1),
-                        "stored_bytes": past.stat().stored_bytes}
+                        "seconds": round(time.monotonic() - began, 1), "kept_bytes": _kept(past)}
     finally:
         past.drop()
 
 
+def _in_process(text: Text, block: int) -> tuple[np.ndarray, dict]:
+    """What a model has without memd: everything, or a window."""
+    results, losses = {}, {}
+    window = text.exact.window(text.first, *WINDOW)
+    for name, attention in (("window only", window), ("full attention in the process", text.exact)):
+        began = time.monotonic()
+        losses[name] = text.losses(attention, block, name)
+        results[name] = {"seconds": round(time.monotonic() - began, 1)}
+    reference = losses["full attention in the process"]
+    for name, result in results.items():
+        result.update(_change(losses[name], reference))
+    return reference, results
+
+
+def _change(losses: np.ndarray, reference: np.ndarray) -> dict:
+    return {"perplexity": float(np.exp(losses.mean())),
+            "loss": float(np.exp(losses.mean() - reference.mean()) - 1),
+            "mean_change": float(np.abs(losses - reference).mean())}
+
+
 def compare(text: Text, client: memd.Client, wanted: list[str], block: int) -> dict:
     """Perplexity per method; `wanted` names methods, or is ["all"]."""
-    reference = text.losses(text.exact, block, "full attention")
-    results = {"full attention in the process": {"perplexity": float(np.exp(reference.mean()))}}
-    missing = []
+    reference, results = _in_process(text, block)
+    methods, missing = client.methods, []
     for case in CASES:
         if wanted != ["all"] and case.method not in wanted:
             continue
-        try:
-            losses, result = _run(text, case, client, block)
-        except memd.UnsupportedError as error:
-            print(f"  {case.name}: {error}", file=sys.stderr)
+        if case.method not in methods:
             missing.append(case.name)
             continue
-        result.update(perplexity=float(np.exp(losses.mean())),
-                      loss=float(np.exp(losses.mean() - reference.mean()) - 1),
-                      mean_change=float(np.abs(losses - reference).mean()))
+        losses, result = _run(text, case, client, block, methods[case.method])
+        result.update(_change(losses, reference))
         results[case.name] = result
     return {"methods": results, "missing": missing, "exact_tokens": text.first}
 
 
 def print_comparison(comparison: dict) -> None:
-    print("| method | perplexity | against full | mean change of log p | bytes read | predicted error "
-          "| mass from clusters, hi, lo, exact |\n|---|---|---|---|---|---|---|")
+    tokens = comparison["last"]
+    print("| method | perplexity | against full | kept | read per token | of exact | ms per token | mean change of "
+          "log p | predicted error | mass from clusters, hi, lo, exact |\n|---|---|---|---|---|---|---|---|---|---|")
     for name, row in comparison["methods"].items():
-        cells = [name, f"{row['perplexity']:.4f}"]
+        cells = [name, f"{row['perplexity']:.4f}", f"{row['loss']:+.3%}"]
+        read = [""] * 3
+        if "bytes" in row:
+            read = [f"{row['kept_bytes'] / 2**20:,.0f} MiB", f"{row['bytes_read'] / tokens / 2**20:,.2f} MiB",
+                    f"{row['bytes']:.1%}"]
+        cells += [*read, f"{row['seconds'] * 1000 / tokens:,.0f}", f"{row['mean_change']:.4f}"]
         if "bytes" in row:
             predicted, mass = row["predicted_error"], row["level_mass"]
-            cells += [f"{row['loss']:+.3%}", f"{row['mean_change']:.4f}", f"{row['bytes']:.1%}",
-                      "–" if predicted is None else f"{predicted:.2%}",
+            cells += ["–" if predicted is None else f"{predicted:.2%}",
                       "–" if mass is None else " ".join(f"{x:.1%}" for x in mass)]
-        print("| " + " | ".join(cells + [""] * (7 - len(cells))) + " |")
+        print("| " + " | ".join(cells + [""] * (10 - len(cells))) + " |")
     if comparison["missing"]:
         print("\nNot in this build: " + ", ".join(comparison["missing"]))

@@ -89,7 +89,7 @@ class Llama:
         q = (h @ self._weight(layer, "attn_q").T).reshape(-1, self.H, self.D)
         k = (h @ self._weight(layer, "attn_k").T).reshape(-1, self.G, self.D)
         v = (h @ self._weight(layer, "attn_v").T).reshape(-1, self.G, self.D)
-        return self._rope(q, positions, self.theta), self._rope(k, positions, self.theta), v
+        return self.rope(q, positions), self.rope(k, positions), v
 
     def _after_attention(self, layer: int, x: np.ndarray, o: np.ndarray) -> np.ndarray:
         """Output projection of o (n, H, D) and the gated feed-forward, each added to x (n, E)."""
@@ -115,6 +115,10 @@ class Llama:
 
     def _norm(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
         return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + self.eps) * weight
+
+    def rope(self, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """x (n, heads, D) rotated to their positions; to -positions: back again."""
+        return self._rope(x, positions, self.theta)
 
     def _rope(self, x: np.ndarray, positions: np.ndarray, theta: float) -> np.ndarray:
         """Turn dimension pair (i, i + D/2) of the token at position p by p * theta**(-2i/D)."""

@@ -20,11 +20,12 @@ def find_model() -> str:
     return str(files[0])
 
 
-def describe(model: Llama, dtype: str) -> memd.Model:
-    """What memd has to know of the model."""
+def describe(model: Llama, dtype: str, rotated: bool = True) -> memd.Model:
+    """What memd has to know of the model; not `rotated`: keys and queries are sent as they were before RoPE, so that
+    memd may rotate them where a method wants them."""
     return memd.Model(
         layers=model.layers, query_heads=model.H, kv_heads=model.G, head_dim=model.D, dtype=dtype,
-        rope=memd.Rope(theta=model.theta, pairing="half"), rotated=True, fingerprint=model.name)
+        rope=memd.Rope(theta=model.theta, pairing="half"), rotated=rotated, fingerprint=model.name)
 
 
 class Progress:

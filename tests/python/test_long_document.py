@@ -12,11 +12,18 @@ sys.path.insert(0, os.path.join(HERE, "..", "..", "examples", "long_document"))
 import numpy as np
 
 import memd
-from attention import FullAttention, MemdAlone, MemdAttention, WindowAttention
+from attention import FullAttention, MemdAlone, MemdAttention, WindowAttention, column_mass
 from daemon import Daemon
 
 SEED = int(os.environ.get("MEMD_TEST_SEED", "11"))
 LAYERS, H, G, D, TOKENS = 2, 6, 2, 64, 700
+
+
+def turn(x, positions):
+    """x (n, heads, D) rotated to positions, in double precision: pairs (i, i + D/2), theta 1e4."""
+    angles = np.asarray(positions)[:, None, None] * 1e4 ** (-np.arange(D // 2) / (D // 2))
+    turned = (x[..., :D // 2] + 1j * x[..., D // 2:]) * np.exp(1j * angles)
+    return np.concatenate([turned.real, turned.imag], axis=-1).astype(np.float32)
 
 
 class LongDocument(unittest.TestCase):
@@ -68,6 +75,27 @@ class LongDocument(unittest.TestCase):
                 self.assertEqual(past.stat().tokens, TOKENS - sinks)
             self.assertEqual(client.reconnects, 2)
             self.assertEqual(client.verify().findings, [])
+
+    def test_column_mass(self):
+        rng = np.random.default_rng(SEED)
+        q, k = (rng.standard_normal((5, heads, D)).astype(np.float32) for heads in (H, G))
+        mass = column_mass(q, k)
+        np.testing.assert_allclose(mass.sum(axis=0), np.full(H, 5), rtol=1e-5)  # each query gives 1
+        scores = q[4, 5] @ k[:, 1].T / np.sqrt(D)  # of the last query alone, head 5 reads KV head 1
+        self.assertAlmostEqual(float(mass[4, 5]), float(np.exp(scores[4]) / np.exp(scores).sum()), places=5)
+
+    @needs_daemon
+    def test_keys_that_are_turned_back_are_turned_again(self):
+        daemon = Daemon(BINARY)
+        self.addCleanup(daemon.stop)
+        model = memd.Model(LAYERS, H, G, D, dtype="float32", rope=memd.Rope(theta=1e4), rotated=False)
+        with memd.connect(daemon.address, timeout=60) as client:
+            past = client.open("turned", model, method="full", create=True)
+            attention = MemdAlone(past, turn)
+            np.testing.assert_allclose(self.read(attention, 150), self.full(), rtol=0, atol=2e-5)
+            infllm = client.open("mass", model, method="infllm", parameters={"local": 64}, create=True)
+            self.read(MemdAlone(infllm, turn, mass=True), 150)
+            self.assertEqual(infllm.state(0)["blocks_without_mass"], 0)
 
     @needs_daemon
     def test_memd_alone_is_full_attention_and_says_what_it_read(self):
