@@ -40,7 +40,6 @@
 #include <string.h>
 
 #include "attention/backend.h"
-#include "attention/rope.h"
 #include "base/arena.h"
 #include "base/cleanup.h"
 #include "base/error.h"
