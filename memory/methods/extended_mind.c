@@ -64,24 +64,41 @@ static struct memory memory_of(const struct pick *pick)
     return (struct memory){ end > most ? end - most : 0, end };
 }
 
-static bool is_special(const struct pick *pick, uint64_t position)
+/* Places of the special tokens of a run. */
+struct special {
+    uint16_t at[CHOICE_FLOATS];
+    size_t count;
+};
+
+/* Which of tokens position … position+count-1 are special, from the first on. ret_at (count) */
+static size_t find_special(const struct pick *pick, uint64_t position, size_t count,
+                           uint16_t *ret_at)
 {
-    const struct reading *reading = pick->call->version;
-    if ((reading->columns.mask & COLUMNS_MARKS) == 0) return false;
-    return (columns_marks(&reading->columns, rows_columns(&pick->rows, position)) & MARK_SPECIAL) !=
-           0;
+    const struct columns *columns = &((const struct reading *)pick->call->version)->columns;
+    size_t found = 0;
+    if ((columns->mask & COLUMNS_MARKS) == 0) return 0;
+    for (size_t i = 0; i < count;) {
+        const struct view *view = rows_view(&pick->rows, 0, position + i);
+        size_t row = (size_t)(position + i - view->position);
+        for (; row < view->tokens && i < count; row++, i++) {
+            const unsigned char *record = view->columns + row * view->columns_stride_bytes;
+            bool special = (columns_marks(columns, record) & MARK_SPECIAL) != 0;
+            if (special) ret_at[found++] = (uint16_t)i;
+        }
+    }
+    return found;
 }
 
 /* ranks (count) of tokens from `position` on: runs between special ones. */
-static void offer(const struct pick *pick, const struct choice *choice, size_t m,
-                  const float *ranks, size_t count, uint64_t position)
+static void offer(const struct choice *choice, size_t m, const float *ranks, size_t count,
+                  uint64_t position, const struct special *special)
 {
     size_t begin = 0;
-    for (size_t i = 0; i <= count; i++) {
-        if (i < count && !is_special(pick, position + i)) continue;
-        choice_offer(choice, m, ranks + begin, i - begin, position + begin);
-        begin = i + 1;
+    for (size_t i = 0; i < special->count; i++) {
+        choice_offer(choice, m, ranks + begin, special->at[i] - begin, position + begin);
+        begin = (size_t)special->at[i] + 1;
     }
+    choice_offer(choice, m, ranks + begin, count - begin, position + begin);
 }
 
 /* The k best of each head by cosine. */
@@ -92,15 +109,17 @@ static void scan(struct pick *pick, const struct choice *choice, struct memory m
     const struct rope *rope = pick->call->args->attend.rope;
     double magnitude = rope == NULL ? 1.0 : rope->magnitude; /* of the keys as they are scored */
     size_t step = CHOICE_FLOATS / pick->group;
+    struct special special;
     for (uint64_t at = memory.begin; at < memory.end && pick->stopped == 0; at += step) {
         size_t count = memory.end - at < step ? (size_t)(memory.end - at) : step;
         pick_scores(pick, at, count, choice->scores);
+        special.count = find_special(pick, at, count, special.at);
         for (size_t m = 0; m < pick->group; m++) {
             float *scores = choice->scores + m * count;
             double length = norms_length(pick->q + m * pick->head_dim, pick->head_dim) * magnitude;
             choice_weigh(choice, m, scores, count);
             norms_cosines(norms, pick->kv_head, at, count, length, scores);
-            offer(pick, choice, m, scores, count, at);
+            offer(choice, m, scores, count, at, &special);
         }
     }
 }
