@@ -274,15 +274,16 @@ static bool looks_exact(struct block *block, size_t *ret_scored)
     for (size_t m = 0; m < block->rows; m++) allowed[m] /= factor;
     block_choose(block, allowed, block->fresh);
     bool exact = exact_is_cheaper(block);
-    /* As if nothing had been estimated; what was read is read again, from the caches. */
     block->segment_count = all;
+    if (exact) return true;
+    /* As if nothing had been estimated; what was read is read again, from the caches. */
     block->level_rows[INDEX_CLUSTERS] = rows;
     block->level_bytes[INDEX_CLUSTERS] = bytes;
     block->limited = false;
     memset(block->base, 0, block->rows * block->head_dim * sizeof *block->base);
     for (size_t m = 0; m < block->rows; m++)
         block->mass_shut[m] = block->priority_shut[m] = block->priority_all[m] = 0.0;
-    return exact;
+    return false;
 }
 
 /* Open until the sample says that shut clusters keep to their share. False: better read all rows

@@ -259,13 +259,14 @@ static void test_rule(void **state)
     coded_free(&coded);
 }
 
-/* Random keys have no clusters: left to the rule, everything is read exactly in the end. */
-static void test_gives_up(void **state)
+/* Random keys have no clusters: left to the rule, everything is read exactly in the end. Returns
+ * the rows of clusters that were read on the way. */
+static uint64_t give_up(size_t segments)
 {
-    (void)state;
     uint64_t random = random_seed();
     struct coded coded = { .past = { .kv_heads = 1, .query_heads = 2, .head_dim = 16,
-                                     .tokens = 13 * 1024 + 5, .queries = 1, .dtype = DTYPE_FP16 } };
+                                     .tokens = segments * 1024 + 5, .queries = 1,
+                                     .dtype = DTYPE_FP16 } };
     past_make(&coded.past, &random);
     code(&coded, 0, true);
     struct answer answer = ask(&coded, &(struct question){ .target = 0.001F,
@@ -276,9 +277,26 @@ static void test_gives_up(void **state)
         assert_true(answer.quality.predicted_error[row] == 0.0F);
         assert_true(fabsf(answer.quality.mass[row * INDEX_LEVELS + INDEX_EXACT] - 1.0F) < 1e-5F);
     }
-    assert_true(answer.quality.bytes[INDEX_CLUSTERS] > 0); /* found out on the way */
+    assert_int_equal(answer.quality.rows[INDEX_LO], 0);
+    uint64_t rows = answer.quality.rows[INDEX_CLUSTERS];
     answer_free(&answer);
     coded_free(&coded);
+    return rows;
+}
+
+static void test_gives_up(void **state)
+{
+    (void)state;
+    assert_in_range(give_up(13), (uintmax_t)13 * PLANES_CLUSTERS,
+                    (uintmax_t)2 * 13 * PLANES_CLUSTERS);
+}
+
+/* Of 26 segments 3 are asked before that. */
+static void test_gives_up_early(void **state)
+{
+    (void)state;
+    assert_in_range(give_up(26), (uintmax_t)3 * PLANES_CLUSTERS,
+                    (uintmax_t)2 * 3 * PLANES_CLUSTERS);
 }
 
 /* The same bits on one thread and on three. */
@@ -522,6 +540,7 @@ int main(void)
         cmocka_unit_test(test_exact),
         cmocka_unit_test(test_rule),
         cmocka_unit_test(test_gives_up),
+        cmocka_unit_test(test_gives_up_early),
         cmocka_unit_test(test_pool),
         cmocka_unit_test(test_budget),
         cmocka_unit_test(test_trouble),
