@@ -328,6 +328,7 @@ void catalog_get_stats(struct catalog *catalog, struct catalog_stats *ret_stats)
                                          .file_bytes = atomic_load(&catalog->file_bytes),
                                          .tail_bytes = writer_pending_bytes(catalog->writer),
                                          .build_waiting = atomic_load(&catalog->build_waiting),
+                                         .state_bytes = atomic_load(&catalog->state_bytes),
 #define X(name) .name = atomic_load_explicit(&catalog->counters.name, memory_order_relaxed),
                                          CATALOG_COUNTER_MAP(X)
 #undef X

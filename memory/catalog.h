@@ -295,7 +295,8 @@ int catalog_compact(struct catalog *catalog, const char *path, uint64_t *ret_bef
     X(map_used_bytes)        \
     X(file_bytes)            \
     X(tail_bytes)            \
-    X(build_waiting)
+    X(build_waiting)         \
+    X(state_bytes)
 
 #define CATALOG_COUNTER_MAP(X)    \
     X(commits_total)              \

@@ -79,7 +79,7 @@ static int load(struct context *context, const struct fold_source *source, uint6
 {
     const struct fold_type *type = context->method->fold;
     if (type->load == NULL) return 0;
-    struct slice payload;
+    struct slice payload = { 0 };
     uint64_t covered = 0;
     CLEANUP(store_abort) struct store_txn txn = { 0 };
     int rc = store_begin(context->catalog->store, false, &txn, err);

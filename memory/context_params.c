@@ -396,7 +396,7 @@ static int check_unused(struct store_txn *txn, const char *name, struct error *e
 static int run_drop_set(struct writer_job *job, struct error *err)
 {
     struct drop_set_job *drop = (struct drop_set_job *)(void *)job;
-    struct upload_set set;
+    struct upload_set set = { 0 };
     CLEANUP(store_abort) struct store_txn txn = { 0 };
     int64_t delta = 0;
     int rc = store_begin(job->catalog->store, true, &txn, err);

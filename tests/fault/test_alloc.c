@@ -288,6 +288,7 @@ static void test_with_a_fold(void **state)
 {
     (void)state;
     fail_each("test-forgets");
+    fail_each("camelot");
 }
 
 static void test_with_notes(void **state)

@@ -377,6 +377,51 @@ class Store:
         return (numpy.concatenate([empty] + parts[K]), numpy.concatenate([empty] + parts[V]),
                 numpy.concatenate(ids) if known else None)
 
+    def mass(self, name, layer):
+        """(T, H) float32 of the tokens that notes are about."""
+        context = self.names[name]
+        notes = {struct.unpack(">QHBI", key)[3]: Header(value).payload for key, value in self.data["notes"]
+                 if struct.unpack(">QHBI", key)[:3] == (context, layer, 1)}
+        mass = numpy.zeros((128 * (max(notes, default=-1) + 1), self.records[context].query_heads), "<f4")
+        for number, payload in notes.items():
+            mass[128 * number:128 * (number + 1)] = numpy.frombuffer(payload, "<f4").reshape(128, -1)
+        return mass
+
+    def selection(self, name, layer):
+        """The tokens that each head keeps, or None."""
+        key = struct.pack(">QHBI", self.names[name], layer, 2, 0)
+        value = dict(self.data["notes"]).get(key)
+        if value is None:
+            return None
+        cursor = Cursor(Header(value).payload)
+        _, heads, _ = cursor.take("QII")
+        counts = [cursor.take("Q") for _ in range(heads)]
+        ids = numpy.frombuffer(cursor.data, "<u4", sum(counts), cursor.at)
+        return numpy.split(ids, numpy.cumsum(counts)[:-1])
+
+    def tensors(self, owner):
+        """{(layer, name): (version, array)} of a context or a set."""
+        tensors = {}
+        for key, value in self.data["params"]:
+            if struct.unpack(">Q", key[:8])[0] != owner:
+                continue
+            header = Header(value)
+            cursor = Cursor(header.payload)
+            axes, _ = cursor.take("II")
+            shape = [cursor.take("Q") for _ in range(axes)]
+            array = numpy.frombuffer(cursor.data, "<f4", -1, cursor.at).reshape(shape)
+            tensors[struct.unpack(">H", key[8:10])[0], key[10:].decode()] = header.position, array
+        return tensors
+
+    def sets(self):
+        """{name: (id, method)}"""
+        found = {}
+        for name, value in self.data["sets"]:
+            cursor = Cursor(Header(value).payload)
+            owner, *_ = cursor.take("QIIIII")
+            found[name.decode()] = owner, cursor.text()
+        return found
+
     def columns(self, name, layer):
         context = self.names[name]
         with self.env.begin() as txn:

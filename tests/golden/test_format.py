@@ -60,19 +60,38 @@ def compare_kept(store, tokens):
         assert (ids == positions * 3 + 1).all(), layer
 
 
+def compare_notes(store):
+    """Mass, a selection and tensors, by the rules of write_format.c."""
+    token, head = numpy.arange(1024)[:, None], numpy.arange(QUERY_HEADS)
+    for layer in range(2):
+        mass = (token + head) % 7 / 8 + ((token >= 920) & (layer == 1))
+        assert (store.mass("notes", layer) == mass * (token < 1000)).all(), layer
+    assert store.selection("notes", 0) is None
+    for g, kept in enumerate(store.selection("notes", 1)):
+        assert (kept == numpy.arange(g, 900, 3)).all(), g
+    own = {place: (version, array.tolist()) for place, (version, array) in
+           store.tensors(store.names["notes"]).items()}
+    assert own == {(0, "salt"): (3, [20, 2, 3]), (1, "salt"): (2, [10, 2, 3])}, own
+    owner, method = store.sets()["house"]
+    assert method == "test-reads-back"
+    [(version, array)] = store.tensors(owner).values()
+    assert (version, array.tolist()) == (3, [20, 2, 3])
+
+
 def main(program):
     with tempfile.TemporaryDirectory() as directory:
         subprocess.run([program, directory], check=True)
         store = Store(directory)
         findings = store.prove()
         assert not findings, findings
-        assert sorted(store.names) == ["book", "fork", "test-all", "test-both", "test-marks"]
+        assert sorted(store.names) == ["book", "fork", "notes", "test-all", "test-both", "test-marks"]
         assert store.records[store.names["fork"]].parent == store.names["book"]
         compare(store, "book", [(1, 2500)])
         compare(store, "fork", [(1, 1500), (5, 2100)])
         for name in ("test-marks", "test-both"):
             compare(store, name, [(1, 1107)])
         compare_kept(store, 1107)
+        compare_notes(store)
         store.close()
         path = pathlib.Path(directory, "data.mdb")
         data = bytearray(path.read_bytes())
@@ -88,6 +107,14 @@ def main(program):
             data[at + 500] ^= 1
         path.write_bytes(data)
         assert len(Store(directory).prove()) > before
+        before = len(Store(directory).prove())
+        for kind in (b"\x0b", b"\x0c", b"\x0d", b"\x0e"):  # mass, selection, tensor, set
+            damaged = bytearray(data)
+            at = -1
+            while (at := damaged.find(b"MEMV\x03" + kind, at + 1)) >= 0:
+                damaged[at + 24] ^= 1  # its position
+            path.write_bytes(damaged)
+            assert len(Store(directory).prove()) > before, kind
 
 
 if __name__ == "__main__":
