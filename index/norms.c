@@ -8,29 +8,31 @@
 #include <stdlib.h>
 
 #include "base/error.h"
-#include "base/half.h"
 #include "base/pool.h"
-#include "proto/limits.h"
 
-enum { PIECE_TOKENS = 4096 };
+enum { PIECE_TOKENS = 4096, TILE_FLOATS = 8192, SUMS = 8 };
 
 double norms_length(const float *x, size_t n)
 {
-    double sum = 0.0;
-    for (size_t i = 0; i < n; i++) sum += (double)x[i] * (double)x[i];
-    return sqrt(sum);
+    assert(n % SUMS == 0);
+    double sums[SUMS] = { 0 }; /* which do not wait for each other */
+    for (size_t i = 0; i < n; i += SUMS)
+        for (size_t j = 0; j < SUMS; j++) sums[j] += (double)x[i + j] * (double)x[i + j];
+    return sqrt((sums[0] + sums[1] + sums[2] + sums[3]) + (sums[4] + sums[5] + sums[6] + sums[7]));
 }
 
 void norms_measure(const struct rows *rows, size_t head, uint64_t begin, size_t count,
                    float *ret_lengths)
 {
-    float key[LIMIT_HEAD_DIM];
-    for (size_t i = 0; i < count; i++) {
-        const struct view *view = rows_view(rows, head, begin + i);
-        size_t row = (size_t)(begin + i - view->position);
-        half_load((const unsigned char *)view->k + row * view->k_stride_bytes, view->dtype,
-                  rows->head_dim, key);
-        ret_lengths[i] = (float)norms_length(key, rows->head_dim);
+    _Alignas(64) float keys[TILE_FLOATS];
+    struct rows stored = *rows;
+    stored.rope = NULL;
+    size_t dim = rows->head_dim, step = TILE_FLOATS / dim;
+    for (size_t done = 0, some = 0; done < count; done += some) {
+        some = count - done < step ? count - done : step;
+        rows_keys(&stored, head, begin + done, some, keys);
+        for (size_t i = 0; i < some; i++)
+            ret_lengths[done + i] = (float)norms_length(keys + i * dim, dim);
     }
 }
 

@@ -42,7 +42,7 @@ const float *norms_run(const struct norms *norms, size_t head, uint64_t position
 void norms_cosines(const struct norms *norms, size_t head, uint64_t position, size_t count,
                    double length, float *scores);
 
-/* |x| of x (n) fp32. */
+/* |x| of x (n) fp32, n a multiple of 8. */
 double norms_length(const float *x, size_t n);
 
 /* Lengths of stored keys begin … begin+count-1 of a head, of no fold. ret_lengths (count) */

@@ -7,7 +7,6 @@
 #include <string.h>
 
 #include "attention/backend.h"
-#include "base/half.h"
 #include "index/columns.h"
 
 uint64_t rows_tokens(const struct rows *rows)
@@ -35,40 +34,31 @@ static size_t here(const struct view *view, uint64_t position, size_t count)
     return left < count ? (size_t)left : count;
 }
 
-void rows_rotate(const struct rotate_args *args, size_t head_dim)
-{
-    const unsigned char *from = args->rows;
-    if (args->rope != NULL) backend_get()->rotate(args);
-    for (size_t i = 0; args->rope == NULL && i < args->count; i++)
-        half_load(from + i * args->stride_bytes, args->dtype, head_dim, args->out + i * head_dim);
-}
-
 void rows_keys(const struct rows *rows, size_t g, uint64_t begin, size_t count, float *ret_keys)
 {
-    while (count > 0) {
-        const struct view *view = rows_view(rows, g, begin);
-        size_t some = here(view, begin, count);
-        const unsigned char *from = view->k;
-        from += (size_t)(begin - view->position) * view->k_stride_bytes;
-        rows_rotate(&(struct rotate_args){ .rope = rows->rope, .rows = from,
-                                           .stride_bytes = view->k_stride_bytes,
-                                           .dtype = view->dtype, .count = some,
-                                           .position = begin, .out = ret_keys },
-                    rows->head_dim);
-        ret_keys += some * rows->head_dim;
-        begin += some;
-        count -= some;
+    for (size_t done = 0, some = 0; done < count; done += some) {
+        const struct view *view = rows_view(rows, g, begin + done);
+        size_t row = (size_t)(begin + done - view->position);
+        some = here(view, begin + done, count - done);
+        backend_get()->rotate(&(struct rotate_args){
+            .rope = rows->rope, .head_dim = rows->head_dim, .dtype = view->dtype, .count = some,
+            .rows = (const unsigned char *)view->k + row * view->k_stride_bytes,
+            .stride_bytes = view->k_stride_bytes, .position = begin + done,
+            .out = ret_keys + done * rows->head_dim });
     }
 }
 
 void rows_values(const struct rows *rows, size_t g, uint64_t begin, size_t count,
                  float *ret_values)
 {
-    for (size_t i = 0; i < count; i++) {
-        const struct view *view = rows_view(rows, g, begin + i);
-        const unsigned char *from = view->v;
-        from += (size_t)(begin + i - view->position) * view->v_stride_bytes;
-        half_load(from, view->dtype, rows->head_dim, ret_values + i * rows->head_dim);
+    for (size_t done = 0, some = 0; done < count; done += some) {
+        const struct view *view = rows_view(rows, g, begin + done);
+        size_t row = (size_t)(begin + done - view->position);
+        some = here(view, begin + done, count - done);
+        backend_get()->rotate(&(struct rotate_args){
+            .head_dim = rows->head_dim, .dtype = view->dtype, .count = some,
+            .rows = (const unsigned char *)view->v + row * view->v_stride_bytes,
+            .stride_bytes = view->v_stride_bytes, .out = ret_values + done * rows->head_dim });
     }
 }
 

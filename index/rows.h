@@ -18,7 +18,6 @@
 
 struct columns;
 struct rope;
-struct rotate_args;
 
 struct rows {
     const struct view *views; /* (G, view_count) */
@@ -32,7 +31,8 @@ uint64_t rows_tokens(const struct rows *rows);
 /* The view of KV head g that holds `position`, which is below rows_tokens. */
 const struct view *rows_view(const struct rows *rows, size_t g, uint64_t position);
 
-/* Keys of positions begin … begin+count-1, rotated, in fp32. ret_keys (count, D) */
+/* Keys of positions begin … begin+count-1, rotated, in fp32. Where they are rotated a last bit can
+ * depend on where a view begins. ret_keys (count, D) */
 void rows_keys(const struct rows *rows, size_t g, uint64_t begin, size_t count, float *ret_keys);
 
 /* The columns of a token (columns.h), of views that have them. */
@@ -42,11 +42,6 @@ const unsigned char *rows_columns(const struct rows *rows, uint64_t position);
  * ret_queries (count, D) fp16 */
 void rows_queries(const struct rows *rows, const struct columns *columns, size_t h, uint64_t begin,
                   size_t count, uint16_t *ret_queries);
-
-/* The kernel rotate, for rows that may have no rope: then they are only widened. Copies that are
- * rotated by it have the same bits wherever their rows are stored; in rows_keys a last bit can
- * depend on where a view begins. */
-void rows_rotate(const struct rotate_args *args, size_t head_dim);
 
 /* ret_values (count, D) fp32 */
 void rows_values(const struct rows *rows, size_t g, uint64_t begin, size_t count,

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* rotate.h — read keys that are stored unrotated: widen to fp32 and turn each row by its position.
+ * Without a rope they are only widened.
  *
  * Shapes   rows: `count` rows of D elements, row i at rows + i * stride_bytes, any float dtype, any
  *          alignment, at position + i or at positions[i]; out (count, D) fp32
@@ -17,8 +18,9 @@
 struct rope;
 
 struct rotate_args {
-    const struct rope *rope;
-    const void *rows; /* (count, D) */
+    const struct rope *rope; /* NULL: no row is turned */
+    size_t head_dim;         /* D, where rope is NULL */
+    const void *rows;        /* (count, D) */
     size_t stride_bytes;
     uint32_t dtype; /* enum dtype */
     size_t count;

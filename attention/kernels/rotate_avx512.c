@@ -8,6 +8,6 @@
 
 void rotate_avx512(const struct rotate_args *args)
 {
-    if (args->rope->head_dim % VEC_FLOATS == 0) rotate_rows(args);
+    if (rotate_dim(args) % VEC_FLOATS == 0) rotate_rows(args);
     else rotate_avx2(args);
 }

@@ -108,12 +108,18 @@ static void turn_neighbours(const struct angles *restrict angles, double magnitu
     }
 }
 
+static size_t rotate_dim(const struct rotate_args *args)
+{
+    return args->rope == NULL ? args->head_dim : args->rope->head_dim;
+}
+
 static void rotate_rows(const struct rotate_args *args)
 {
     const struct rope *rope = args->rope;
-    size_t pairs = rope->rotary_dims / 2;
     struct rows rows = { args->rows, args->stride_bytes, args->dtype };
-    tile_widen(&rows, args->count, rope->head_dim, args->out);
+    tile_widen(&rows, args->count, rotate_dim(args), args->out);
+    if (rope == NULL) return;
+    size_t pairs = rope->rotary_dims / 2;
     struct angles now;
     struct turns turns;
     uint64_t position = 0;

@@ -146,11 +146,10 @@ static void *forming_init(struct forming *forming, const struct fold_source *sou
 static void turn(const struct forming *forming, const void *rows, uint32_t dtype, uint64_t begin,
                  size_t count, float *ret_rows)
 {
-    rows_rotate(&(struct rotate_args){ .rope = forming->source->rows.rope, .rows = rows,
-                                       .stride_bytes = forming->head_dim * dtype_bytes(dtype),
-                                       .dtype = dtype, .count = count, .position = begin,
-                                       .out = ret_rows },
-                forming->head_dim);
+    backend_get()->rotate(&(struct rotate_args){
+        .rope = forming->source->rows.rope, .head_dim = forming->head_dim, .rows = rows,
+        .stride_bytes = forming->head_dim * dtype_bytes(dtype), .dtype = dtype, .count = count,
+        .position = begin, .out = ret_rows });
 }
 
 /* Queries of a head, of `count` (≤ tokens) tokens from `begin` on, rotated. */

@@ -117,10 +117,10 @@ static float *chunk_init(struct chunk *chunk, size_t tokens, size_t head_dim)
 /* `raw` (w, D) of any dtype into `rows` (w, D), rotated by places 0 … w-1 where memd rotates. */
 static void turn(const struct chunk *chunk, const struct rope *rope, uint32_t dtype, float *rows)
 {
-    rows_rotate(&(struct rotate_args){ .rope = rope, .rows = chunk->raw,
-                                       .stride_bytes = chunk->head_dim * dtype_bytes(dtype),
-                                       .dtype = dtype, .count = chunk->tokens, .out = rows },
-                chunk->head_dim);
+    backend_get()->rotate(&(struct rotate_args){
+        .rope = rope, .head_dim = chunk->head_dim, .rows = chunk->raw,
+        .stride_bytes = chunk->head_dim * dtype_bytes(dtype), .dtype = dtype,
+        .count = chunk->tokens, .out = rows });
 }
 
 static void load_keys(const struct chunk *chunk, const struct fold_source *source, size_t g,

@@ -10,7 +10,7 @@ struct shape {
     size_t head_dim, count, gap_bytes;
     uint64_t position;
     uint32_t pairing, rotary_dims;
-    bool yarn, scattered; /* scattered: rows are not neighbours */
+    bool yarn, scattered, plain; /* rows are not neighbours; are not turned */
 };
 
 static struct rope make_rope(const struct shape *shape)
@@ -51,7 +51,9 @@ static void check_shape(struct checks *checks, const struct backend *backend,
         positions[i] = i % 17 == 5 ? at / 2 : at;
         at += gaps[random_below(random, 10)];
     }
-    struct rotate_args args = { .rope = &rope, .rows = rows + 1, .stride_bytes = stride,
+    struct rotate_args args = { .rope = shape->plain ? NULL : &rope,
+                                .head_dim = shape->plain ? shape->head_dim : 0,
+                                .rows = rows + 1, .stride_bytes = stride,
                                 .dtype = shape->dtype, .count = shape->count,
                                 .position = shape->position, .out = truth,
                                 .positions = shape->scattered ? positions : NULL };
@@ -63,7 +65,7 @@ static void check_shape(struct checks *checks, const struct backend *backend,
              backend->name, dtype_name(shape->dtype), shape->head_dim, shape->count,
              (unsigned long long)shape->position, (unsigned)shape->pairing,
              (unsigned)shape->rotary_dims, shape->gap_bytes,
-             shape->scattered ? " scattered" : "");
+             shape->scattered ? " scattered" : shape->plain ? " plain" : "");
     checks_close(checks, what, out, truth, count + 1, (struct near){ 1e-6F, 0.0F });
     free(rows);
     free(positions);
@@ -83,9 +85,11 @@ static void check_level(struct checks *checks, const struct backend *backend, ui
             for (size_t t = 0; t < sizeof counts / sizeof counts[0]; t++, turn++) {
                 struct shape shape = { dtypes[i], dims[j], counts[t], turn % 3 == 0 ? 6 : 0,
                                        positions[turn / 2 % 4], turn % 2,
-                                       turn % 5 == 0 ? 6 : 0, turn % 4 == 0, false };
+                                       turn % 5 == 0 ? 6 : 0, turn % 4 == 0, false, false };
                 check_shape(checks, backend, &shape, random);
                 shape.scattered = true;
+                check_shape(checks, backend, &shape, random);
+                shape.plain = true;
                 check_shape(checks, backend, &shape, random);
             }
 }
