@@ -334,28 +334,38 @@ static void put(const struct context *context, uint32_t layer, size_t idx, unsig
     owned_put(txn, STORE_NOTES, name, (struct slice){ value, value_bytes(context) }, delta);
 }
 
+/* The next chunk from *idx on that goes into the transaction, as a value; false when there is none.
+ * None of the others is in it, whatever a transaction before tried. */
+static bool next_value(struct context *context, const struct layer *layer, size_t *idx,
+                       unsigned char *ret_value)
+{
+    bool found = false;
+    pthread_mutex_lock(&context->lock);
+    for (; !found && *idx < layer->mass.count; (*idx)++) {
+        struct mass_chunk *chunk = layer->mass.chunks[*idx];
+        if (chunk == NULL) continue;
+        found = !is_stored(chunk) && (uint64_t)*idx * CHUNK < layer->writing;
+        chunk->writing = found ? chunk->changed : 0;
+        if (found) chunk->writing_cut = encode(context, chunk, *idx, layer->writing, ret_value);
+    }
+    pthread_mutex_unlock(&context->lock);
+    return found;
+}
+
 void mass_put(struct context *context, uint32_t layer_idx, struct store_txn *txn, int64_t *delta)
 {
     const struct layer *layer = &context->layers[layer_idx];
-    const struct mass *mass = &layer->mass;
-    CLEANUP(free_ptr) unsigned char *value = NULL;
     pthread_mutex_lock(&context->lock);
-    size_t left = mass->resident;
+    size_t left = layer->mass.resident;
     pthread_mutex_unlock(&context->lock);
     if (left == 0) return;
-    value = malloc(value_bytes(context));
-    if (value == NULL) store_fail(txn, ENOMEM);
-    for (size_t i = 0; value != NULL && (uint64_t)i * CHUNK < layer->writing; i++) {
-        pthread_mutex_lock(&context->lock);
-        struct mass_chunk *chunk = i < mass->count ? mass->chunks[i] : NULL;
-        bool dirty = chunk != NULL && !is_stored(chunk);
-        if (dirty) {
-            chunk->writing_cut = encode(context, chunk, i, layer->writing, value);
-            chunk->writing = chunk->changed;
-        }
-        pthread_mutex_unlock(&context->lock);
-        if (dirty) put(context, layer_idx, i, value, txn, delta);
+    CLEANUP(free_ptr) unsigned char *value = malloc(value_bytes(context));
+    if (value == NULL) {
+        store_fail(txn, ENOMEM);
+        return;
     }
+    for (size_t idx = 0; next_value(context, layer, &idx, value);)
+        put(context, layer_idx, idx - 1, value, txn, delta);
 }
 
 uint64_t mass_committed(struct context *context, struct layer *layer)

@@ -229,38 +229,56 @@ static void test_mass_is_taken_back(void **state)
     free(tried);
 }
 
+enum { OWN = 400, FROM = 150, MORE = 200 }; /* tokens; those that get 1 more */
+
 struct look_job {
     struct writer_job job;
     struct context *context;
-    float values[128 * HEADS];
+    float values[3 * 128 * HEADS]; /* what would be written of 384 tokens */
 };
 
-/* What would be written if only the first 220 tokens were. */
+/* As a transaction that would commit the first `writing` tokens, and fails. */
+static void try_put(struct look_job *look, uint64_t writing)
+{
+    struct layer *layer = &look->context->layers[LAYER];
+    struct error err = { 0 };
+    int64_t delta = 0;
+    struct store_txn txn = { 0 };
+    ASSERT_OK(store_begin(look->job.catalog->store, true, &txn, &err), err);
+    layer->writing = writing;
+    mass_put(look->context, LAYER, &txn, &delta);
+    for (uint32_t i = 0; i < 3; i++) {
+        unsigned char key[FORMAT_KEY_BYTES_MAX];
+        struct slice value;
+        size_t bytes = format_key_note(look->context->id, LAYER, NOTE_MASS, i, key);
+        assert_true(store_get(&txn, STORE_NOTES, (struct slice){ key, bytes }, &value));
+        memcpy(look->values + (size_t)i * 128 * HEADS,
+               (const char *)value.data + FORMAT_HEADER_BYTES, 128 * HEADS * sizeof(float));
+    }
+    store_abort(&txn);
+    layer->writing = layer->committed;
+}
+
+/* Mass comes; one transaction with all of it fails, the next one has less room. */
 static int look(struct writer_job *job, struct error *err)
 {
     struct look_job *look = (struct look_job *)(void *)job;
-    struct layer *layer = &look->context->layers[LAYER];
-    float ones[100 * HEADS];
+    struct context *context = look->context;
+    float ones[MORE * HEADS];
     uint64_t bytes = 0;
-    int64_t delta = 0;
-    struct store_txn txn = { 0 };
-    struct slice value;
-    unsigned char key[FORMAT_KEY_BYTES_MAX];
-    for (size_t i = 0; i < 100 * HEADS; i++) ones[i] = 1;
-    struct mass_span span = { LAYER, 150, 100 };
-    struct tensor mass = mass_tensor(ones, 100);
-    ASSERT_OK(mass_hold(look->context, &span, &bytes, err), *err);
+    for (size_t i = 0; i < MORE * HEADS; i++) ones[i] = 1;
+    struct mass_span span = { LAYER, FROM, MORE };
+    struct tensor mass = mass_tensor(ones, MORE);
+    ASSERT_OK(mass_hold(context, &span, &bytes, err), *err);
     ASSERT_OK(writer_reserve(job->catalog->writer, bytes, err), *err);
-    mass_add(look->context, &span, &mass, 0);
-    ASSERT_OK(store_begin(job->catalog->store, true, &txn, err), *err);
-    layer->writing = 220;
-    mass_put(look->context, LAYER, &txn, &delta);
-    layer->writing = layer->committed;
-    size_t key_bytes = format_key_note(look->context->id, LAYER, NOTE_MASS, 1, key);
-    assert_true(store_get(&txn, STORE_NOTES, (struct slice){ key, key_bytes }, &value));
-    memcpy(look->values, (const char *)value.data + FORMAT_HEADER_BYTES, sizeof look->values);
-    store_abort(&txn);
-    writer_mark(job->catalog->writer, look->context);
+    mass_add(context, &span, &mass, 0);
+    try_put(look, OWN);
+    try_put(look, 220);
+    pthread_mutex_lock(&context->lock); /* if it were committed, what it left out would stay */
+    uint64_t gone = mass_committed(context, &context->layers[LAYER]);
+    pthread_mutex_unlock(&context->lock);
+    assert_int_equal(gone, 0);
+    writer_mark(job->catalog->writer, context);
     return 0;
 }
 
@@ -273,23 +291,18 @@ static void test_mass_of_what_is_stored(void **state)
     struct truth *truth = calloc(1, sizeof *truth);
     begin(&fx);
     struct context *context = fixture_context(&fx, "book");
-    append(&fx, context, truth, 256);
-    memset(truth->mass, 0, sizeof truth->mass);
+    append(&fx, context, truth, OWN);
     struct look_job job = { .job = { .run = look, .catalog = fx.catalog }, .context = context };
     ASSERT_OK(writer_run(fx.catalog->writer, &job.job, &err), err);
-    for (size_t i = 0; i < 128; i++) {
-        uint64_t token = 128 + i;
-        float appended = mass_value(token, 2, fx.salt);
-        float expected = token >= 220 ? 0 : appended + (token >= 150 ? 1 : 0);
-        if (job.values[i * HEADS + 2] != expected)
-            fail_msg("mass of token %zu is %g, expected %g", (size_t)token,
-                     (double)job.values[i * HEADS + 2], (double)expected);
-        for (size_t h = 0; h < HEADS; h++)
-            truth->mass[token * HEADS + h] = mass_value(token, h, fx.salt) +
-                                             (token >= 150 && token < 250 ? 1 : 0);
+    for (size_t i = 0; i < OWN * HEADS; i++) {
+        size_t token = i / HEADS;
+        float appended = truth->mass[i], more = token >= FROM && token < FROM + MORE ? 1 : 0;
+        float expected = token < 220 ? appended + more : token < 256 ? 0 : appended;
+        truth->mass[i] += more;
+        if (token < 3 * 128 && job.values[i] != expected)
+            fail_msg("mass of token %zu is %g, expected %g", token, (double)job.values[i],
+                     (double)expected);
     }
-    for (size_t i = 0; i < 128 * HEADS; i++)
-        truth->mass[i] = mass_value(i / HEADS, i % HEADS, fx.salt);
     append(&fx, context, truth, 200);
     fixture_restart(&fx);
     expect_mass(&fx, fixture_context(&fx, "book"), truth);
