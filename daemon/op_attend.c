@@ -107,6 +107,7 @@ static void prepare_item(struct batch *batch, size_t idx)
     }
     if (item->status < 0) return;
     item->query.no_wait = req->on_loop;
+    item->query.rope_theta = in->rope_theta;
     const struct tensor *q = &item->query.q;
     item->part.rows = q->shape[0] * q->shape[1];
     item->part.head_dim = q->shape[2];

@@ -13,7 +13,7 @@ static const char *const features[] = { "attend-batch", "append-batch", "deadlin
                                         "fork",         "search",       "methods",
                                         "levels",       "recall",       "rebuild",
                                         "inputs",       "explain",      "local",
-                                        "observe",      "compress",     "params" };
+                                        "observe",      "compress",     "params",  "theta" };
 
 /* A token on a Unix socket is not needed and not looked at: the kernel has said who asks. */
 static int admit(struct connection *conn, const char *token, struct error *err)

@@ -96,6 +96,9 @@ struct query {
                          * the context's parameters say */
     struct tensor states; /* (n, W) of the queries, for methods that keep states; or dims = 0 */
     struct plan *plan;    /* not NULL: what is read is written down (index/plan.h) */
+    double rope_theta;    /* another base than the model's for keys and queries, or 0.
+                           * MEMD_EUNSUPPORTED where memd does not rotate, or something was made of
+                           * rotated keys */
     /* The caller's own answer over its window, (n, H, D) and (n, H), or NULL: context_attend
      * answers for both together, quality for what is stored. MEMD_ENONFINITE: it is no partial. */
     const struct partial *local;

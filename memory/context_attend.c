@@ -95,6 +95,28 @@ static int check_fold(const struct context *context, const struct query *query,
     return 0;
 }
 
+/* What turns keys and queries: the model's rope, or one like it with another base. What was made of
+ * keys that were rotated by the model's would not fit them. */
+static int find_rope(const struct context *context, const struct query *query, struct arena *arena,
+                     const struct rope **ret_rope, struct error *err)
+{
+    *ret_rope = context->rope;
+    if (query->rope_theta == 0) return 0;
+    const struct method *method = context->method;
+    if (context->rope == NULL)
+        return error_set(err, MEMD_EUNSUPPORTED,
+                         "rope_theta: memd does not rotate the keys of this context");
+    if (method->planes || method->fold != NULL || method_builds(method))
+        return error_set(err, MEMD_EUNSUPPORTED, "rope_theta: method %s keeps what it made of keys "
+                         "with the model's own", method->name);
+    struct rope_config config = context->record->model.rope;
+    config.theta = query->rope_theta;
+    struct rope *rope = arena_alloc(arena, sizeof *rope);
+    if (rope == NULL) return error_set(err, MEMD_ENOMEM, "no memory for a rope");
+    *ret_rope = rope;
+    return rope_init(&config, context->record->model.head_dim, rope, err);
+}
+
 static void fill_reading(const struct context *context, const struct query *query,
                          const uint64_t *limits, struct asking *asking)
 {
@@ -106,7 +128,7 @@ static void fill_reading(const struct context *context, const struct query *quer
             .positions = query->positions,
             .limits = limits,
             .scale = (float)context->record->model.attention_scale,
-            .rope = context->rope,
+            .rope = asking->rope,
             .views = snapshot->views,
             .kv_heads = context->shape.heads,
             .view_count = snapshot->view_count,
@@ -181,7 +203,8 @@ static int begin_reading(struct context *context, const struct query *query, str
                                    .layer = stored_layer(context, query),
                                    .no_wait = query->no_wait };
     const uint64_t *limits = NULL;
-    int rc = take_rows(context, query, arena, &ret_asking->snapshot, err);
+    int rc = find_rope(context, query, arena, &ret_asking->rope, err);
+    if (rc == 0) rc = take_rows(context, query, arena, &ret_asking->snapshot, err);
     if (rc < 0) return rc;
     rc = fill_limits(query, ret_asking->snapshot.tokens, arena, &limits, err);
     if (rc == 0) rc = check_fold(context, query, limits, err);

@@ -405,6 +405,7 @@ struct asking {
     struct reading reading;
     struct index_quality quality; /* arrays are there */
     struct context *context;
+    const struct rope *rope; /* of the model, or of the query; NULL: nothing is rotated */
     uint32_t layer;
     bool no_wait;       /* of the query */
     atomic_int refused; /* 0, or why rows may not be used; `why` says more */

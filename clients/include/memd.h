@@ -383,6 +383,7 @@ struct memd_query {
     bool explain;           /* attend: memd_answer.plan says what was read; at most 16 of a batch */
     const float *local_o;   /* attend: (n, H, D) and (n, H), the caller's own attention over its */
     const float *local_lse; /* window: the answer is then of both together; or both NULL */
+    double rope_theta; /* attend: keys and queries are rotated with this base; 0 = the model's */
 };
 
 /* The levels that an answer can be made from, coarse to exact. */

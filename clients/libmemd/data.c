@@ -266,6 +266,7 @@ static int build_item(struct memd_ticket *ticket, const struct memd_query *query
                                     .o = query->o,
                                     .lse = query->lse };
     wire->explain = query->explain;
+    wire->rope_theta = query->rope_theta;
     int rc = build_query(ticket, query, &wire->q, &wire->states);
     return rc < 0 ? rc : build_local(ticket, query, wire);
 }

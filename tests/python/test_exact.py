@@ -130,6 +130,14 @@ class Exact(unittest.TestCase):
             expected = oracle(rope64(q, at, 1e4, pairing), rope64(k, range(T), 1e4, pairing),
                               v.astype(np.float64), at)
             self.check(context.attend(0, q, at, limits=at), expected, 2e-5, f"rope {pairing}")
+            other = oracle(rope64(q, at, 3e4, pairing), rope64(k, range(T), 3e4, pairing), v, at)
+            self.assertGreater(np.abs(other[0] - expected[0]).max(), 1e-2)
+            self.check(context.attend(0, q, at, limits=at, rope_theta=3e4), other, 2e-5, f"rope {pairing}, theta")
+            with self.assertRaises(memd.InvalidError):
+                context.attend(0, q, at, limits=at, rope_theta=0.5)
+            coded = context.fork(f"rope {pairing} coded", method="progressive")
+            with self.assertRaises(memd.UnsupportedError):
+                coded.attend(0, q, at, limits=at, rope_theta=3e4)
 
     def test_batch_over_contexts(self):
         rng = np.random.default_rng(SEED + 3)
@@ -244,6 +252,15 @@ class RealPast(unittest.TestCase):
         self.context.drop()
         self.check(fork)
         self.assertEqual(self.live.client.verify().findings, [])
+
+    def test_fork_to_another_method(self):
+        past = self.live.client.open("ends", self.context.model, "streaming", {"sinks": 4, "window": 64}, create=True)
+        self.append(0, self.T, past)
+        fork = past.fork("all of it", method="full")
+        self.check(fork)
+        self.assertEqual(fork.method, "full")
+        with self.assertRaises(memd.UnsupportedError):
+            past.fork("states", method="neurocache")
 
     def test_search_finds_the_greatest_logits(self):
         self.append(0, self.T)

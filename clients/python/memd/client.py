@@ -353,7 +353,8 @@ class Context:
                limits: Sequence[int] | None = None, target_error: float | None = None,
                max_bytes: int | None = None, states: np.ndarray | None = None,
                explain: bool = False,
-               local: tuple[np.ndarray, np.ndarray] | None = None) -> Answer:
+               local: tuple[np.ndarray, np.ndarray] | None = None,
+               rope_theta: float | None = None) -> Answer:
         """Attention of n queries over the stored tokens of a layer.
 
         q (n, H, D)      float16, bfloat16 or float32 (others are rounded to float32)
@@ -370,11 +371,13 @@ class Context:
                          that are not stored, its window. The answer is then of both together, as
                          `memd.merge` would join them or as the method does it; quality is of what is
                          stored.
+        rope_theta       rotate keys and queries with another base than the model's, where memd rotates
+                         them and the method made nothing of rotated keys
         Returns o (n, H, D) and lse (n, H), float32, ready for `memd.merge`, and the answer's quality:
         what it was made from, and how wrong it is expected to be.
         """
         return self.client.attend_many([Query(self, layer, q, positions, limits, target_error,
-                                              max_bytes, states, explain, local)])[0]
+                                              max_bytes, states, explain, local, rope_theta)])[0]
 
     def search(self, layer: int, q: np.ndarray, k: int, limits: Sequence[int] | None = None,
                positions: Sequence[int] | None = None, target_error: float | None = None,

@@ -27,6 +27,7 @@ class Query(NamedTuple):
     states: np.ndarray | None = None
     explain: bool = False
     local: tuple[np.ndarray, np.ndarray] | None = None
+    rope_theta: float | None = None
 
 
 class Tokens(NamedTuple):
@@ -82,6 +83,8 @@ def add_query(request: wire.Request, item, query: Query) -> None:
         request.tensor(item.states, *dtypes.to_query(query.states, query.context.model.dtype))
     if query.explain:
         item.explain = True
+    if query.rope_theta is not None:
+        item.rope_theta = float(query.rope_theta)
     if query.local is not None:
         for wire_tensor, array in zip((item.local_o, item.local_lse), query.local):
             request.tensor(wire_tensor, np.ascontiguousarray(array, dtype="<f4"), dtypes.WIRE["float32"])
