@@ -5,9 +5,13 @@
 #include <assert.h>
 #include <string.h>
 
+#include "attention/backend.h"
 #include "base/tensor.h"
 
-enum { AHEAD = 64 }; /* rows prefetched before the first is copied */
+enum {
+    AHEAD = 64, /* rows prefetched before the first is copied */
+    RAW_BYTES = 32 << 10, RAW_ROWS = 256, /* copied before they are rotated */
+};
 
 void graph_rows_init(struct graph_rows *ret_rows, const struct rows *all)
 {
@@ -66,9 +70,19 @@ void graph_rows_keys(const struct graph_rows *rows, const uint32_t *ids, size_t 
         copy_rows(rows, ids, count, key_row, ret_keys);
         return;
     }
-    float *keys = ret_keys;
-    for (size_t i = 0; i < count; i++)
-        graph_rows_key(rows, ids[i], keys + i * rows->all.head_dim);
+    unsigned char raw[RAW_BYTES];
+    uint64_t positions[RAW_ROWS];
+    size_t row_bytes = rows->all.head_dim * dtype_bytes(rows->value_dtype), some = 0;
+    size_t most = RAW_BYTES / row_bytes < RAW_ROWS ? RAW_BYTES / row_bytes : RAW_ROWS;
+    for (size_t begin = 0; begin < count; begin += some) {
+        some = count - begin < most ? count - begin : most;
+        copy_rows(rows, ids + begin, some, key_row, raw);
+        for (size_t i = 0; i < some; i++) positions[i] = rows->first + ids[begin + i];
+        backend_get()->rotate(&(struct rotate_args){
+            .rope = rows->all.rope, .rows = raw, .stride_bytes = row_bytes,
+            .dtype = rows->value_dtype, .count = some, .positions = positions,
+            .out = (float *)ret_keys + begin * rows->all.head_dim });
+    }
 }
 
 void graph_rows_values(const struct graph_rows *rows, const uint32_t *ids, size_t count,

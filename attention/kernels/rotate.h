@@ -4,8 +4,7 @@
  *
  * Shapes   rows: `count` rows of D elements, row i at rows + i * stride_bytes, any float dtype, any
  *          alignment, at position + i or at positions[i]; out (count, D) fp32
- * Cost     O(count * D); sin and cos only once per ROTATE_RUN rows, where each row is at most some
- *          thousand positions behind the one before it
+ * Cost     O(count * D); sin and cos only once per ROTATE_RUN rows
  * Errors   none: the caller has checked
  * Tests    tests/kernels/test_rotate.c against kernels/rotate.c
  */

@@ -5,9 +5,9 @@
  * in double: after ROTATE_RUN rows they have drifted by about 1e-14, far below fp32, and start
  * afresh from sin and cos. That is ten times cheaper than sin and cos per row and needs no table
  * over positions (at 128K tokens and 64 pairs: 64 MiB). Rows that are not neighbours are reached by
- * turns of 2, 4, 8 … positions, one multiplication for each bit of the gap: chosen rows of a long
- * past are then almost as cheap. The loops are plain C, which compilers vectorise with the flags of
- * the including file.
+ * turns of 2, 4, 8 … positions, forwards or backwards, one multiplication for each bit of the gap:
+ * chosen rows of a long past cost two to five times as much as a run. The loops are plain C, which
+ * compilers vectorise with the flags of the including file.
  */
 #ifndef MEMD_ATTENTION_KERNELS_ROTATE_TILE_H
 #define MEMD_ATTENTION_KERNELS_ROTATE_TILE_H
@@ -19,7 +19,7 @@
 #include "attention/kernels/tile.h"
 #include "attention/rope.h"
 
-enum { ROTATE_RUN = 64, ROTATE_TURNS = 12 };
+enum { ROTATE_RUN = 64, ROTATE_TURNS = 20 };
 
 /* cos and sin of every pair, without magnitude. */
 struct angles {
@@ -46,6 +46,16 @@ static void angles_advance(struct angles *restrict angles, const double *restric
     }
 }
 
+static void angles_retreat(struct angles *restrict angles, const double *restrict cos,
+                           const double *restrict sin, size_t pairs)
+{
+    for (size_t i = 0; i < pairs; i++) {
+        double c = angles->cos[i], s = angles->sin[i];
+        angles->cos[i] = c * cos[i] + s * sin[i];
+        angles->sin[i] = s * cos[i] - c * sin[i];
+    }
+}
+
 /* Turns by 2^j positions; those that were needed so far. */
 struct turns {
     size_t count;
@@ -64,23 +74,25 @@ static void turns_add(const struct rope *rope, struct turns *turns)
     if (turns->count++ > 0) angles_advance(turn, cos, sin, pairs);
 }
 
-/* From the angles of one position to those of a later one, or afresh where it is far. */
+/* From the angles of one position to those of another, or afresh where it is far. */
 static void angles_move(const struct rope *rope, struct turns *turns, uint64_t from, uint64_t to,
                         struct angles *angles)
 {
     size_t pairs = rope->rotary_dims / 2;
+    uint64_t gap = to > from ? to - from : from - to;
     if (to - from == 1) {
         angles_advance(angles, rope->step_cos, rope->step_sin, pairs);
         return;
     }
-    if (to < from || (to - from) >> ROTATE_TURNS != 0) {
+    if (gap >> ROTATE_TURNS != 0) {
         angles_at(rope, (double)to, angles);
         return;
     }
-    for (size_t j = 0; (to - from) >> j != 0; j++) {
+    for (size_t j = 0; gap >> j != 0; j++) {
         if (j == turns->count) turns_add(rope, turns);
-        if (((to - from) >> j & 1) != 0)
-            angles_advance(angles, turns->by[j].cos, turns->by[j].sin, pairs);
+        if ((gap >> j & 1) == 0) continue;
+        if (to > from) angles_advance(angles, turns->by[j].cos, turns->by[j].sin, pairs);
+        else angles_retreat(angles, turns->by[j].cos, turns->by[j].sin, pairs);
     }
 }
 

@@ -47,7 +47,7 @@ static void check_shape(struct checks *checks, const struct backend *backend,
     truth[count] = out[count] = 12345.0F; /* guard */
     uint64_t *positions = checks_alloc((shape->count + 1) * sizeof *positions);
     for (size_t i = 0, at = shape->position; i < shape->count; i++) {
-        static const uint64_t gaps[] = { 1, 3, 0, 4095, 700, 1, 1, 4096, 64, 100000 };
+        static const uint64_t gaps[] = { 1, 3, 0, 4095, 700, 1, 1, 1048575, 64, 1048576 };
         positions[i] = i % 17 == 5 ? at / 2 : at;
         at += gaps[random_below(random, 10)];
     }
