@@ -38,6 +38,7 @@ void backend_open(const struct config *config, struct backend_choice *ret_choice
         return;
     }
     struct accelerator_config wanted = { .ordinal = -1, .window_bytes = config->device_memory,
+                                         .planes_bytes = config->device_planes,
                                          .travel_bytes = TRAVEL_BYTES,
                                          .sink_tokens = SINK_TOKENS,
                                          .window_tokens = (uint32_t)config->device_window,

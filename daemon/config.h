@@ -60,7 +60,7 @@ struct config {
     struct uid_list admin_uids, read_uids;
     char backend[CONFIG_TEXT_BYTES];     /* "auto", "cpu" */
     char accelerator[CONFIG_TEXT_BYTES]; /* "auto", a path, "" = none */
-    uint64_t device_memory, device_window;
+    uint64_t device_memory, device_window, device_planes;
     enum log_level log_level;
 };
 

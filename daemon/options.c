@@ -83,6 +83,8 @@ const struct option_info option_table[] = {
       "memory of the device for the newest tokens of contexts" },
     { "device_window", OPTION_COUNT, FIELD(device_window), "8192", 64, 1 << 24, false,
       "newest tokens of a layer that are kept on the device, besides the first 4" },
+    { "device_planes", OPTION_BYTES, FIELD(device_planes), "2GiB", 0, 64 * TIB, false,
+      "memory of the device for planes of sealed segments; 0 = they stay with the CPU" },
     { "log_level", OPTION_LEVEL, FIELD(log_level), "info", 0, 0, true,
       "`debug`, `info`, `warn` or `error`" },
 };

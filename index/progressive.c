@@ -18,6 +18,7 @@
 #include <string.h>
 
 #include "attention/backend.h"
+#include "attention/cuda/accelerator.h"
 #include "base/arena.h"
 #include "base/error.h"
 #include "base/pool.h"
@@ -25,6 +26,7 @@
 #include "index/backend.h"
 #include "index/exact.h"
 #include "index/progressive_block.h"
+#include "index/progressive_device.h"
 
 enum {
     WEIGHT_FLOATS = 4 << 20,   /* of a block, as far as one row allows: 16 MiB */
@@ -308,11 +310,14 @@ int progressive_attend(const struct progressive_args *args, struct arena *arena,
     size_t segments = progressive_segments(args);
     if (progressive_is_exact(args, segments))
         return run_exactly(args, arena, ret_answer, err);
+    float target = args->base.target_error * bound_share;
+    int answered = progressive_device_attend(args, target, arena, ret_answer, err);
+    if (answered != ACCELERATOR_DECLINED) return answered;
     struct index_quality *quality = ret_answer->quality;
     struct progressive call = { .args = args, .backend = backend_get(),
                                 .planes = plane_backend_get(), .quality = quality,
                                 .out = &ret_answer->partial, .block_bytes = UINT64_MAX,
-                                .target = args->base.target_error * bound_share, .run = block_run };
+                                .target = target, .run = block_run };
     int rc = progressive_run(&call, segments, arena, err);
     if (rc == 0 && quality != NULL) progressive_count(&call, quality);
     return rc;

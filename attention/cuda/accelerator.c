@@ -157,6 +157,7 @@ void accelerator_close(struct accelerator *accelerator)
 {
     if (accelerator == NULL) return;
     assert(list_empty(&accelerator->windows) && list_empty(&accelerator->queue));
+    if (accelerator->planes != NULL) accelerator->free_planes(accelerator);
     if (accelerator->device != NULL) {
         const struct device_table *table = accelerator->table;
         void *host[] = { accelerator->control, accelerator->travel, accelerator->staging,

@@ -50,6 +50,7 @@ struct accelerator_config {
     int ordinal;           /* of the device; below 0: the one with most free memory */
     uint64_t window_bytes; /* of device memory for windows */
     uint64_t travel_bytes; /* of rows that travel for one batch of steps; twice on the device */
+    uint64_t planes_bytes; /* of device memory for planes (index/progressive_device.h); 0: none */
     uint32_t sink_tokens, window_tokens;
     /* Called once, from any thread, when the device is lost. May be NULL. */
     void (*on_lost)(void *arg, const char *why);
@@ -67,14 +68,16 @@ void accelerator_switch(struct accelerator *accelerator, bool on);
 
 /* X(name): numbers that only grow. */
 #define ACCELERATOR_COUNTER_MAP(X) \
-    X(steps_total)          \
-    X(batches_total)        \
-    X(declined_total)       \
-    X(failures_total)       \
-    X(demoted_total)        \
-    X(fed_bytes_total)      \
-    X(rebuilt_bytes_total)  \
-    X(travelled_bytes_total)
+    X(steps_total)                 \
+    X(batches_total)               \
+    X(declined_total)              \
+    X(failures_total)              \
+    X(demoted_total)               \
+    X(fed_bytes_total)             \
+    X(rebuilt_bytes_total)         \
+    X(travelled_bytes_total)       \
+    X(planes_steps_total)          \
+    X(planes_sent_bytes_total)
 
 struct accelerator_stats {
 #define X(name) uint64_t name;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* accelerator_state.h — the inside of an accelerator; for the files of attention/cuda/ alone.
+/* accelerator_state.h — the inside of an accelerator; for the files of attention/cuda/, and for
+ * index/progressive_device.c, which keeps planes on it.
  *
  * One lock, `lock`, is held while anything is asked of the device: the device does one batch at a
  * time anyhow. Who wants a step meanwhile stands in the queue, whose lock is held only to look at
@@ -30,6 +31,8 @@ enum {
     STEP_ALIGN = 256,
     TURNS_MAX = LAUNCH_HEAD_DIM / 2,
 };
+
+struct planes_device;
 
 struct window {
     struct accelerator *accelerator;
@@ -102,6 +105,8 @@ struct accelerator {
     float *pool_o, *pool_lse;                /* device */
     float *answer_o, *answer_lse;            /* pinned: the merge writes them there */
     uint64_t *turns;                         /* (TURNS_MAX) of the batch's rope; pinned */
+    struct planes_device *planes;            /* what index/ keeps there, or NULL */
+    void (*free_planes)(struct accelerator *accelerator);
 
     struct {
 #define X(name) _Atomic uint64_t name;

@@ -220,11 +220,22 @@ static int device_rope(struct device *device, enum device_stream stream,
     return rc < 0 ? rc : rope_launch(args, device->streams[stream]);
 }
 
+static int device_planes(struct device *device, enum device_stream stream, enum planes_stage stage,
+                         const struct planes_launch *args)
+{
+    static int (*const stages[PLANES_STAGES])(const struct planes_launch *args, void *stream) = {
+        planes_score_launch,  planes_weigh_launch, planes_judge_launch,
+        planes_choose_launch, planes_pick_launch,  planes_decode_launch,
+    };
+    int rc = enter(device);
+    return rc < 0 ? rc : stages[stage](args, device->streams[stream]);
+}
+
 static const struct device_table table = {
     DEVICE_TABLE_VERSION, "cuda",         device_open,       device_close,   device_describe,
     device_alloc,         device_free,    device_alloc_host, device_free_host, device_copy,
     device_record,        device_await,   device_finish,     device_partial, device_gather,
-    device_merge,         device_rope,
+    device_merge,         device_rope,    device_planes,
 };
 
 extern "C" __attribute__((visibility("default"))) const struct device_table *memd_device_table(void)

@@ -29,7 +29,7 @@ struct device;
 struct error;
 
 /* Raised whenever the table or a launch struct changes: a plugin of another build is refused. */
-enum { DEVICE_TABLE_VERSION = 1 };
+enum { DEVICE_TABLE_VERSION = 2 };
 
 enum device_stream { DEVICE_COMPUTE, DEVICE_TRANSFER, DEVICE_STREAMS };
 enum { DEVICE_EVENTS = 8 };
@@ -67,6 +67,8 @@ struct device_table {
                   const struct gather_launch *args);
     int (*merge)(struct device *device, enum device_stream stream, const struct merge_launch *args);
     int (*rope)(struct device *device, enum device_stream stream, const struct rope_launch *args);
+    int (*planes)(struct device *device, enum device_stream stream, enum planes_stage stage,
+                  const struct planes_launch *args);
 };
 
 /* What a plugin exports under this name: a device_table_fn. */

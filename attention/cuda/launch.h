@@ -100,6 +100,19 @@ struct rope_launch {
     uint32_t out_stride;
 };
 
+/* Stages of progressive attention on a device, and their arguments: index/kernels/planes_launch.h,
+ * which this folder knows by name alone. */
+struct planes_launch;
+enum planes_stage {
+    PLANES_SCORE,
+    PLANES_WEIGH,
+    PLANES_JUDGE,
+    PLANES_CHOOSE,
+    PLANES_PICK,
+    PLANES_DECODE,
+    PLANES_STAGES
+};
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -108,6 +121,12 @@ int partial_launch(const struct partial_launch *args, void *stream);
 int gather_partial_launch(const struct gather_launch *args, void *stream);
 int merge_launch(const struct merge_launch *args, void *stream);
 int rope_launch(const struct rope_launch *args, void *stream);
+int planes_score_launch(const struct planes_launch *args, void *stream);
+int planes_weigh_launch(const struct planes_launch *args, void *stream);
+int planes_judge_launch(const struct planes_launch *args, void *stream);
+int planes_choose_launch(const struct planes_launch *args, void *stream);
+int planes_pick_launch(const struct planes_launch *args, void *stream);
+int planes_decode_launch(const struct planes_launch *args, void *stream);
 #ifdef __cplusplus
 }
 #endif

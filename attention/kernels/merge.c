@@ -15,6 +15,7 @@ static void merge_row(const struct merge_launch *args, uint32_t row)
     for (uint32_t d = 0; d < args->head_dim; d++) {
         double value = 0.0;
         for (uint32_t i = begin; sum > 0.0 && i < end; i++) {
+            if (args->lse[args->parts[i]] == -INFINITY) continue; /* whatever stands there */
             const float *o = args->o + (size_t)args->parts[i] * args->head_dim; /* (D) */
             value += exp((double)args->lse[args->parts[i]] - top) / sum * (double)o[d];
         }

@@ -10,7 +10,7 @@
  * Shared   none
  *
  * Two empty parts are the only trap: -inf - -inf. A list that is empty, or of empty parts, gives
- * (0, -inf).
+ * (0, -inf). Of an empty part nothing but its lse is read: its o may never have been written.
  *
  * Shapes, types: attention/cuda/launch.h. reference: merge.c; the algebra: attention/softmax.h
  */
@@ -30,6 +30,7 @@ SIMT_KERNEL(merge, struct merge_launch)
         float value = 0.0F;
         for (uint32_t i = begin; i < end && !empty; i++) {
             uint32_t part = args.parts[i];
+            if (args.lse[part] == -INFINITY) continue; /* whatever stands there */
             value += expf(args.lse[part] - top) * args.o[(size_t)part * args.head_dim + d];
         }
         args.ret_o[(size_t)blockIdx.x * args.head_dim + d] = empty ? 0.0F : value / sum;

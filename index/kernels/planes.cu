@@ -399,9 +399,8 @@ SIMT_DEVICE void list_tokens(const struct planes_launch *args, const struct plan
     }
     args->picked[at] = lo + exact;
     struct partial_run *coded = &args->lo_runs[at];
-    const float *decoded = args->decoded + at * PLANES_LO_ROWS * 2 * args->head_dim;
-    coded->rows.k = decoded;
-    coded->rows.v = decoded + args->head_dim;
+    coded->rows.k = lo == 0 ? NULL : args->decoded + at * PLANES_LO_ROWS * 2 * args->head_dim;
+    coded->rows.v = lo == 0 ? NULL : (const float *)coded->rows.k + args->head_dim;
     coded->rows.k_stride_bytes = coded->rows.v_stride_bytes =
         2 * args->head_dim * (uint32_t)sizeof(float);
     coded->rows.k_dtype = coded->rows.v_dtype = DTYPE_FP32;

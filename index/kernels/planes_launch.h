@@ -79,20 +79,7 @@ struct planes_launch {
     float *o, *lse;       /* (R, D), (R) pool */
 };
 
-#ifdef __cplusplus
-extern "C" {
-#endif
-int planes_score_launch(const struct planes_launch *args, void *stream);
-int planes_weigh_launch(const struct planes_launch *args, void *stream);
-int planes_judge_launch(const struct planes_launch *args, void *stream);
-int planes_choose_launch(const struct planes_launch *args, void *stream);
-int planes_pick_launch(const struct planes_launch *args, void *stream);
-int planes_decode_launch(const struct planes_launch *args, void *stream);
-#ifdef __cplusplus
-}
-#endif
-
-/* planes.c */
+/* The launchers are in launch.h. The references, planes.c: */
 void planes_score_ref(const struct planes_launch *args);
 void planes_weigh_ref(const struct planes_launch *args);
 void planes_judge_ref(const struct planes_launch *args);

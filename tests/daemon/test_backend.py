@@ -4,9 +4,11 @@
 MEMD_FAKE_PLUGIN is the plugin of that device. Its answers are not the CPU's bits, they are sums in another
 order: compared to 1e-5. That a device was used at all is seen in its counters.
 """
+import math
 import os
 import re
 import signal
+import time
 
 from past import Past, floats
 from wire import Daemon
@@ -135,6 +137,42 @@ def check_lost(wanted):
         daemon.stop()
 
 
+def wait_built(past, seconds=60):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        info = past.client.ask("stat", {"context_id": past.id})["context"]
+        if info["built_segments"] == info["sealed_segments"] > 0:
+            return
+        time.sleep(0.02)
+    raise AssertionError("planes were not built")
+
+
+def from_planes(flags):
+    """o of one query over planes and a tail, its quality, and the counters."""
+    with Daemon(*flags) as daemon:
+        client = daemon.client()
+        past = Past(client, "book", parameters=[{"name": "exact_below", "value": "0"}])
+        past.append(0, 2100)
+        wait_built(past)
+        answer, payload = past.attend()
+        found = floats(payload, answer["o"]), answer["quality"], counters(client)
+        daemon.stop()
+        return found
+
+
+def check_planes():
+    cpu, _, counts = from_planes(("--accelerator", ""))
+    assert counts["device_planes_steps_total"] == 0
+    device, quality, counts = from_planes(DEVICE)
+    assert counts["device_planes_steps_total"] == 1 and counts["device_failures_total"] == 0, counts
+    assert counts["device_planes_sent_bytes_total"] > 0 and not quality["exact"], quality
+    assert all(0 < error <= 0.02 for error in quality["predicted_error"]), quality
+    off = math.dist(cpu, device) / math.hypot(*cpu)
+    assert 0 < off < 0.06, off  # each within twice its target of 0.02
+    _, _, counts = from_planes((*DEVICE, "--device-planes", "0"))
+    assert counts["device_planes_steps_total"] == 0
+
+
 def check_absent():
     with Daemon("--accelerator", "/no/such/plugin.so") as daemon:
         client = daemon.client()
@@ -157,6 +195,7 @@ def main():
     check_device(wanted)
     check_switch(wanted)
     check_lost(wanted)
+    check_planes()
     check_absent()
 
 

@@ -16,12 +16,13 @@
 
 #include "base/error.h"
 #include "base/tensor.h"
+#include "index/kernels/planes_launch.h"
 #include "tests/simt/emulator.h"
 
-enum { OPERATIONS_MAX = 4096, PIECES_MAX = 512 };
+enum { OPERATIONS_MAX = 4096, PIECES_MAX = 1024 };
 #define FAKE_MEMORY (UINT64_C(1) << 30)
 
-enum kind { COPY, RECORD, AWAIT, PARTIAL, GATHER, MERGE, ROPE };
+enum kind { COPY, RECORD, AWAIT, PARTIAL, GATHER, MERGE, ROPE, PLANES };
 
 struct operation {
     enum kind kind;
@@ -39,6 +40,10 @@ struct operation {
         struct gather_launch gather;
         struct merge_launch merge;
         struct rope_launch rope;
+        struct {
+            enum planes_stage stage;
+            struct planes_launch args;
+        } planes;
     } as;
 };
 
@@ -208,6 +213,26 @@ static int run_rope(struct device *device, const struct rope_launch *args)
     return device->failed ? MEMD_EDEVICE : rope_launch(args, NULL);
 }
 
+static int run_planes(struct device *device, enum planes_stage stage,
+                      const struct planes_launch *args)
+{
+    static int (*const stages[PLANES_STAGES])(const struct planes_launch *args, void *stream) = {
+        planes_score_launch,  planes_weigh_launch, planes_judge_launch,
+        planes_choose_launch, planes_pick_launch,  planes_decode_launch,
+    };
+    size_t runs = args->count, scores = runs * LAUNCH_QUERIES;
+    need(device, args->runs, runs * sizeof *args->runs, "runs");
+    need(device, args->signs, 256, "signs");
+    need(device, args->q, (size_t)args->queries * args->head_dim * sizeof *args->q, "queries");
+    need(device, args->scores, scores * PLANES_TOKENS * sizeof *args->scores, "scores");
+    need(device, args->left, scores * sizeof *args->left, "errors");
+    need(device, args->levels, runs * PLANES_TOKENS, "levels");
+    need(device, args->exact_ids, runs * PLANES_TOKENS * sizeof *args->exact_ids, "lists");
+    for (size_t i = 0; i < runs && !device->failed; i++)
+        need(device, args->runs[i].hi, args->layout.hi_bytes, "planes");
+    return device->failed ? MEMD_EDEVICE : stages[stage](args, NULL);
+}
+
 static int run_copy(struct device *device, const struct operation *operation)
 {
     need(device, operation->as.copy.to, operation->as.copy.bytes, "copy to");
@@ -229,6 +254,9 @@ static void run_one(struct device *device, const struct operation *operation)
     case GATHER: rc = run_gather(device, &operation->as.gather); break;
     case MERGE: rc = run_merge(device, &operation->as.merge); break;
     case ROPE: rc = run_rope(device, &operation->as.rope); break;
+    case PLANES:
+        rc = run_planes(device, operation->as.planes.stage, &operation->as.planes.args);
+        break;
     case AWAIT: break;
     }
     if (rc == 0 || device->failed) return;
@@ -337,6 +365,16 @@ static int fake_rope(struct device *device, enum device_stream stream,
     return 0;
 }
 
+static int fake_planes(struct device *device, enum device_stream stream, enum planes_stage stage,
+                       const struct planes_launch *args)
+{
+    struct operation *operation = queue(device, stream, PLANES);
+    operation->as.planes.stage = stage;
+    operation->as.planes.args = *args;
+    counts.launches++;
+    return 0;
+}
+
 /* ---- the table ---- */
 
 static void fake_close(struct device *device)
@@ -392,6 +430,7 @@ const struct device_table fake_device_table = {
     .gather = fake_gather,
     .merge = fake_merge,
     .rope = fake_rope,
+    .planes = fake_planes,
 };
 
 __attribute__((visibility("default"))) const struct device_table *memd_device_table(void);

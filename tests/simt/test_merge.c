@@ -56,6 +56,8 @@ static void make_row(struct fixture *fixture, uint32_t row, uint32_t tokens, dou
         for (uint32_t t = 0; t < tokens; t++) own[t] = part_of[t] == part ? scores[t] : -INFINITY;
         truth_attend(&(struct truth_row){ own, values, tokens, dims },
                      fixture->o + (size_t)at * dims, &fixture->lse[at]);
+        for (uint32_t d = 0; fixture->lse[at] == -INFINITY && d < dims; d++)
+            fixture->o[(size_t)at * dims + d] = NAN; /* of an empty part nobody reads it */
     }
     truth_attend(&(struct truth_row){ scores, values, tokens, dims },
                  fixture->truth + (size_t)row * dims, &fixture->truth_lse[row]);
