@@ -22,6 +22,7 @@
  *
  * Quality  mass and error of what was not read are unknown (NaN): it was seen in r components only.
  *          Projected keys are counted at level `clusters`, exact rows as everywhere
+ * Memory   the fold; 4 bytes per token and KV head while a query is answered
  * Tests    tests/unit/test_loki.c, tests/python/test_loki.py
  */
 #include <inttypes.h>
