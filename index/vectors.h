@@ -14,6 +14,8 @@
  * found when there are fewer states than k: the published code reads zeros there, and what stands
  * beside such a slot may be a state.
  *
+ * A ring may also be a list of positions (lru.h): slot s then holds the s-th of them.
+ *
  * Search is exact (the best k), bucketed (bucketed.h), or sketched (sketches.h): the best `rerank`
  * guesses are scored exactly, and of those the best k are found. Ties: the lower slot.
  *
@@ -66,7 +68,10 @@ struct vectors_args {
     const struct vectors *vectors;
     struct rows rows;       /* of one head, W/2 dimensions */
     const float *q;         /* (n, W) */
-    const uint64_t *limits; /* (n) tokens that each query sees; at most those in the fold */
+    const uint64_t *limits; /* (n) tokens that each query sees; at most those in the fold. With
+                             * `listed` so many slots, at most m */
+    const uint64_t *listed; /* ascending positions of the states in the slots, or NULL: slot p mod m
+                             * holds p, of the newest m. Then rerank is 0 */
     size_t queries;         /* n */
     uint64_t slots;         /* m */
     size_t k;

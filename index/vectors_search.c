@@ -30,7 +30,7 @@ enum {
 };
 
 struct piece {
-    uint64_t begin, end; /* positions */
+    uint64_t begin, end; /* positions; of a listed ring, slots */
     int code;
 };
 
@@ -126,11 +126,23 @@ static void finish_scores(const struct scanning *scanning, uint64_t position, si
     }
 }
 
-/* How far what is scanned from `position` on lies together, in memory and in the ring. */
-static size_t together(const struct scanning *scanning, uint64_t position, uint64_t end)
+/* How many of a listed ring's slots at … hold neighbours, at most `count`. */
+static uint64_t neighbours_from(const uint64_t *listed, uint64_t at, uint64_t count)
 {
-    uint64_t slots = scanning->args->slots, count = end - position;
-    if (count > slots - position % slots) count = slots - position % slots;
+    uint64_t some = 1;
+    if (count > TILE) count = TILE;
+    while (some < count && listed[at + some] == listed[at] + some) some++;
+    return some;
+}
+
+/* How far what is scanned from `at` on lies together, in memory and in the ring. */
+static size_t together(const struct scanning *scanning, uint64_t at, uint64_t end)
+{
+    const uint64_t *listed = scanning->args->listed;
+    uint64_t slots = scanning->args->slots, count = end - at;
+    uint64_t position = listed == NULL ? at : listed[at];
+    if (listed != NULL) count = neighbours_from(listed, at, count);
+    if (count > slots - at % slots) count = slots - at % slots;
     if (scanning->sketched) {
         uint64_t left = SKETCHES_TILE - position % SKETCHES_TILE;
         return (size_t)(count < left ? count : left);
@@ -151,6 +163,8 @@ struct tile {
 
 static void scan_tile(const struct scanning *scanning, uint64_t at, uint64_t end, struct tile *tile)
 {
+    const uint64_t *listed = scanning->args->listed;
+    uint64_t position = listed == NULL ? at : listed[at];
     tile->count = together(scanning, at, end);
     tile->stride = scanning->sketched ? SKETCHES_TILE : tile->count;
     tile->scores = tile->room;
@@ -160,9 +174,9 @@ static void scan_tile(const struct scanning *scanning, uint64_t at, uint64_t end
         tile->scores += at % SKETCHES_TILE;
     } else {
         struct askers all = { 0, scanning->batch };
-        multiply(scanning, all, at, tile->count, tile->room, tile->second);
+        multiply(scanning, all, position, tile->count, tile->room, tile->second);
     }
-    finish_scores(scanning, at, tile->count, tile->scores, tile->stride, scanning->batch);
+    finish_scores(scanning, position, tile->count, tile->scores, tile->stride, scanning->batch);
 }
 
 static void scan_piece(void *arg, size_t idx)
@@ -336,6 +350,7 @@ int vectors_search(const struct vectors_args *args, struct arena *arena, uint64_
 {
     assert(args->k > 0 && (args->buckets == 0 || args->buckets >= args->k));
     assert(args->buckets == 0 || args->slots % args->buckets == 0);
+    assert(args->listed == NULL || args->rerank == 0);
     assert(args->rerank == 0 || (args->buckets == 0 && args->rerank >= args->k));
     struct scanning scanning = { .args = args, .ret_slots = ret_slots, .ret_scores = ret_scores };
     *ret_states = 0;

@@ -55,6 +55,7 @@ static uint64_t begin_context(struct context *context, uint64_t room)
     uint64_t token_bytes = block_stored_bytes(&context->shape), left = room / token_bytes, rows = 0;
     bool whole = true;
     pthread_mutex_lock(&context->lock);
+    if (!context->in_round) ring_begin(context);
     if (!context->in_round) context->round_sequence = context->sequence;
     for (uint32_t i = 0; i < context->record->model.layers; i++) {
         struct layer *layer = &context->layers[i];
@@ -200,6 +201,7 @@ static int put_context(struct batch *batch, struct context *context, struct erro
         int rc = put_layer(batch, context, i);
         if (rc < 0) return error_set(err, rc, "no memory for a tail record");
         mass_put(context, i, &batch->txn, &batch->stored_delta);
+        ring_put(context, i, &batch->txn, &batch->stored_delta);
     }
     return store_failed(&batch->txn, err);
 }
@@ -257,6 +259,7 @@ static uint64_t publish_context(struct context *context, struct store_txn *txn)
     for (uint32_t i = 0; i < context->record->model.layers; i++) {
         context->layers[i].committed = context->layers[i].writing;
         bytes += mass_committed(context, &context->layers[i]);
+        ring_committed(&context->layers[i]);
     }
     context->committed_sequence = context->writing_sequence;
     pthread_mutex_unlock(&context->lock);

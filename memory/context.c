@@ -108,6 +108,7 @@ void context_free(struct context *context)
         window_free(layer->window);
         fold_drop(context, layer);
         mass_forget(context, layer);
+        ring_free(context, layer);
         selection_free(layer->selection);
         pthread_rwlock_destroy(&layer->folding.lock);
     }
@@ -210,6 +211,7 @@ uint64_t context_roll_back(struct context *context, int code)
         tokens += layer_tokens(layer) - layer->committed;
         /* No fold that stays has taken any of it in: that needed rows that came later. */
         bytes += mass_forget(context, layer);
+        ring_roll_back(layer);
         context_cut_layer(context, layer, layer->committed);
     }
     if (context->sequence > context->committed_sequence) {

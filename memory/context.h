@@ -178,16 +178,17 @@ int context_put_param(struct context *context, const char *name, uint32_t layer,
                       const struct tensor *value, struct error *err);
 
 /* What a layer's state is like (index/fold.h), for people: "tokens" that are in it, "bytes" of
- * memory, and what its type tells. ret_facts (CONTEXT_FACTS_MAX); a count, 0 where the method keeps
- * no state. */
-enum { CONTEXT_FACTS_MAX = 34 };
+ * memory, and what its type tells; of a ring (index/lru.h) "ring_states" that it holds and
+ * "ring_evicted", tokens that left it. ret_facts (CONTEXT_FACTS_MAX); a count, 0 where the method
+ * keeps no state. */
+enum { CONTEXT_FACTS_MAX = 36 };
 struct fold_fact;
 int context_describe(struct context *context, uint32_t layer, struct fold_fact *ret_facts,
                      struct error *err);
 
 /* Roll all layers back to `position` tokens (layers that hold fewer stay). Committed before it
  * returns. MEMD_EPOSITION when the context holds fewer tokens, MEMD_EUNSUPPORTED when a layer's
- * prompt was compressed and reaches farther. */
+ * prompt was compressed and reaches farther, or states that left a ring would have to come back. */
 int context_truncate(struct context *context, uint64_t position, struct error *err);
 
 #endif

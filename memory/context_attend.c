@@ -150,6 +150,8 @@ static void fill_reading(const struct context *context, const struct query *quer
         .tokens = snapshot->tokens,
         .columns = context->shape.columns,
         .fold = context->layers[asking->layer].folding.fold,
+        .ring = asking->ring,
+        .uses = &asking->uses,
         .selection = snapshot->selection,
         .params = context_params(context),
         .states = query->states,
@@ -207,6 +209,9 @@ static int begin_reading(struct context *context, const struct query *query, str
     if (rc == 0) rc = take_rows(context, query, arena, &ret_asking->snapshot, err);
     if (rc < 0) return rc;
     rc = fill_limits(query, ret_asking->snapshot.tokens, arena, &limits, err);
+    if (rc == 0)
+        rc = ring_take(context, ret_asking->layer, ret_asking->snapshot.tokens, arena,
+                       &ret_asking->ring, err);
     if (rc == 0) rc = check_fold(context, query, limits, err);
     if (rc == 0) rc = make_quality(query, arena, &ret_asking->quality, err);
     if (rc < 0) {
@@ -289,6 +294,12 @@ void context_asked(struct context *context, struct asking *asking)
         catalog_unload_idle(context->catalog);
 }
 
+static void use_ring(const struct asking *asking)
+{
+    if (asking->ring != NULL)
+        ring_use(asking->context, asking->layer, asking->ring, &asking->uses);
+}
+
 /* The loop has no time for it. */
 static void observe(struct context *context, const struct query *query)
 {
@@ -340,6 +351,7 @@ int context_answer(struct context *context, const struct query *query, struct ar
     rc = context_answered(&asking, rc, err);
     if (rc == 0) rc = join(context, &asking.reading, query, ret_partial, err);
     if (rc == 0) rc = fill_quality(context, &asking, arena, ret_quality, err);
+    if (rc == 0) use_ring(&asking);
     context_asked(context, &asking);
     return rc;
 }
@@ -364,6 +376,7 @@ int context_search(struct context *context, const struct query *query, struct ar
                                  &asking.quality, err);
     rc = context_answered(&asking, rc, err);
     if (rc == 0) rc = fill_quality(context, &asking, arena, ret_quality, err);
+    if (rc == 0) use_ring(&asking);
     context_asked(context, &asking);
     return rc;
 }

@@ -227,7 +227,7 @@ void fold_cut(struct context *context, struct layer *layer, uint64_t tokens)
     if (fold != NULL && fold->tokens > reach(context, tokens)) fold_drop(context, layer);
 }
 
-static_assert(CONTEXT_FACTS_MAX == FOLD_FACTS_MAX + 2, "what every fold has comes first");
+static_assert(CONTEXT_FACTS_MAX == FOLD_FACTS_MAX + 4, "what every fold has, and every ring");
 
 static size_t describe(const struct fold *fold, struct fold_fact *ret_facts)
 {
@@ -253,6 +253,8 @@ int context_describe(struct context *context, uint32_t layer, struct fold_fact *
     int rc = fold_hold(context, &(struct fold_wish){ .layer = layer }, &arena, &snapshot, err);
     if (rc == 0) {
         rc = (int)describe(context->layers[layer].folding.fold, ret_facts);
+        int more = ring_describe(context, layer, snapshot.tokens, &arena, ret_facts + rc, err);
+        rc = more < 0 ? more : rc + more;
         fold_let_go(context, layer);
         snapshot_release(&snapshot);
     }

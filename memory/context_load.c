@@ -146,7 +146,7 @@ static int load_tails(struct context *context, struct store_txn *txn, struct err
     return rc;
 }
 
-/* What was kept of prompts. Mass is read when it is needed. */
+/* What was kept of prompts, and rings. Mass is read when it is needed. */
 static int load_notes(struct context *context, struct store_txn *txn, struct error *err)
 {
     unsigned char buffer[FORMAT_KEY_BYTES_MAX];
@@ -156,6 +156,9 @@ static int load_notes(struct context *context, struct store_txn *txn, struct err
         struct slice value;
         if (store_get(txn, STORE_NOTES, (struct slice){ buffer, bytes }, &value))
             rc = context_load_selection(context, i, value, err);
+        bytes = format_key_note(context->id, i, NOTE_RING, 0, buffer);
+        if (rc == 0 && store_get(txn, STORE_NOTES, (struct slice){ buffer, bytes }, &value))
+            rc = context_load_ring(context, i, value, err);
     }
     return rc;
 }

@@ -13,6 +13,7 @@
  *                `use` is held too; whoever holds that exclusively needs it not
  *   map_lock     serialises the first mapping of segments, and the first look for their planes
  *   lock         the fields that say so; held for microseconds, never across I/O
+ *   ring.lock    of a layer: what was retrieved from its ring (context_ring.c); the same
  * Only the writer thread takes rows away or replaces a block by its segment, so the writer reads
  * blocks without holding references.
  */
@@ -127,6 +128,7 @@ struct layer {
     struct observed observed;
     struct folding folding;
     struct mass mass;
+    struct ring *ring; /* or NULL: nothing was retrieved yet. Set once, under lock */
     struct selection *selection; /* or NULL: not compressed. Set under lock, freed with use held
                                   * exclusively */
     struct window *window; /* its newest rows on a device, or NULL; immutable */
@@ -375,6 +377,33 @@ struct mass_reader {
 const float *mass_read(void *arg, uint64_t position);
 void mass_reader_fini(struct mass_reader *reader);
 
+/* The ring of a layer as of `tokens` tokens, a copy; NULL where the method has none. With use held
+ * shared. */
+int ring_take(struct context *context, uint32_t layer, uint64_t tokens, struct arena *arena,
+              struct lru **ret_lru, struct error *err);
+/* States were retrieved from one that was taken. With use held shared since then. */
+void ring_use(struct context *context, uint32_t layer, const struct lru *taken,
+              const struct ring_uses *uses);
+/* Facts about it (context_describe); how many, or an error. */
+int ring_describe(struct context *context, uint32_t layer, uint64_t tokens, struct arena *arena,
+                  struct fold_fact *ret_facts, struct error *err);
+/* Writer: when a round fixes what it is to reach (with lock held); in each of its transactions;
+ * after the commit (with lock held); after it failed (with use held exclusively). */
+void ring_begin(struct context *context);
+void ring_put(struct context *context, uint32_t layer, struct store_txn *txn, int64_t *delta);
+void ring_committed(struct layer *layer);
+void ring_roll_back(struct layer *layer);
+/* As it is loaded from a note. */
+int context_load_ring(struct context *context, uint32_t layer, struct slice value,
+                      struct error *err);
+/* Truncate, on the writer with use held exclusively: may it be (MEMD_EUNSUPPORTED); in the store;
+ * in memory, once that is committed. What is held of the first `tokens` tokens is kept. */
+int ring_check_cut(const struct layer *layer, uint32_t idx, uint64_t tokens, struct error *err);
+void ring_cut_stored(struct context *context, uint32_t layer, uint64_t tokens,
+                     struct store_txn *txn, int64_t *delta);
+void ring_cut(struct layer *layer, uint64_t tokens);
+void ring_free(struct context *context, struct layer *layer);
+
 /* The uploaded tensors of a context that is being loaded. */
 int context_load_uploads(struct context *context, struct store_txn *txn, struct error *err);
 /* The set that a context uses by its parameters; NULL = none. */
@@ -402,6 +431,8 @@ int context_find_saved(struct context *context, uint32_t layer, struct store_txn
 /* One query under way: what the method is given, and what must be given back. */
 struct asking {
     struct snapshot snapshot;
+    struct lru *ring; /* or NULL */
+    struct ring_uses uses;
     struct reading reading;
     struct index_quality quality; /* arrays are there */
     struct context *context;

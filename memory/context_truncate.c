@@ -94,6 +94,7 @@ static int cut_stored(struct context *context, uint32_t layer_idx, uint64_t posi
         context_remove_selection(context, layer_idx, txn, delta);
     int rc = mass_cut_stored(context, layer_idx, position, txn, delta, err);
     if (rc < 0) return rc;
+    ring_cut_stored(context, layer_idx, position, txn, delta);
     size_t idx = position / FORMAT_SEGMENT_TOKENS, rows = position % FORMAT_SEGMENT_TOKENS;
     struct chain_key chain = { context->id, layer_idx, (uint32_t)idx };
     struct tail_key tail = { context->id, layer_idx, position - rows };
@@ -124,8 +125,9 @@ static uint64_t cut_resident(struct context *context, struct layer *layer, uint6
     return before - (layer_tokens(layer) - layer->committed);
 }
 
-/* A prompt that was compressed stays: what was chosen of it was chosen with all of it there. But a
- * kill may leave less of it than that in another layer. */
+/* A prompt that was compressed stays: what was chosen of it was chosen with all of it there. And a
+ * ring is not cut where states that left it would have to come back. But a kill may leave less than
+ * that in another layer: then the choice is gone, and the ring is what is left of it. */
 static int check(struct context *context, uint64_t position, bool recovering, struct error *err)
 {
     uint64_t tokens = context_tokens(context);
@@ -140,6 +142,8 @@ static int check(struct context *context, uint64_t position, bool recovering, st
                              "the first %" PRIu64 " tokens of layer %" PRIu32
                              " were compressed, they cannot be cut at %" PRIu64,
                              selection->tokens, i, position);
+        int rc = ring_check_cut(&context->layers[i], i, position, err);
+        if (rc < 0) return rc;
     }
     return 0;
 }
@@ -178,6 +182,7 @@ static int truncate_all(struct context *context, uint64_t position, bool recover
         if (layer_tokens(layer) <= position) continue;
         gone += cut_resident(context, layer, position);
         mass += mass_cut(context, layer, position);
+        ring_cut(layer, position);
     }
     pthread_mutex_unlock(&context->lock);
     context_cut_windows(context);

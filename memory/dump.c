@@ -40,8 +40,14 @@ static const char *kind_name(uint8_t kind)
         [FORMAT_KIND_INDEX] = "index", [FORMAT_KIND_MASS] = "mass",
         [FORMAT_KIND_SELECTION] = "selection", [FORMAT_KIND_PARAM] = "param",
         [FORMAT_KIND_SET] = "set", [FORMAT_KIND_COLUMNS] = "columns",
+        [FORMAT_KIND_RING] = "ring",
     };
     return kind <= FORMAT_KINDS && names[kind] != NULL ? names[kind] : "unknown";
+}
+
+static const char *note_name(uint8_t kind)
+{
+    return kind == NOTE_MASS ? "mass" : kind == NOTE_RING ? "ring" : "selection";
 }
 
 static char *key_words(struct arena *arena, enum store_table table, struct slice key)
@@ -70,7 +76,7 @@ static char *key_words(struct arena *arena, enum store_table table, struct slice
         return words(arena, "context %" PRIu64 " layer %" PRIu32, layer.context, layer.layer);
     if (table == STORE_NOTES && format_read_note(key.data, key.bytes, &note))
         return words(arena, "context %" PRIu64 " layer %" PRIu32 " %s %" PRIu32, note.context,
-                     note.layer, note.kind == NOTE_MASS ? "mass" : "selection", note.sequence);
+                     note.layer, note_name(note.kind), note.sequence);
     if (table == STORE_PARAMS && format_read_param(key.data, key.bytes, &param))
         return words(arena, "owner %" PRIu64 " layer %" PRIu32 " \"%s\"", param.owner, param.layer,
                      param.name);

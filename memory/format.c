@@ -128,7 +128,8 @@ static bool is_typed(const struct value_header *header)
 static bool has_no_rows(uint8_t kind)
 {
     return kind == FORMAT_KIND_CONTEXT || kind == FORMAT_KIND_INDEX ||
-           kind == FORMAT_KIND_SELECTION || kind == FORMAT_KIND_PARAM || kind == FORMAT_KIND_SET;
+           kind == FORMAT_KIND_SELECTION || kind == FORMAT_KIND_PARAM || kind == FORMAT_KIND_SET ||
+           kind == FORMAT_KIND_RING;
 }
 
 static int check_header(const struct value_header *header, size_t value_bytes, struct error *err)

@@ -49,13 +49,15 @@ enum format_kind {
     FORMAT_KIND_SELECTION = 12, /* what a compression kept: index/selection.h */
     FORMAT_KIND_PARAM = 13,  /* an uploaded tensor: uploads.h */
     FORMAT_KIND_SET = 14,    /* a named set of such tensors: uploads.h */
+    FORMAT_KIND_RING = 15,   /* which states a ring holds: index/lru.h */
 };
-enum { FORMAT_KINDS = FORMAT_KIND_SET };
+enum { FORMAT_KINDS = FORMAT_KIND_RING };
 
 /* What is noted of a layer beside its rows; part of the key. */
 enum note_kind {
     NOTE_MASS = 1,      /* one per 128 tokens, numbered */
     NOTE_SELECTION = 2, /* number 0 */
+    NOTE_RING = 3,      /* number 0 */
 };
 
 enum { FORMAT_FLAG_IDS = 1, FORMAT_FLAG_COLUMNS = 2 };

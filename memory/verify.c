@@ -396,6 +396,12 @@ static bool is_note_sound(const struct note_key *at, const struct value_header *
     if (at->kind == NOTE_MASS)
         return header->kind == FORMAT_KIND_MASS && header->heads == record->model.query_heads &&
                header->position == (uint64_t)at->sequence * FORMAT_MASS_TOKENS;
+    uint64_t tokens = 0;
+    if (at->kind == NOTE_RING)
+        return header->kind == FORMAT_KIND_RING && at->sequence == 0 &&
+               lru_is_sound((const unsigned char *)value.data + FORMAT_HEADER_BYTES,
+                            value.bytes - FORMAT_HEADER_BYTES, &tokens) &&
+               tokens == header->position;
     struct selection *selection = NULL;
     if (at->kind != NOTE_SELECTION || at->sequence != 0 || header->kind != FORMAT_KIND_SELECTION ||
         selection_decode((const unsigned char *)value.data + FORMAT_HEADER_BYTES,

@@ -10,6 +10,7 @@
  *     layer      an index of the whole layer, made in the background (index/layer_index.h)
  *     fold       a state that rows are folded into, up to date whenever a query is answered
  *                (index/fold.h)
+ *     ring       which states are read depends on which were retrieved before (index/lru.h)
  *     compress   a selection of the prompt, made once when a client asks (index/selection.h)
  *     params     tensors that clients upload (index/params.h)
  *
@@ -30,6 +31,7 @@
 #include "index/columns.h"
 #include "index/fold.h"
 #include "index/index.h"
+#include "index/lru.h"
 #include "index/options.h"
 #include "index/params.h"
 #include "index/plan.h"
@@ -46,6 +48,12 @@ struct parameter;
 struct pick_call;
 struct planes;
 struct window;
+
+/* What a method retrieved for some queries: positions (count), INDEX_NONE where there was none. */
+struct ring_uses {
+    const uint64_t *positions;
+    size_t count;
+};
 
 /* What a method is given: some queries, and one state of the layer that does not change while they
  * are answered. */
@@ -66,6 +74,9 @@ struct reading {
     uint64_t tokens;                    /* stored in the layer, whatever the limits */
     struct columns columns;
     const struct fold *fold;            /* up to date; does not change meanwhile. NULL: none */
+    const struct lru *ring;             /* of these rows, a copy; NULL: method->ring says 0 */
+    struct ring_uses *uses;             /* to be filled in where there is a ring: used, once the
+                                         * answer is there */
     const struct selection *selection;  /* what was kept of the prompt; NULL: not compressed */
     const struct params *params;        /* may be NULL */
     struct tensor states;               /* (n, W) of the queries, or dims = 0 */
@@ -118,6 +129,11 @@ struct method {
      * Views then have one head, of half as many dimensions: K is the first half of a state, V the
      * second. NULL: it keeps rows. */
     size_t (*state_width)(const double *options);
+    /* Its layers have rings of so many states (index/lru.h), which leave by when they were last
+     * retrieved: reading.ring says which are there, reading.uses takes what was retrieved. The
+     * ring is stored with the rows (memory/context_ring.c); truncating to where states would have
+     * to come back is MEMD_EUNSUPPORTED. 0, or NULL: there is none. */
+    size_t (*ring)(const double *options);
     /* Make states, ret_states (n, W), of what is of another width; appends and queries may bring
      * that where tensors were uploaded for it, else MEMD_ESHAPE. NULL: they never may. */
     int (*encode)(const struct encoding *encoding, struct arena *arena, float *ret_states,

@@ -26,9 +26,13 @@
  * The window over tokens is that of a segment: it reaches back to the first query of the request
  * and is clamped there, as published. While decoding, a request holds the tokens before, too.
  *
- * Ours: GQA. eviction = lru is refused: which state was used last is changed by every query, in
- * the order in which queries happen to come, so it is no function of the rows and would have to be
- * committed with each answer. An empty memory answers (0, -inf). `norm_eps` differs between
+ * eviction = lru is the published rule (index/lru.h): what was found, with its neighbours, is used
+ * when it is found, and written states are when they are written. So what the ring holds depends on
+ * earlier queries, and on whether a segment was appended before it asked: with lru a client asks
+ * first, as the published code does. A ring that was read is stored with the rows.
+ *
+ * Ours: GQA; with lru a query whose limit goes back sees of the ring what is below it, what has
+ * left does not come back. An empty memory answers (0, -inf). `norm_eps` differs between
  * versions of the published code (1e-6, 1e-5): a checkpoint decides.
  */
 #include <inttypes.h>
@@ -63,7 +67,7 @@ enum {
 enum { BUCKETED, EXACT, SKETCHED };
 enum { FIFO, LRU };
 enum { RAW_VIEW, TRANSPOSED };
-enum { BUCKETS_LEAST = 512 };
+enum { BUCKETS_LEAST = 512, LRU_MEMORY_MAX = 65536 };
 
 static const char *const searches[] = { "bucketed", "exact", "sketched" };
 static const char *const metrics[] = { "l2", "dot" };
@@ -88,8 +92,9 @@ static const struct option_spec specs[OPTIONS] = {
     [METRIC] = OPTION_CHOICE("metric", "what is nearest: by squared distance or product",
                              VECTORS_L2, metrics),
     [EVICTION] = OPTION_CHOICE("eviction",
-                               "which state leaves a full ring: the oldest; lru is "
-                               "not supported",
+                               "which state leaves a full ring: the oldest, or the one that was "
+                               "written or found longest ago (memory at most 65536, search not "
+                               "sketched)",
                                FIFO, orders),
     [CACHE_LAYER] = OPTION_WHOLE("cache_layer",
                                  "layer whose states queries of all layers read; "
@@ -166,6 +171,11 @@ static uint32_t rows_layer(const double *values, uint32_t layer)
     return values[CACHE_LAYER] < 0 ? layer : (uint32_t)values[CACHE_LAYER];
 }
 
+static size_t ring_of(const double *values)
+{
+    return values[EVICTION] == LRU ? (size_t)values[MEMORY] : 0;
+}
+
 static size_t buckets_of(const double *values)
 {
     size_t k = (size_t)values[K], memory = (size_t)values[MEMORY];
@@ -187,16 +197,24 @@ static int check_sketches(const double *values, struct error *err)
     return error_set(err, MEMD_EINVAL, "neurocache: rerank is less than k");
 }
 
+/* Such a ring is stored whole, and its states lie anywhere: sketches are read side by side. */
+static int check_lru(const double *values, struct error *err)
+{
+    if (values[EVICTION] != LRU) return 0;
+    if (values[SEARCH] == SKETCHED)
+        return error_set(err, MEMD_EINVAL, "neurocache: eviction = lru needs search = exact or "
+                                           "bucketed");
+    if (values[MEMORY] <= LRU_MEMORY_MAX) return 0;
+    return error_set(err, MEMD_EINVAL, "neurocache: memory %g with eviction = lru, at most %d",
+                     values[MEMORY], LRU_MEMORY_MAX);
+}
+
 static int check(const struct method *method, const struct model *model, const double *values,
                  struct error *err)
 {
     (void)method;
     uint64_t memory = (uint64_t)values[MEMORY];
     size_t neighbours = (size_t)values[NEIGHBOURS], buckets = buckets_of(values);
-    if (values[EVICTION] == LRU)
-        return error_set(err, MEMD_EUNSUPPORTED,
-                         "neurocache: eviction = lru depends on the order "
-                         "of queries, which is not stored; take fifo");
     if (values[K] > values[MEMORY])
         return error_set(err, MEMD_EINVAL, "neurocache: k is more than memory %" PRIu64, memory);
     if (buckets > 0 && memory % buckets != 0)
@@ -213,7 +231,8 @@ static int check(const struct method *method, const struct model *model, const d
         return error_set(err, MEMD_EINVAL,
                          "neurocache: cache_layer is %g, the model has %" PRIu32 " layers",
                          values[CACHE_LAYER], model->layers);
-    return check_sketches(values, err);
+    int rc = check_lru(values, err);
+    return rc < 0 ? rc : check_sketches(values, err);
 }
 
 /* ---- hidden states ---- */
@@ -275,7 +294,14 @@ struct retrieved {
     uint64_t states; /* read */
 };
 
-/* q (n, W) fp32, and limits as far as the fold goes. */
+/* What a query sees, as far as the fold goes. */
+static uint64_t seen_by(const struct reading *reading, size_t query)
+{
+    uint64_t limit = reading->attend.limits[query], tokens = reading->fold->tokens;
+    return limit < tokens ? limit : tokens;
+}
+
+/* q (n, W) fp32, and limits: tokens, or slots of a listed ring. */
 static int load_queries(const struct reading *reading, struct arena *arena,
                         struct vectors_args *args, struct error *err)
 {
@@ -289,12 +315,19 @@ static int load_queries(const struct reading *reading, struct arena *arena,
         return error_set(err, MEMD_ENOMEM, "no memory for %zu states of queries", n);
     half_load(states->data, states->dtype, n * width, q);
     for (size_t i = 0; i < n; i++) {
-        uint64_t limit = reading->attend.limits[i], tokens = args->vectors->base.tokens;
-        limits[i] = limit < tokens ? limit : tokens;
+        uint64_t seen = seen_by(reading, i);
+        limits[i] = reading->ring == NULL ? seen : lru_below(reading->ring, seen);
     }
     args->q = q;
     args->limits = limits;
     return 0;
+}
+
+/* The token in a slot that a query sees. */
+static uint64_t token_in(const struct vectors_args *args, size_t query, uint64_t slot)
+{
+    if (args->listed == NULL) return vectors_position(args->slots, args->limits[query], slot);
+    return slot < args->limits[query] ? args->listed[slot] : INDEX_NONE;
 }
 
 static int retrieve(const struct reading *reading, struct vectors_args *args, struct arena *arena,
@@ -307,6 +340,7 @@ static int retrieve(const struct reading *reading, struct vectors_args *args, st
         .queries = n,
         .rows = { reading->attend.views, reading->attend.view_count, width_of(values) / 2, NULL },
         .slots = (uint64_t)values[MEMORY],
+        .listed = reading->ring == NULL ? NULL : reading->ring->positions,
         .rerank = values[SEARCH] == SKETCHED ? (size_t)values[RERANK] : 0,
         .k = (size_t)values[K],
         .buckets = buckets_of(values),
@@ -328,8 +362,10 @@ static int retrieve(const struct reading *reading, struct vectors_args *args, st
         uint64_t *around = got.found + i * got.neighbours;
         bucketed_neighbours(slots[i], got.neighbours, args->slots, around);
         for (size_t j = 0; j < got.neighbours; j++)
-            around[j] = vectors_position(args->slots, args->limits[i / got.k], around[j]);
+            around[j] = token_in(args, i / got.k, around[j]);
     }
+    if (rc == 0 && reading->ring != NULL)
+        *reading->uses = (struct ring_uses){ got.found, n * got.set };
     *ret_retrieved = got;
     return rc;
 }
@@ -346,8 +382,9 @@ static void report(const struct reading *reading, const struct vectors_args *arg
     quality->rows[INDEX_EXACT] = 2 * states;
     quality->bytes[INDEX_EXACT] = states * width_of(reading->options) * dtype_bytes(dtype);
     for (size_t row = 0; row < n * heads; row++) {
-        uint64_t limit = args == NULL ? 0 : args->limits[row / heads];
-        bool all = limit == 0 || (args->buckets == 0 && limit <= args->k && limit <= args->slots);
+        uint64_t limit = args == NULL ? 0 : seen_by(reading, row / heads);
+        bool all = limit == 0 || (args->buckets == 0 && limit <= args->k &&
+                                  limit == args->limits[row / heads] && limit <= args->slots);
         if (quality->predicted_error != NULL) quality->predicted_error[row] = all ? 0 : NAN;
         if (quality->limited != NULL) quality->limited[row] = false;
         for (size_t l = 0; quality->mass != NULL && l < INDEX_LEVELS; l++)
@@ -465,6 +502,7 @@ const struct method method_neurocache = {
     .fold = &states_fold,
     .params = &params,
     .state_width = width_of,
+    .ring = ring_of,
     .rows_layer = rows_layer,
     .encode = encode,
     .check = check,

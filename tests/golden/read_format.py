@@ -20,7 +20,7 @@ import xxhash
 
 VERSION, MAGIC, ORDER = 3, 0x564D454D, 0x0102030405060708
 HEADER, SEGMENT = 48, 1024
-K, V, IDS, TAIL, CONTEXT, HI, LO, QUERIES, INDEX, COLUMNS, MASS, SELECTION, PARAM, SET = range(1, 15)
+K, V, IDS, TAIL, CONTEXT, HI, LO, QUERIES, INDEX, COLUMNS, MASS, SELECTION, PARAM, SET, RING = range(1, 16)
 FLAG_IDS, FLAG_COLUMNS = 1, 2
 DTYPES = {1: "<f4", 2: "<f2", 3: "<u2", 5: "<u4"}
 TABLES = ("meta", "names", "contexts", "chains", "segments", "refs", "tails", "indexes", "notes", "params",
@@ -210,6 +210,9 @@ class Store:
             if header.position != 128 * number or stored <= 0 or mass[stored:].any() or not (mass >= 0).all():
                 raise Broken(f"mass of tokens from {header.position} on, {stored} of them are stored")
             return
+        if kind == 3:
+            self.prove_ring(context, layer, number, header)
+            return
         cursor = Cursor(header.payload)
         tokens, heads, zero = cursor.take("QII")
         counts = [cursor.take("Q") for _ in range(heads)]
@@ -224,6 +227,24 @@ class Store:
                 raise Broken("ids that do not ascend, or are not of the prompt")
         if cursor.at != len(header.payload):
             raise Broken("bytes behind the last id")
+
+    def prove_ring(self, context, layer, number, header):
+        tokens, slots, count = Cursor(header.payload).take("QQQ")
+        if (number, header.kind, header.position) != (0, RING, tokens) or len(header.payload) != 24 + 16 * count:
+            raise Broken("its header is not that of a ring")
+        positions, used = numpy.frombuffer(header.payload[24:], "<u8").astype(numpy.int64).reshape(2, count)
+        if tokens > self.tokens(context, layer) or count > min(slots, tokens):
+            raise Broken(f"{count} states of {tokens} tokens in {slots} slots")
+        if (numpy.diff(positions) <= 0).any() or (positions > used).any() or (used > tokens).any() or \
+                (positions >= tokens).any():
+            raise Broken("positions that do not ascend, or were used before they were there or later than now")
+
+    def ring(self, name, layer):
+        """Tokens that it knows of, positions, when they were used."""
+        (value,) = [v for k, v in self.data["notes"] if k == struct.pack(">QHBI", self.names[name], layer, 3, 0)]
+        payload = Header(value).payload
+        numbers = numpy.frombuffer(payload, "<u8").astype(numpy.int64)
+        return int(numbers[0]), *numbers[3:].reshape(2, -1)
 
     def prove_set(self, header):
         cursor = Cursor(header.payload)

@@ -78,13 +78,22 @@ def compare_notes(store):
     assert (version, array.tolist()) == (3, [20, 2, 3])
 
 
+def compare_ring(store):
+    """Of 40 slots, read once, when 1100 tokens were stored: about a quarter of them was found then."""
+    tokens, positions, used = store.ring("test-ring", 1)
+    newest = numpy.arange(1060, 1100)
+    found = (newest * 2654435761 >> 7) % 4 == 1100 % 4
+    assert tokens == 1100 and (positions == newest).all(), (tokens, positions)
+    assert (used == numpy.where(found, 1100, newest)).all() and 0 < found.sum() < 40, used
+
+
 def main(program):
     with tempfile.TemporaryDirectory() as directory:
         subprocess.run([program, directory], check=True)
         store = Store(directory)
         findings = store.prove()
         assert not findings, findings
-        assert sorted(store.names) == ["book", "fork", "notes", "test-all", "test-both", "test-marks"]
+        assert sorted(store.names) == ["book", "fork", "notes", "test-all", "test-both", "test-marks", "test-ring"]
         assert store.records[store.names["fork"]].parent == store.names["book"]
         compare(store, "book", [(1, 2500)])
         compare(store, "fork", [(1, 1500), (5, 2100)])
@@ -92,6 +101,7 @@ def main(program):
             compare(store, name, [(1, 1107)])
         compare_kept(store, 1107)
         compare_notes(store)
+        compare_ring(store)
         store.close()
         path = pathlib.Path(directory, "data.mdb")
         data = bytearray(path.read_bytes())

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* write_format.c — makes a data directory for read_format.py to disagree with: sealed segments,
  * tails of several records, planes, a fork that shares and a fork that was cut, columns and states,
- * notes and uploaded tensors.
+ * a ring, notes and uploaded tensors.
  * The rows follow the rule of store_fixture.h, which test_format.py computes again.
  */
 #include "tests/unit/fold_method.h"
@@ -74,12 +74,14 @@ static void write_all(void **state)
     ASSERT_OK(catalog_wait_built(fx.catalog, id, NULL, NULL, &built, &err), err);
     assert_int_equal(built.built, 4);
     fx.salt = 1;
-    for (size_t i = 0; i < 3; i++) {
-        static const char *const methods[] = { "test-marks", "test-both", "test-all" };
+    for (size_t i = 0; i < 4; i++) {
+        static const char *const methods[] = { "test-marks", "test-both", "test-all", "test-ring" };
+        struct answer answer;
         method_use(&fx, methods[i]);
         struct context *context = fixture_context(&fx, methods[i]);
         fixture_append(&fx, context, 0, 1100);
         ASSERT_OK(catalog_sync(fx.catalog, &err), err);
+        if (i == 3) ASSERT_OK(fixture_attend(&fx, context, 1, UINT64_MAX, &answer, &err), err);
         fixture_append(&fx, context, 1100, 7);
     }
     struct fixture plain = fx;

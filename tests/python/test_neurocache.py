@@ -27,9 +27,40 @@ def ring(written, memory):
     return slots
 
 
-def find(states, written, query, memory, exact):
+class Lru:
+    """A ring from which the least recently used leave, as the published code writes and reads one."""
+
+    def __init__(self, memory):
+        self.memory, self.written = memory, 0
+        self.tokens, self.used = np.zeros(0, int), np.zeros(0, int)
+        self.evictions = set()  # (written, token) of those that a ring of the newest would have kept
+
+    def copy(self):
+        new = Lru(self.memory)
+        new.written, new.tokens, new.used = self.written, self.tokens.copy(), self.used.copy()
+        return new
+
+    def write(self, until):
+        fresh = np.arange(self.written, until)[-self.memory:]
+        drop = max(len(self.tokens) + len(fresh) - self.memory, 0)
+        keep = np.sort(np.argsort(self.used, kind="stable")[drop:])
+        gone = np.setdiff1d(self.tokens, self.tokens[keep])
+        self.evictions |= {(until, token) for token in gone if token >= until - self.memory}
+        self.tokens = np.concatenate([self.tokens[keep], fresh])
+        self.used = np.concatenate([self.used[keep], fresh])
+        self.written = until
+
+    def use(self, tokens):
+        self.used[np.isin(self.tokens, tokens)] = self.written
+
+    def slots(self, limit):
+        seen = self.tokens[self.tokens < limit]
+        return np.concatenate([seen, np.full(self.memory - len(seen), -1)])
+
+
+def find(states, slots, query, exact):
     """The tokens that one query finds, by rank and offset; -1 for zeros."""
-    slots = ring(written, memory)
+    memory = len(slots)
     rows = np.where(slots[:, None] < 0, 0.0, states[slots])
     scores = np.where(slots < 0, -1e8, 2 * rows @ query - (rows * rows).sum(1))
     candidates = np.arange(memory)
@@ -82,7 +113,7 @@ class Neurocache(unittest.TestCase):
     def append(self, past, begin, end):
         past.append(CACHE, begin, states=self.states[begin:end].astype(past.model.dtype))
 
-    def check(self, past, tokens, limit):
+    def check(self, past, tokens, limit, lru=None, written=None):
         """Queries of some tokens, one request: what each finds, and attention over it."""
         memory, exact = int(past.parameters["memory"]), past.parameters.get("search") == "exact"
         stored = self.states.astype(past.model.dtype).astype(float)
@@ -90,7 +121,12 @@ class Neurocache(unittest.TestCase):
         q = self.q[:len(tokens)]
         answer = past.attend(ATTENTION, q, tokens, [limit] * len(tokens), states=asked, explain=True)
         hits = past.search(ATTENTION, q, k=K * NEIGHBOURS, limits=[limit] * len(tokens), positions=tokens, states=asked)
-        sets = [find(stored, limit, query.astype(float), memory, exact) for query in asked]
+        if lru is not None:
+            lru.write(len(self.states) if written is None else written)
+        slots = ring(limit, memory) if lru is None else lru.slots(limit)
+        sets = [find(stored, slots, query.astype(float), exact) for query in asked]
+        if lru is not None:
+            lru.use(np.concatenate(sets))
         raw_view = past.parameters.get("head_layout") != "transposed"
         for i in range(len(tokens)):
             wanted = sets[i][sets[i] >= 0]
@@ -144,6 +180,65 @@ class Neurocache(unittest.TestCase):
     def test_buckets(self):
         self.replay("float32", memory=1024)
 
+    def replay_lru(self, dtype, **parameters):
+        """Segments ask before they are appended, now and then one asks again for what is old."""
+        past, at = self.open("past", dtype, eviction="lru", **parameters), 0
+        lru = Lru(int(parameters["memory"]))
+        while at < TOKENS:
+            end = min(at + 37, TOKENS)
+            tokens = list(range(end - 5, end))
+            self.check(past, tokens, at, lru, at)
+            if at % 3 == 1:
+                self.check(past, [at // 2], at, lru, at)
+                self.check(past, [at // 2], at - 10, lru, at)  # as of earlier: nothing comes back
+            for cut in range(at, end, 11):
+                self.append(past, cut, min(cut + 11, end))
+            at = end
+            if at == 17 * 37:
+                self.live.restart(signal.SIGKILL)
+                past = self.live.client.open("past")
+            if at == 22 * 37:
+                self.live.restart()
+                past = self.live.client.open("past")
+        self.assertGreater(len(lru.evictions), 30)
+        last = list(range(TOKENS - 3, TOKENS))
+        self.check(past, last, TOKENS, lru, TOKENS)
+        fork, of_fork = past.fork("fork"), lru.copy()
+        self.check(fork, [700], TOKENS, of_fork, TOKENS)
+        self.check(past, [300], TOKENS, lru, TOKENS)
+        with self.assertRaisesRegex(memd.UnsupportedError, "come back"):
+            past.truncate(TOKENS - 1)
+        facts = past.state(CACHE)
+        self.assertEqual((facts["ring_states"], facts["ring_evicted"]), (lru.memory, TOKENS - lru.memory))
+        self.live.restart()
+        past, fork = self.live.client.open("past"), self.live.client.open("fork")
+        before = self.check(past, last, TOKENS, lru, TOKENS)
+        self.check(fork, last, TOKENS, of_fork, TOKENS)
+        fifo = past.fork("fifo", method="neurocache", parameters={**past.parameters, "eviction": "fifo"})
+        fifo.put_params({"key": self.key, "value": self.value}, layer=ATTENTION)
+        self.assertTrue(np.abs(self.check(fifo, last, TOKENS) - before).max() > 1e-3)
+        fifo.truncate(700)
+
+    def test_lru_fp32(self):
+        self.replay_lru("float32", memory=256, search="exact")
+
+    def test_lru_fp16(self):
+        self.replay_lru("float16", memory=128, head_layout="transposed")
+
+    def test_lru_buckets(self):
+        self.replay_lru("float32", memory=1024)
+
+    def test_lru_that_never_fills(self):
+        """Is FIFO: the same answers, and truncate."""
+        pasts = [self.open(name, "float32", eviction=name, memory=1536, search="exact") for name in ("lru", "fifo")]
+        for at in range(0, TOKENS, 260):
+            for past in pasts:
+                self.append(past, at, at + 260)
+            np.testing.assert_array_equal(*(self.check(past, [at + 7, at + 200], at + 260) for past in pasts))
+        for past in pasts:
+            past.truncate(300)
+        np.testing.assert_array_equal(*(self.check(past, [250], 300) for past in pasts))
+
     def test_states_come_back(self):
         past = self.open("past", "float32", memory=512)
         self.append(past, 0, 100)
@@ -172,8 +267,9 @@ class Neurocache(unittest.TestCase):
         self.assertEqual(by_hidden.ids[1, 0, 0], 1)  # a state finds itself
 
     def test_refused(self):
-        with self.assertRaisesRegex(memd.UnsupportedError, "lru"):
-            self.open("lru", "float32", eviction="lru")
+        for wrong in ({"memory": 131072, "search": "exact"}, {"memory": 1024, "search": "sketched", "sketch": 64}):
+            with self.assertRaisesRegex(memd.InvalidError, "lru"):
+                self.open("lru", "float32", eviction="lru", **wrong)
         past = self.live.client.open("bare", model("float32"), method="neurocache", create=True,
                                      parameters={"width": W, "memory": 512})
         self.append(past, 0, 9)

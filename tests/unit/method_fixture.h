@@ -14,6 +14,8 @@
  *     test-states     states of 32 elements
  *     test-all        states of 48 elements, queries and marks
  *     test-sees-all   marks, and is given every row whatever the limits
+ *     test-ring       states of 32 elements, and a ring of 40; retrieves what method_retrieves says
+ *     test-wide-ring  the same with a ring of 4096
  */
 #ifndef MEMD_TESTS_METHOD_FIXTURE_H
 #define MEMD_TESTS_METHOD_FIXTURE_H
@@ -36,6 +38,8 @@ static struct {
 static _Thread_local struct {
     uint64_t tokens, rows;
     uint32_t layer, layers;
+    uint64_t ring[40];
+    size_t ring_count;
 } method_saw;
 
 static inline int method_differs(const struct reading *reading, uint64_t position, const char *what,
@@ -113,6 +117,40 @@ static inline int method_search_checked(const struct method *method, const struc
     return rc < 0 ? rc : method_search_exactly(reading, arena, ret_hits, ret_quality, err);
 }
 
+/* Of a ring, when `tokens` are stored: about a quarter, another one each time. */
+static inline bool method_retrieves(uint64_t position, uint64_t tokens)
+{
+    return ((position * 2654435761U) >> 7) % 4 == tokens % 4;
+}
+
+static inline int method_attend_ring(const struct method *method, const struct reading *reading,
+                                     struct arena *arena, const struct index_answer *ret_answer,
+                                     struct error *err)
+{
+    const struct lru *ring = reading->ring;
+    uint64_t *found = arena_calloc(arena, ring->count + 1, sizeof *found);
+    if (found == NULL) return error_set(err, MEMD_ENOMEM, "no memory for what was found");
+    method_saw.ring_count = ring->count < 40 ? ring->count : 40;
+    memcpy(method_saw.ring, ring->positions, method_saw.ring_count * sizeof *found);
+    for (size_t i = 0; i < ring->count; i++)
+        found[i] = method_retrieves(ring->positions[i], reading->tokens) ? ring->positions[i]
+                                                                         : INDEX_NONE;
+    *reading->uses = (struct ring_uses){ found, ring->count };
+    return method_attend_checked(method, reading, arena, ret_answer, err);
+}
+
+static inline size_t method_ring_40(const double *options)
+{
+    (void)options;
+    return 40;
+}
+
+static inline size_t method_ring_4096(const double *options)
+{
+    (void)options;
+    return 4096;
+}
+
 static inline uint32_t method_keeps_marks(const double *options)
 {
     (void)options;
@@ -149,6 +187,11 @@ static const struct option_table method_no_options = { .owner = "test" };
     .help = "for tests", .options = &method_no_options,                          \
     .attend = method_attend_checked, .search = method_search_checked
 
+#define METHOD_RINGED                                                            \
+    .state_width = method_width_32, .help = "for tests",                         \
+    .options = &method_no_options, .attend = method_attend_ring,                 \
+    .search = method_search_checked
+
 static const struct method method_fixtures[] = {
     { .name = "test-marks", .columns = method_keeps_marks, METHOD_CHECKED },
     { .name = "test-queries", .columns = method_keeps_queries, METHOD_CHECKED },
@@ -158,12 +201,15 @@ static const struct method method_fixtures[] = {
     { .name = "test-states", .state_width = method_width_32, METHOD_CHECKED },
     { .name = "test-all", .state_width = method_width_48, .columns = method_keeps_both,
       METHOD_CHECKED },
+    { .name = "test-ring", METHOD_RINGED, .ring = method_ring_40 },
+    { .name = "test-wide-ring", METHOD_RINGED, .ring = method_ring_4096 },
 };
 
 #define METHOD_FIXTURES                                                                     \
     &method_fixtures[0], &method_fixtures[1], &method_fixtures[2], &method_fixtures[3],    \
-        &method_fixtures[4], &method_fixtures[5], &method_fixtures[6]
-static_assert(sizeof method_fixtures / sizeof method_fixtures[0] == 7, "all of them");
+        &method_fixtures[4], &method_fixtures[5], &method_fixtures[6], &method_fixtures[7],    \
+        &method_fixtures[8]
+static_assert(sizeof method_fixtures / sizeof method_fixtures[0] == 9, "all of them");
 
 /* New contexts have this method; appends bring what it keeps. */
 static inline void method_use(struct fixture *fx, const char *name)

@@ -434,7 +434,7 @@ static void test_refused(void **state)
         size_t option;
         double value;
         int code;
-    } wrong[] = { { EVICTION, 1, MEMD_EUNSUPPORTED }, { MEMORY, 1000, MEMD_EINVAL },
+    } wrong[] = { { EVICTION, 1, 0 },                 { MEMORY, 1000, MEMD_EINVAL },
                   { NEIGHBOURS, 3, MEMD_EINVAL },     { CACHE_LAYER, 4, MEMD_EINVAL },
                   { WIDTH, 1000, MEMD_EINVAL },       { MEMORY, 8, MEMD_EINVAL } };
     for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
@@ -443,6 +443,15 @@ static void test_refused(void **state)
         assert_int_equal(method_check(neurocache(), &model, options, &err), wrong[i].code);
         options[wrong[i].option] = before;
     }
+    options[EVICTION] = 1; /* stored whole, read one by one */
+    assert_true(neurocache()->ring(options) == 16384);
+    options[MEMORY] = 131072;
+    assert_int_equal(method_check(neurocache(), &model, options, &err), MEMD_EINVAL);
+    options[MEMORY] = 16384;
+    options[SEARCH] = 2;
+    assert_int_equal(method_check(neurocache(), &model, options, &err), MEMD_EINVAL);
+    options[EVICTION] = options[SEARCH] = 0;
+    assert_true(neurocache()->ring(options) == 0);
     assert_true(neurocache()->rows_layer(options, 2) == 2);
     options[CACHE_LAYER] = 1;
     assert_true(neurocache()->rows_layer(options, 2) == 1);
