@@ -147,8 +147,8 @@ void sketches_ask(const struct sketches *sketches, const float *q, size_t querie
     }
 }
 
-void sketches_scores(const struct sketches *sketches, const struct sketches_queries *queries,
-                     uint64_t tile, float *ret_scores)
+void sketches_products(const struct sketches *sketches, const struct sketches_queries *queries,
+                       uint64_t tile, float *ret_products)
 {
     size_t some = 0;
     struct plane_queries asked = { queries->codes, queries->scale, queries->offset,
@@ -158,8 +158,11 @@ void sketches_scores(const struct sketches *sketches, const struct sketches_quer
         .queries = &asked,
         .centroids = grown_rows(&sketches->codes, 0, position, SKETCHES_TILE, &some),
         .scale = grown_rows(&sketches->scales, 0, position, SKETCHES_TILE, &some),
-        .scores = ret_scores });
-    const float *biases = grown_rows(&sketches->biases, 0, position, SKETCHES_TILE, &some);
-    for (size_t m = 0; m < queries->count; m++)
-        for (size_t i = 0; i < SKETCHES_TILE; i++) ret_scores[m * SKETCHES_TILE + i] += biases[i];
+        .scores = ret_products });
+}
+
+const float *sketches_biases(const struct sketches *sketches, uint64_t position)
+{
+    size_t some = 0;
+    return grown_rows(&sketches->biases, 0, position, 1, &some);
 }

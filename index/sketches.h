@@ -76,9 +76,12 @@ struct sketches_queries {
 void sketches_ask(const struct sketches *sketches, const float *q, size_t queries,
                   struct sketches_queries *ret_queries);
 
-/* Guesses of q·c for the vectors tile * SKETCHES_TILE and the ones behind it, as far as they are
- * coded. ret_scores (queries, SKETCHES_TILE) 64-byte aligned */
-void sketches_scores(const struct sketches *sketches, const struct sketches_queries *queries,
-                     uint64_t tile, float *ret_scores);
+/* Guesses of q·c, less what sketches_biases says, for the vectors tile * SKETCHES_TILE and the ones
+ * behind it, as far as they are coded. ret_products (queries, SKETCHES_TILE) 64-byte aligned */
+void sketches_products(const struct sketches *sketches, const struct sketches_queries *queries,
+                       uint64_t tile, float *ret_products);
+
+/* μ·(c - μ) of the vectors from `position` on, to the end of their tile. */
+const float *sketches_biases(const struct sketches *sketches, uint64_t position);
 
 #endif

@@ -8,6 +8,7 @@
  * cut.
  */
 #include <assert.h>
+#include <math.h>
 #include <stdbool.h>
 #include <string.h>
 
@@ -22,17 +23,22 @@
 #include "index/vectors.h"
 
 enum {
-    TILE = 128,          /* states that are scored together, for a batch */
-    PIECE_STATES = 8192, /* of the ring, at least */
-    PIECES = 64,         /* at most */
-    LOOK = 16,           /* scores that are compared with the worst at once */
-    WORTH = 4,           /* times rerank: fewer states are all scored exactly */
+    TILE = 128,            /* states that are scored together, for a batch */
+    PIECE_STATES = 8192,   /* of the ring, at least */
+    PIECES = 64,           /* at most */
+    PIECES_PER_THREAD = 2, /* more would cost more results to merge */
+    AHEAD = 4,             /* states that are fetched before they are looked at */
+    CACHE_LINE = 64,
+    LOOK = 16, /* scores that are compared with the worst at once */
+    WORTH = 4, /* times rerank: fewer states are all scored exactly */
 };
 
 struct piece {
     uint64_t begin, end; /* positions; of a listed ring, slots */
     int code;
 };
+
+struct result;
 
 struct scanning {
     const struct vectors_args *args;
@@ -41,40 +47,76 @@ struct scanning {
     bool sketched;       /* this batch: guesses are scanned, and room is rerank */
     struct sketches_queries *asked;
     float *halves; /* (2, batch, W/2) */
-    uint64_t *ids; /* (pieces, batch, room) slots */
-    float *scores; /* (pieces, batch, room) */
+    uint64_t *ids; /* (pieces, batch, 2 room) slots */
+    float *scores; /* (pieces, batch, 2 room) */
+    struct result *results; /* (pieces, batch) */
     struct piece pieces[PIECES];
     size_t piece_count;
     uint64_t *ret_slots; /* (n, k) */
     float *ret_scores;   /* (n, k) */
 };
 
-static struct bucketed result_of(const struct scanning *scanning, size_t piece, size_t query)
+/* The best of a stream, unordered: those that may be among them are collected, and as soon as there
+ * are twice as many as are wanted the worse half is thrown away. A heap of hundreds costs more. */
+struct gathered {
+    uint64_t *ids; /* (2 room) */
+    float *scores; /* (2 room) */
+    size_t count, room;
+    float least; /* worse than this need not be collected */
+};
+
+static void keep_best(struct gathered *gathered)
 {
-    size_t at = (piece * scanning->batch + query) * scanning->room;
-    return (struct bucketed){ scanning->ids + at, scanning->scores + at, scanning->room };
+    if (gathered->count <= gathered->room) return;
+    struct topk all = { gathered->ids, gathered->scores, gathered->count };
+    topk_select(&all, gathered->room);
+    gathered->count = gathered->room;
+    gathered->least = gathered->scores[0];
+    for (size_t i = 1; i < gathered->count; i++)
+        if (gathered->scores[i] < gathered->least) gathered->least = gathered->scores[i];
 }
 
-/* A block of scores none of which would get in is passed over at once. */
-static void offer_best(const struct topk *top, const float *scores, size_t count, uint64_t slot)
+/* A block of scores none of which would be collected is passed over at once. */
+static void gather(struct gathered *gathered, const float *scores, size_t count, uint64_t slot)
 {
     for (size_t at = 0; at < count; at += LOOK) {
         size_t some = count - at < LOOK ? count - at : LOOK;
-        float most = scores[at];
-        for (size_t i = 1; i < some; i++) most = scores[at + i] > most ? scores[at + i] : most;
-        if (most < top->scores[0]) continue;
-        for (size_t i = 0; i < some; i++) topk_offer(top, scores[at + i], slot + at + i);
+        int any = 0;
+        for (size_t i = 0; i < some; i++) any |= scores[at + i] >= gathered->least;
+        if (any == 0) continue;
+        for (size_t i = at; i < at + some; i++) {
+            if (scores[i] < gathered->least) continue;
+            gathered->ids[gathered->count] = slot + i;
+            gathered->scores[gathered->count++] = scores[i];
+            if (gathered->count == 2 * gathered->room) keep_best(gathered);
+        }
     }
 }
 
-static void offer(const struct scanning *scanning, const struct bucketed *result,
-                  const float *scores, size_t count, uint64_t slot)
+/* What a piece finds for a query of the batch. */
+struct result {
+    struct bucketed buckets; /* one of the two */
+    struct gathered gathered;
+};
+
+static void clear(const struct scanning *scanning, size_t piece, size_t query)
 {
-    struct topk top = { result->ids, result->scores, result->buckets };
+    struct result *result = &scanning->results[piece * scanning->batch + query];
+    size_t at = (piece * scanning->batch + query) * 2 * scanning->room;
+    *result = (struct result){
+        .buckets = { scanning->ids + at, scanning->scores + at, scanning->args->buckets },
+        .gathered = { scanning->ids + at, scanning->scores + at, 0, scanning->room, -INFINITY }
+    };
+    if (scanning->args->buckets > 0) bucketed_clear(&result->buckets);
+}
+
+static void offer(const struct scanning *scanning, struct result *result, const float *scores,
+                  size_t count, uint64_t slot)
+{
     if (scanning->args->buckets > 0)
-        bucketed_offer(result, scores, count, slot);
+        bucketed_offer(&result->buckets, scores, count, slot);
     else
-        offer_best(&top, scores, count, slot);
+        gather(&result->gathered, scores, count, slot);
 }
 
 static const unsigned char *row_of(const void *rows, size_t stride_bytes, size_t row)
@@ -126,6 +168,23 @@ static void finish_scores(const struct scanning *scanning, uint64_t position, si
     }
 }
 
+/* Guesses (batch, SKETCHES_TILE) become scores, those of `count` states from `position` on. */
+static void finish_guesses(const struct scanning *scanning, uint64_t position, size_t count,
+                           float *scores)
+{
+    const struct vectors *vectors = scanning->args->vectors;
+    bool squared = scanning->args->metric == VECTORS_L2;
+    float factor = squared ? 2.0F : 1.0F, terms[SKETCHES_TILE];
+    size_t some = 0;
+    const float *biases = sketches_biases(&vectors->sketches, position);
+    const float *squares = grown_rows(&vectors->squares, 0, position, count, &some);
+    for (size_t i = 0; i < count; i++)
+        terms[i] = squared ? 2.0F * biases[i] - squares[i] : biases[i];
+    for (size_t q = 0; q < scanning->batch; q++)
+        for (size_t i = 0; i < count; i++)
+            scores[q * SKETCHES_TILE + i] = factor * scores[q * SKETCHES_TILE + i] + terms[i];
+}
+
 /* How many of a listed ring's slots at … hold neighbours, at most `count`. */
 static uint64_t neighbours_from(const uint64_t *listed, uint64_t at, uint64_t count)
 {
@@ -168,15 +227,16 @@ static void scan_tile(const struct scanning *scanning, uint64_t at, uint64_t end
     tile->count = together(scanning, at, end);
     tile->stride = scanning->sketched ? SKETCHES_TILE : tile->count;
     tile->scores = tile->room;
-    if (scanning->sketched) {
-        sketches_scores(&scanning->args->vectors->sketches, scanning->asked, at / SKETCHES_TILE,
-                        tile->room);
-        tile->scores += at % SKETCHES_TILE;
-    } else {
+    if (!scanning->sketched) {
         struct askers all = { 0, scanning->batch };
         multiply(scanning, all, position, tile->count, tile->room, tile->second);
+        finish_scores(scanning, position, tile->count, tile->scores, tile->stride, scanning->batch);
+        return;
     }
-    finish_scores(scanning, position, tile->count, tile->scores, tile->stride, scanning->batch);
+    sketches_products(&scanning->args->vectors->sketches, scanning->asked, at / SKETCHES_TILE,
+                      tile->room);
+    tile->scores += at % SKETCHES_TILE;
+    finish_guesses(scanning, at, tile->count, tile->scores);
 }
 
 static void scan_piece(void *arg, size_t idx)
@@ -185,10 +245,7 @@ static void scan_piece(void *arg, size_t idx)
     const struct vectors_args *args = scanning->args;
     struct piece *piece = &scanning->pieces[idx];
     struct tile tile;
-    for (size_t q = 0; q < scanning->batch; q++) {
-        struct bucketed result = result_of(scanning, idx, q);
-        bucketed_clear(&result); /* an empty heap looks the same */
-    }
+    for (size_t q = 0; q < scanning->batch; q++) clear(scanning, idx, q);
     for (uint64_t at = piece->begin, tiles = 0; at < piece->end; tiles++) {
         if (tiles % 16 == 0 && args->stop != NULL) piece->code = args->stop(args->stop_arg);
         if (piece->code != 0) return;
@@ -198,34 +255,70 @@ static void scan_piece(void *arg, size_t idx)
             uint64_t oldest = limit > args->slots ? limit - args->slots : 0;
             if (begin < oldest) begin = oldest < end ? oldest : end;
             if (end > limit) end = limit > begin ? limit : begin;
-            struct bucketed result = result_of(scanning, idx, q);
-            offer(scanning, &result, tile.scores + q * tile.stride + (begin - at),
+            struct result *result = &scanning->results[idx * scanning->batch + q];
+            offer(scanning, result, tile.scores + q * tile.stride + (begin - at),
                   (size_t)(end - begin), begin % args->slots);
         }
         at += tile.count;
     }
 }
 
-/* What the pieces found for a query, into the result of the first. */
-static struct bucketed merge(const struct scanning *scanning, size_t q)
+/* What the pieces found for a query, in the result of the first. */
+static struct result *merge(const struct scanning *scanning, size_t q)
 {
-    struct bucketed all = result_of(scanning, 0, q);
+    struct result *all = &scanning->results[q];
     for (size_t p = 1; p < scanning->piece_count; p++) {
-        struct bucketed part = result_of(scanning, p, q);
-        for (size_t i = 0; i < part.buckets; i++)
-            if (part.ids[i] != INDEX_NONE) offer(scanning, &all, part.scores + i, 1, part.ids[i]);
+        const struct result *part = &scanning->results[p * scanning->batch + q];
+        size_t count = scanning->args->buckets > 0 ? part->buckets.buckets : part->gathered.count;
+        for (size_t i = 0; i < count; i++)
+            if (part->buckets.ids[i] != INDEX_NONE)
+                offer(scanning, all, part->buckets.scores + i, 1, part->buckets.ids[i]);
     }
     return all;
 }
 
 /* Slots that nothing was written to are found last. */
-static void offer_unwritten(const struct scanning *scanning, size_t q, const struct bucketed *all)
+static void offer_unwritten(const struct scanning *scanning, size_t q, struct result *all)
 {
     const struct vectors_args *args = scanning->args;
     uint64_t written = args->limits[scanning->first + q];
     for (size_t i = 0; i < scanning->room && written + i < args->slots; i++) {
         float unwritten = VECTORS_UNWRITTEN;
         offer(scanning, all, &unwritten, 1, written + i);
+    }
+}
+
+/* The rows of a state that is looked at soon: what waits for memory is most of what a look costs.
+ * */
+static void fetch_soon(const struct rows *rows, uint64_t position)
+{
+    const struct view *view = rows_view(rows, 0, position);
+    size_t row = (size_t)(position - view->position);
+    size_t bytes = rows->head_dim * dtype_bytes(view->dtype);
+    const unsigned char *k = row_of(view->k, view->k_stride_bytes, row);
+    const unsigned char *v = row_of(view->v, view->v_stride_bytes, row);
+    for (size_t i = 0; i < bytes; i += CACHE_LINE) {
+        __builtin_prefetch(k + i);
+        __builtin_prefetch(v + i);
+    }
+}
+
+/* Exact scores of the guesses for query q of the batch, into `top`. */
+static void look_again(const struct scanning *scanning, size_t q, const struct gathered *guessed,
+                       const struct topk *top)
+{
+    const struct vectors_args *args = scanning->args;
+    uint64_t limit = args->limits[scanning->first + q];
+    for (size_t i = 0; i < guessed->count + AHEAD; i++) {
+        if (i < guessed->count)
+            fetch_soon(&args->rows, vectors_position(args->slots, limit, guessed->ids[i]));
+        if (i < AHEAD) continue;
+        float score, second;
+        uint64_t slot = guessed->ids[i - AHEAD];
+        uint64_t position = vectors_position(args->slots, limit, slot);
+        multiply(scanning, (struct askers){ q, 1 }, position, 1, &score, &second);
+        finish_scores(scanning, position, 1, &score, 1, 1);
+        topk_offer(top, score, slot);
     }
 }
 
@@ -236,22 +329,17 @@ static void finish_query(void *arg, size_t q)
     const struct vectors_args *args = scanning->args;
     size_t at = (scanning->first + q) * args->k;
     struct topk top = { scanning->ret_slots + at, scanning->ret_scores + at, args->k };
-    struct bucketed all = merge(scanning, q);
-    if (!scanning->sketched) {
-        offer_unwritten(scanning, q, &all);
-        bucketed_best(&all, &top);
+    struct result *all = merge(scanning, q);
+    if (!scanning->sketched) offer_unwritten(scanning, q, all);
+    if (args->buckets > 0) {
+        bucketed_best(&all->buckets, &top);
         return;
     }
+    keep_best(&all->gathered);
     topk_clear(&top);
-    for (size_t i = 0; i < all.buckets; i++) {
-        float score, second;
-        if (all.ids[i] == INDEX_NONE) continue;
-        uint64_t position = vectors_position(args->slots, args->limits[scanning->first + q],
-                                             all.ids[i]);
-        multiply(scanning, (struct askers){ q, 1 }, position, 1, &score, &second);
-        finish_scores(scanning, position, 1, &score, 1, 1);
-        topk_offer(&top, score, all.ids[i]);
-    }
+    if (scanning->sketched) look_again(scanning, q, &all->gathered, &top);
+    for (size_t i = 0; !scanning->sketched && i < all->gathered.count; i++)
+        topk_offer(&top, all->gathered.scores[i], all->gathered.ids[i]);
     topk_sort(&top);
 }
 
@@ -266,7 +354,9 @@ static size_t cut(struct scanning *scanning)
         if (limit > most) most = limit;
     }
     uint64_t begin = least > args->slots ? least - args->slots : 0;
-    uint64_t step = (most - begin + PIECES - 1) / PIECES;
+    size_t wanted = PIECES_PER_THREAD * pool_threads(args->pool);
+    if (wanted > PIECES) wanted = PIECES;
+    uint64_t step = (most - begin + wanted - 1) / wanted;
     if (step < PIECE_STATES) step = PIECE_STATES;
     size_t count = 0;
     for (uint64_t at = begin; at < most; at += step)
@@ -284,14 +374,16 @@ static int reserve(struct scanning *scanning, struct arena *arena, struct error 
     size_t batch = args->queries < VECTORS_BATCH ? args->queries : VECTORS_BATCH;
     size_t room = args->buckets > args->k ? args->buckets : args->k;
     if (room < args->rerank) room = args->rerank;
-    size_t entries = (pieces < PIECES ? (size_t)pieces : PIECES) * batch * room;
+    size_t results = (pieces < PIECES ? (size_t)pieces : PIECES) * batch;
+    size_t entries = results * 2 * room;
     size_t floats = 2 * batch * args->rows.head_dim;
     scanning->halves = arena_alloc_aligned(arena, floats * sizeof(float), 64);
     scanning->ids = arena_calloc(arena, entries, sizeof *scanning->ids);
     scanning->scores = arena_calloc(arena, entries, sizeof *scanning->scores);
+    scanning->results = arena_calloc(arena, results, sizeof *scanning->results);
     scanning->asked = arena_alloc_aligned(arena, sizeof *scanning->asked, 64);
     if (scanning->halves != NULL && scanning->ids != NULL && scanning->scores != NULL &&
-        scanning->asked != NULL)
+        scanning->results != NULL && scanning->asked != NULL)
         return 0;
     return error_set(err, MEMD_ENOMEM, "no memory to search with %zu entries", entries);
 }

@@ -308,7 +308,8 @@ static void test_guesses(void **state)
     struct sketches_queries asked;
     sketches_ask(&vectors->sketches, q, 1, &asked);
     for (uint64_t tile = 0; tile < 17; tile++) {
-        sketches_scores(&vectors->sketches, &asked, tile, guesses);
+        sketches_products(&vectors->sketches, &asked, tile, guesses);
+        const float *biases = sketches_biases(&vectors->sketches, tile * SKETCHES_TILE);
         for (size_t i = 0; i < SKETCHES_TILE; i++) {
             size_t t = (size_t)tile * SKETCHES_TILE + i;
             double product = 0.0, norm = 0.0;
@@ -318,7 +319,8 @@ static void test_guesses(void **state)
                 product += c * (double)q[d];
                 norm += c * c;
             }
-            double error = ((double)guesses[i] - product) / sqrt(length * norm / S);
+            double error = ((double)guesses[i] + (double)biases[i] - product) /
+                           sqrt(length * norm / S);
             bias += error / (17.0 * SKETCHES_TILE);
             square += error * error / (17.0 * SKETCHES_TILE);
         }
