@@ -48,13 +48,13 @@ static void halve(const struct scratch *scratch, uint16_t *order, size_t count)
 }
 
 /* Depth first: a half that fits into a cache is halved on while it is there. It keeps its order, so
- * that rows ascend. */
-static void bisect(const struct scratch *scratch, uint16_t *order, size_t count)
+ * that rows ascend. Parts of every size begin at multiples of it, so before the part of two leaves
+ * at `begin` come those larger ones that begin there too, the largest first. */
+static void bisect(const struct scratch *scratch, uint16_t *order, size_t n)
 {
-    if (count == LEAF) return;
-    halve(scratch, order, count);
-    bisect(scratch, order, count / 2);
-    bisect(scratch, order + count / 2, count / 2);
+    for (size_t begin = 0; begin < n; begin += 2 * LEAF)
+        for (size_t count = n; count > LEAF; count /= 2)
+            if (begin % count == 0) halve(scratch, order + begin, count);
 }
 
 int bisect_rows(const float *rows, size_t n, size_t head_dim, struct arena *arena,
