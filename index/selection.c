@@ -61,16 +61,19 @@ void selection_encode(const struct selection *selection, unsigned char *ret_data
     assert(!out.bad);
 }
 
-/* The counts, in front of the ids; how many ids there are. */
+/* ret_counts (LIMIT_HEADS) of the heads; *ret_total: of all of them. */
 static int read_counts(struct bytes_reader *in, uint64_t tokens, uint32_t heads,
-                       uint64_t *ret_counts, struct error *err)
+                       uint64_t *ret_counts, uint64_t *ret_total, struct error *err)
 {
+    uint64_t total = 0;
     for (uint32_t g = 0; g < heads; g++) {
         ret_counts[g] = bytes_get_le64(in);
         if (in->bad || ret_counts[g] > tokens)
             return error_set(err, MEMD_ECORRUPT, "selection: head %" PRIu32 " keeps more than the "
                              "prompt has", g);
+        total += ret_counts[g];
     }
+    *ret_total = total;
     return 0;
 }
 
@@ -97,9 +100,8 @@ int selection_decode(const void *data, size_t bytes, struct selection **ret_sele
     uint64_t counts[LIMIT_HEADS];
     if (in.bad || zero != 0 || heads == 0 || heads > LIMIT_HEADS || tokens > LIMIT_TOKENS)
         return error_set(err, MEMD_ECORRUPT, "selection: its head is wrong");
-    int rc = read_counts(&in, tokens, heads, counts, err);
     uint64_t total = 0;
-    for (uint32_t g = 0; rc == 0 && g < heads; g++) total += counts[g];
+    int rc = read_counts(&in, tokens, heads, counts, &total, err);
     if (rc == 0 && total * sizeof(uint32_t) != bytes - in.offset)
         rc = error_set(err, MEMD_ECORRUPT, "selection: %" PRIu64 " ids in %zu bytes", total,
                        bytes - in.offset);
