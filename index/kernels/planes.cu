@@ -484,10 +484,11 @@ SIMT_KERNEL(planes_decode, struct planes_launch)
         float value_step = step_of(run, args.layout.value_scale, place) / 16.0F;
         for (unsigned d = threadIdx.x; d < dims; d += RUN_THREADS) {
             unsigned shift = d % 2 * 4;
+            unsigned k_low = low[d / 2], v_low = low[dims / 2 + d / 2];
             unsigned k = key[d / 8 * 64 + 4 * i + d % 4], v = value[(i / 8 * dims + d) * 4 + i % 4];
-            rows[d] = key_step * code_of(d % 8 < 4 ? k : k >> 4, low[d / 2] >> shift);
+            rows[d] = key_step * code_of(d % 8 < 4 ? k : k >> 4, k_low >> shift);
             rows[dims + d] =
-                value_step * code_of(i % 8 < 4 ? v : v >> 4, low[dims / 2 + d / 2] >> shift) +
+                value_step * code_of(i % 8 < 4 ? v : v >> 4, v_low >> shift) +
                 mean_scale[c] * (float)means[c * dims + d];
         }
         rotate_rows(&args, rows, 2, true); /* begins and ends with a barrier */
