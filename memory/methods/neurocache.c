@@ -114,7 +114,7 @@ static const struct option_spec specs[OPTIONS] = {
                             "numbers of a state that guesses are made from, a multiple "
                             "of 8",
                             192, 8, SKETCHES_DIMS_MAX),
-    [RERANK] = OPTION_WHOLE("rerank", "best guesses that are scored exactly", 256, 1, 65536),
+    [RERANK] = OPTION_WHOLE("rerank", "best guesses that are scored exactly", 128, 1, 65536),
 };
 static const struct option_table options = { "neurocache", specs, OPTIONS };
 

@@ -230,7 +230,7 @@ static void choose(const struct setting *set, size_t i, size_t h, struct truth *
 {
     const struct past *past = &set->past;
     size_t first, n, begin, starts[400];
-    double best[400], shares[400];
+    double best[400], shares[400] = { 0 };
     sees(set, i, &first, &n, &begin, starts);
     for (size_t b = 0; b < n; b++) best[b] = -INFINITY;
     for (size_t j = 0; j < past->queries; j++)

@@ -266,9 +266,8 @@ static void test_answers(void **state)
         if (ask(&set, &err) != 0) fail_msg("turn %zu: %s", turn, err.text);
         for (size_t row = 0; row < set.past.queries * set.heads; row++) {
             expect(&set, row / set.heads, row % set.heads);
-            bool all = set.past.limits[row / set.heads] == 0 ||
-                       (set.options[SEARCH] == 1 &&
-                        (double)set.past.limits[row / set.heads] <= set.options[K]);
+            uint64_t limit = set.past.limits[row / set.heads];
+            bool all = limit == 0 || (set.options[SEARCH] == 1 && (double)limit <= set.options[K]);
             float mass = set.reply.quality.mass[row * INDEX_LEVELS + INDEX_EXACT];
             assert_true(all ? mass == 1.0F : isnan(mass));
         }
