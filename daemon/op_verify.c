@@ -22,6 +22,8 @@ static int run(struct request *req, struct error *err)
     reply.values_total = step.values_total;
     reply.findings = step.findings;
     reply.n_findings = step.finding_count;
+    reply.unchecked = step.unchecked;
+    reply.n_unchecked = step.unchecked_count;
     return request_reply(req, &reply.base, NULL, 0, err);
 }
 

@@ -179,6 +179,8 @@ struct verify_step {
     uint64_t values, bytes, values_total;
     char **findings; /* arena; a few hundred at most per step */
     size_t finding_count;
+    char **unchecked; /* the same: what could not be checked, and why; no damage */
+    size_t unchecked_count;
 };
 int catalog_verify(struct catalog *catalog, const struct walk_args *args, struct arena *arena,
                    struct verify_step *ret_step, struct error *err);

@@ -105,7 +105,7 @@ int record_decode(const void *value, size_t bytes, struct record *ret_record, st
     return rc;
 }
 
-void record_shape(const struct record *record, struct block_shape *ret_shape)
+bool record_shape(const struct record *record, struct block_shape *ret_shape)
 {
     const struct method *method = method_find(record->method);
     double options[OPTIONS_MAX];
@@ -113,4 +113,5 @@ void record_shape(const struct record *record, struct block_shape *ret_shape)
                                                 options, NULL) == 0;
     block_shape_init(&record->model, known ? method_columns(method, options) : COLUMNS_NONE,
                      known ? method_state_width(method, options) : 0, ret_shape);
+    return known;
 }

@@ -42,8 +42,8 @@ size_t record_encode(const struct record *record, unsigned char ret_value[RECORD
 /* Header, checksum and every field are checked. */
 int record_decode(const void *value, size_t bytes, struct record *ret_record, struct error *err);
 
-/* What is kept of each of its tokens: as its model, its method and the parameters say. Of a method
- * that this build lacks: as the model says. */
-void record_shape(const struct record *record, struct block_shape *ret_shape);
+/* What is kept of each of its tokens: as its model, its method and the parameters say. False where
+ * this build lacks the method: then as the model says, which may not be true. */
+bool record_shape(const struct record *record, struct block_shape *ret_shape);
 
 #endif

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* verify.c — proving a store, one record at a time, while it is in use.
+/* verify.c — proving a store, one record at a time, while it is in use. What is stored on a
+ * method's behalf (notes, tensors) is in verify_owned.c.
  *
  * What is proven, per table: a name leads to a record of that name; a record decodes, and its
  * name leads back; chain entries of a layer are 0, 1, 2, … and lead to segments with the right
@@ -8,6 +9,9 @@
  * before them end, and hold what the context keeps of a token; planes open; a saved index covers no
  * more than what is stored; notes and uploaded tensors are of somebody, and say what their keys
  * say; the numbers in meta cover what is there.
+ *
+ * What a context keeps of a token, its method says. Where this build lacks the method, its values
+ * are proven one by one, but not against each other, and that is said: it is no damage.
  *
  * Each step sees one snapshot. Between steps the store may change, so what is compared across
  * records is only what the snapshot of the step shows. Counting holders needs a look at every
@@ -28,49 +32,44 @@
 #include "base/error.h"
 #include "memory/catalog_state.h"
 #include "memory/chain.h"
-#include "memory/uploads.h"
-#include "memory/walk.h"
+#include "memory/verify.h"
 
 enum { FINDINGS_MAX = 256, FINDING_BYTES = 320, HOLDER_IDS = 1 << 16 };
 #define STEP_BYTES (UINT64_C(64) << 20)
 #define STEP_NS (UINT64_C(100) * 1000000)
 
-struct verify {
-    struct catalog *catalog;
-    struct store_txn *txn;
-    struct arena *arena;
-    struct walk walk;
-    struct verify_step step;
-    struct record *record;  /* scratch */
-    struct block_shape shape; /* of the context whose chain or tail was looked at last, */
-    uint64_t shape_context;   /* 0 = of none */
-    struct chain_key chain; /* the entry before; context 0 = none */
-    struct tail_key tail;   /* end of the record before, when tail_known; context 0 = none */
-    bool tail_known;        /* false: the step began in the middle of the table */
-    uint32_t *holders;      /* of ids holders_first …, NULL until needed */
-    uint64_t holders_first;
-};
-
-static void finding(struct verify *verify, const char *format, ...)
-    __attribute__((format(printf, 2, 3)));
-
-static void finding(struct verify *verify, const char *format, ...)
+static void add(struct verify *verify, const char *text, char **texts, size_t *count)
 {
-    if (verify->step.finding_count == FINDINGS_MAX) return; /* the step ends here, see `enough` */
+    if (*count == FINDINGS_MAX) return; /* the step ends here, see `enough` */
+    char *copy = arena_strndup(verify->arena, text, strlen(text));
+    if (copy != NULL)
+        texts[(*count)++] = copy;
+    else
+        store_fail(verify->txn, ENOMEM);
+}
+
+void verify_finding(struct verify *verify, const char *format, ...)
+{
     char text[FINDING_BYTES];
     va_list args;
     va_start(args, format);
     int length = vsnprintf(text, sizeof text, format, args);
     va_end(args);
     assert(length >= 0);
-    char *copy = arena_strndup(verify->arena, text, strlen(text));
-    if (copy != NULL)
-        verify->step.findings[verify->step.finding_count++] = copy;
-    else
-        store_fail(verify->txn, ENOMEM);
+    add(verify, text, verify->step.findings, &verify->step.finding_count);
 }
 
-static bool get_record(struct verify *verify, uint64_t id, struct slice *ret_value)
+static void foreign(struct verify *verify, uint64_t id)
+{
+    char text[FINDING_BYTES];
+    snprintf(text, sizeof text,
+             "context %" PRIu64 " \"%.80s\": what it keeps of a token: method %.40s is not in this "
+             "build",
+             id, verify->record->name, verify->record->method);
+    add(verify, text, verify->step.unchecked, &verify->step.unchecked_count);
+}
+
+bool verify_record(struct verify *verify, uint64_t id, struct slice *ret_value)
 {
     unsigned char key[FORMAT_KEY_BYTES_MAX];
     return store_get(verify->txn, STORE_CONTEXTS, (struct slice){ key, format_key_id(id, key) },
@@ -84,14 +83,15 @@ static void check_name(struct verify *verify, struct slice key, struct slice val
     int name_bytes = (int)key.bytes;
     const char *name = key.data;
     if (!format_read_u64(value.data, value.bytes, &id))
-        finding(verify, "name \"%.*s\": malformed id", name_bytes, name);
-    else if (!get_record(verify, id, &record))
-        finding(verify, "name \"%.*s\": context %" PRIu64 " does not exist", name_bytes, name, id);
+        verify_finding(verify, "name \"%.*s\": malformed id", name_bytes, name);
+    else if (!verify_record(verify, id, &record))
+        verify_finding(verify, "name \"%.*s\": context %" PRIu64 " does not exist", name_bytes,
+                       name, id);
     else if (record_decode(record.data, record.bytes, verify->record, NULL) == 0 &&
              (strlen(verify->record->name) != key.bytes ||
               memcmp(verify->record->name, name, key.bytes) != 0))
-        finding(verify, "name \"%.*s\": context %" PRIu64 " calls itself \"%.80s\"", name_bytes,
-                name, id, verify->record->name);
+        verify_finding(verify, "name \"%.*s\": context %" PRIu64 " calls itself \"%.80s\"",
+                       name_bytes, name, id, verify->record->name);
 }
 
 static void check_context(struct verify *verify, struct slice key, struct slice value)
@@ -99,11 +99,11 @@ static void check_context(struct verify *verify, struct slice key, struct slice 
     uint64_t id = 0;
     struct error why = { 0 };
     if (!format_read_id(key.data, key.bytes, &id)) {
-        finding(verify, "contexts: a key of %zu bytes", key.bytes);
+        verify_finding(verify, "contexts: a key of %zu bytes", key.bytes);
         return;
     }
     if (record_decode(value.data, value.bytes, verify->record, &why) < 0) {
-        finding(verify, "context %" PRIu64 ": %s", id, why.text);
+        verify_finding(verify, "context %" PRIu64 ": %s", id, why.text);
         return;
     }
     if (verify->record->dropping) return;
@@ -112,23 +112,24 @@ static void check_context(struct verify *verify, struct slice key, struct slice 
     struct slice name = { verify->record->name, strlen(verify->record->name) };
     if (!store_get(verify->txn, STORE_NAMES, name, &named) ||
         !format_read_u64(named.data, named.bytes, &back) || back != id)
-        finding(verify, "context %" PRIu64 ": its name \"%.80s\" does not lead to it", id,
-                verify->record->name);
+        verify_finding(verify, "context %" PRIu64 ": its name \"%.80s\" does not lead to it", id,
+                       verify->record->name);
+    struct block_shape shape;
+    if (!record_shape(verify->record, &shape)) foreign(verify, id);
 }
 
-/* Header and checksum of a value; false when the header is no use. */
-static bool check_value(struct verify *verify, struct slice value, const char *what,
-                        struct value_header *header)
+bool verify_value(struct verify *verify, struct slice value, const char *what,
+                  struct value_header *header)
 {
     struct error why = { 0 };
     verify->step.bytes += value.bytes;
     if (format_decode(value.data, value.bytes, header, &why) < 0) {
-        finding(verify, "%s: %s", what, why.text);
+        verify_finding(verify, "%s: %s", what, why.text);
         return false;
     }
     if (format_verify(value.data, value.bytes, &why) < 0) {
         CATALOG_COUNT(verify->catalog, checksum_failures_total, 1);
-        finding(verify, "%s: %s", what, why.text);
+        verify_finding(verify, "%s: %s", what, why.text);
     }
     return true;
 }
@@ -139,17 +140,17 @@ static void describe_segment(const struct segment_key *key, char *ret_text, size
              key->head, key->kind);
 }
 
-/* What is kept of the tokens of a context; NULL when that cannot be said, which is reported
- * elsewhere. */
+/* What is kept of the tokens of a context; NULL when that cannot be said, which is reported with
+ * the context itself. */
 static const struct block_shape *shape_of(struct verify *verify, uint64_t context)
 {
     if (verify->shape_context == context) return &verify->shape;
     struct slice record;
     verify->shape_context = 0;
-    if (!get_record(verify, context, &record) ||
-        record_decode(record.data, record.bytes, verify->record, NULL) < 0)
+    if (!verify_record(verify, context, &record) ||
+        record_decode(record.data, record.bytes, verify->record, NULL) < 0 ||
+        !record_shape(verify->record, &verify->shape))
         return NULL;
-    record_shape(verify->record, &verify->shape);
     verify->shape_context = context;
     return &verify->shape;
 }
@@ -165,24 +166,24 @@ static void check_member(struct verify *verify, const struct chain_key *chain,
     char what[80];
     describe_segment(at, what, sizeof what);
     if (!store_get(verify->txn, STORE_SEGMENTS, (struct slice){ key, bytes }, &value)) {
-        finding(verify, "context %" PRIu64 " layer %" PRIu32 ": %s is missing", chain->context,
-                chain->layer, what);
+        verify_finding(verify, "context %" PRIu64 " layer %" PRIu32 ": %s is missing",
+                       chain->context, chain->layer, what);
         return;
     }
     if (verify->walk.context_id != 0) {
         verify->step.values++;
-        check_value(verify, value, what, &header);
+        verify_value(verify, value, what, &header);
     }
     if (format_decode(value.data, value.bytes, &header, NULL) < 0) return;
     if (header.kind != at->kind || header.model_hash != verify->shape.model_hash ||
         header.position != (uint64_t)chain->sequence * FORMAT_SEGMENT_TOKENS)
-        finding(verify,
-                "%s: it belongs to another model or position than chain entry %" PRIu32
-                " of context %" PRIu64 " layer %" PRIu32,
-                what, chain->sequence, chain->context, chain->layer);
+        verify_finding(verify,
+                       "%s: it belongs to another model or position than chain entry %" PRIu32
+                       " of context %" PRIu64 " layer %" PRIu32,
+                       what, chain->sequence, chain->context, chain->layer);
     else if (value.bytes != block_value_bytes(&verify->shape, (enum format_kind)at->kind))
-        finding(verify, "%s: it has %zu bytes, the context keeps %zu", what, value.bytes,
-                block_value_bytes(&verify->shape, (enum format_kind)at->kind));
+        verify_finding(verify, "%s: it has %zu bytes, the context keeps %zu", what, value.bytes,
+                       block_value_bytes(&verify->shape, (enum format_kind)at->kind));
 }
 
 /* All that are not derived and must be there. */
@@ -204,27 +205,27 @@ static void check_chain(struct verify *verify, struct slice key, struct slice va
     uint64_t segment = 0;
     if (!format_read_chain(key.data, key.bytes, &at) ||
         !format_read_u64(value.data, value.bytes, &segment)) {
-        finding(verify, "chains: a malformed entry, key of %zu bytes", key.bytes);
+        verify_finding(verify, "chains: a malformed entry, key of %zu bytes", key.bytes);
         return;
     }
     bool same = verify->chain.context == at.context && verify->chain.layer == at.layer;
     uint32_t expected = same ? verify->chain.sequence + 1 : 0;
     if (at.sequence != expected)
-        finding(verify,
-                "context %" PRIu64 " layer %" PRIu32 ": chain entry %" PRIu32 " where %" PRIu32
-                " belongs",
-                at.context, at.layer, at.sequence, expected);
+        verify_finding(verify,
+                       "context %" PRIu64 " layer %" PRIu32 ": chain entry %" PRIu32
+                       " where %" PRIu32 " belongs",
+                       at.context, at.layer, at.sequence, expected);
     struct slice record;
-    if (!same && !get_record(verify, at.context, &record))
-        finding(verify, "chains: context %" PRIu64 " does not exist", at.context);
+    if (!same && !verify_record(verify, at.context, &record))
+        verify_finding(verify, "chains: context %" PRIu64 " does not exist", at.context);
     verify->chain = at;
     unsigned char id[FORMAT_KEY_BYTES_MAX];
     struct slice ref;
     if (!store_get(verify->txn, STORE_REFS, (struct slice){ id, format_key_id(segment, id) }, &ref))
-        finding(verify,
-                "context %" PRIu64 " layer %" PRIu32 " entry %" PRIu32 ": segment %" PRIu64
-                " has no count",
-                at.context, at.layer, at.sequence, segment);
+        verify_finding(verify,
+                       "context %" PRIu64 " layer %" PRIu32 " entry %" PRIu32 ": segment %" PRIu64
+                       " has no count",
+                       at.context, at.layer, at.sequence, segment);
     check_members(verify, &at, segment);
 }
 
@@ -238,7 +239,7 @@ static void check_planes(struct verify *verify, struct slice value, size_t head_
     planes_layout_init(head_dim, &layout);
     const unsigned char *payload = (const unsigned char *)value.data + FORMAT_HEADER_BYTES;
     if (planes_open(&layout, payload, NULL, &planes, &why) < 0)
-        finding(verify, "%s: %s", what, why.text);
+        verify_finding(verify, "%s: %s", what, why.text);
 }
 
 static void check_segment(struct verify *verify, struct slice key, struct slice value)
@@ -247,13 +248,13 @@ static void check_segment(struct verify *verify, struct slice key, struct slice 
     struct value_header header;
     char what[80];
     if (!format_read_segment(key.data, key.bytes, &at)) {
-        finding(verify, "segments: a key of %zu bytes", key.bytes);
+        verify_finding(verify, "segments: a key of %zu bytes", key.bytes);
         return;
     }
     describe_segment(&at, what, sizeof what);
-    if (check_value(verify, value, what, &header)) {
+    if (verify_value(verify, value, what, &header)) {
         if (header.kind != at.kind)
-            finding(verify, "%s: the header says kind %u", what, header.kind);
+            verify_finding(verify, "%s: the header says kind %u", what, header.kind);
         else if (header.kind == FORMAT_KIND_HI)
             check_planes(verify, value, header.head_dim, what);
     }
@@ -261,7 +262,7 @@ static void check_segment(struct verify *verify, struct slice key, struct slice 
     struct slice ref;
     if (!store_get(verify->txn, STORE_REFS, (struct slice){ id, format_key_id(at.segment, id) },
                    &ref))
-        finding(verify, "%s: nothing holds it", what);
+        verify_finding(verify, "%s: nothing holds it", what);
 }
 
 /* Count chain entries that lead to ids first … first + HOLDER_IDS - 1. */
@@ -307,7 +308,7 @@ static void check_ref(struct verify *verify, struct slice key, struct slice valu
     struct segment_ref ref;
     if (!format_read_id(key.data, key.bytes, &segment) ||
         !format_read_ref(value.data, value.bytes, &ref)) {
-        finding(verify, "refs: a malformed entry");
+        verify_finding(verify, "refs: a malformed entry");
         return;
     }
     bool counted = verify->holders != NULL && segment >= verify->holders_first &&
@@ -315,14 +316,16 @@ static void check_ref(struct verify *verify, struct slice key, struct slice valu
     if (!counted && !count_holders(verify, segment)) return;
     uint32_t holders = verify->holders[segment - verify->holders_first];
     if (holders != ref.count)
-        finding(verify,
-                "segment %" PRIu64 ": its count is %" PRIu32 ", %" PRIu32 " chain entries hold it",
-                segment, ref.count, holders);
+        verify_finding(verify,
+                       "segment %" PRIu64 ": its count is %" PRIu32 ", %" PRIu32
+                       " chain entries hold it",
+                       segment, ref.count, holders);
     uint64_t bytes = value_bytes_of(verify, segment);
     if (bytes != ref.bytes)
-        finding(verify,
-                "segment %" PRIu64 ": its count says %" PRIu64 " bytes, its values have %" PRIu64,
-                segment, ref.bytes, bytes);
+        verify_finding(verify,
+                       "segment %" PRIu64 ": its count says %" PRIu64
+                       " bytes, its values have %" PRIu64,
+                       segment, ref.bytes, bytes);
 }
 
 static void check_tail(struct verify *verify, struct slice key, struct slice value)
@@ -331,21 +334,22 @@ static void check_tail(struct verify *verify, struct slice key, struct slice val
     struct value_header header;
     char what[96];
     if (!format_read_tail(key.data, key.bytes, &at)) {
-        finding(verify, "tails: a key of %zu bytes", key.bytes);
+        verify_finding(verify, "tails: a key of %zu bytes", key.bytes);
         return;
     }
     snprintf(what, sizeof what, "context %" PRIu64 " layer %" PRIu32 " tail at %" PRIu64,
              at.context, at.layer, at.position);
-    if (!check_value(verify, value, what, &header)) return;
+    if (!verify_value(verify, value, what, &header)) return;
     if (header.kind != FORMAT_KIND_TAIL || header.position != at.position)
-        finding(verify, "%s: the header says kind %u at %" PRIu64, what, header.kind,
-                header.position);
+        verify_finding(verify, "%s: the header says kind %u at %" PRIu64, what, header.kind,
+                       header.position);
     const struct block_shape *shape = shape_of(verify, at.context);
     if (shape != NULL &&
         (header.heads != shape->heads || header.head_dim != shape->head_dim ||
          header.dtype != shape->dtype || header.model_hash != shape->model_hash ||
          format_columns_bytes(&header) != shape->columns.token_bytes))
-        finding(verify, "%s: it holds something else than the context keeps of a token", what);
+        verify_finding(verify, "%s: it holds something else than the context keeps of a token",
+                       what);
     bool same = verify->tail_known && verify->tail.context == at.context &&
                 verify->tail.layer == at.layer;
     if (!same) {
@@ -355,12 +359,13 @@ static void check_tail(struct verify *verify, struct slice key, struct slice val
         /* A step that starts in the middle of a tail has no record before it to compare with. */
         bool known = verify->tail_known || at.position % FORMAT_SEGMENT_TOKENS == 0;
         if (known && at.position != segments * FORMAT_SEGMENT_TOKENS)
-            finding(verify, "%s: the chain ends at %" PRIu64, what,
-                    segments * FORMAT_SEGMENT_TOKENS);
-        if (!get_record(verify, at.context, &record))
-            finding(verify, "%s: the context does not exist", what);
+            verify_finding(verify, "%s: the chain ends at %" PRIu64, what,
+                           segments * FORMAT_SEGMENT_TOKENS);
+        if (!verify_record(verify, at.context, &record))
+            verify_finding(verify, "%s: the context does not exist", what);
     } else if (at.position != verify->tail.position) {
-        finding(verify, "%s: the record before it ends at %" PRIu64, what, verify->tail.position);
+        verify_finding(verify, "%s: the record before it ends at %" PRIu64, what,
+                       verify->tail.position);
     }
     verify->tail = at;
     verify->tail.position = at.position + header.tokens;
@@ -374,115 +379,28 @@ static void check_index(struct verify *verify, struct slice key, struct slice va
     struct slice record;
     char what[96];
     if (!format_read_layer(key.data, key.bytes, &at)) {
-        finding(verify, "indexes: a key of %zu bytes", key.bytes);
+        verify_finding(verify, "indexes: a key of %zu bytes", key.bytes);
         return;
     }
     snprintf(what, sizeof what, "index of context %" PRIu64 " layer %" PRIu32, at.context,
              at.layer);
-    if (!get_record(verify, at.context, &record))
-        finding(verify, "%s: the context does not exist", what);
-    if (!check_value(verify, value, what, &header)) return;
+    if (!verify_record(verify, at.context, &record))
+        verify_finding(verify, "%s: the context does not exist", what);
+    if (!verify_value(verify, value, what, &header)) return;
     if (header.kind != FORMAT_KIND_INDEX)
-        finding(verify, "%s: the header says kind %u", what, header.kind);
+        verify_finding(verify, "%s: the header says kind %u", what, header.kind);
     uint64_t segments = 0, tokens = chain_tokens(verify->txn, at.context, at.layer, &segments);
     if (header.position > tokens)
-        finding(verify, "%s: it covers %" PRIu64 " tokens, %" PRIu64 " are stored", what,
-                header.position, tokens);
-}
-
-static bool is_note_sound(const struct note_key *at, const struct value_header *header,
-                          const struct record *record, struct slice value)
-{
-    if (at->kind == NOTE_MASS)
-        return header->kind == FORMAT_KIND_MASS && header->heads == record->model.query_heads &&
-               header->position == (uint64_t)at->sequence * FORMAT_MASS_TOKENS;
-    uint64_t tokens = 0;
-    if (at->kind == NOTE_RING)
-        return header->kind == FORMAT_KIND_RING && at->sequence == 0 &&
-               lru_is_sound((const unsigned char *)value.data + FORMAT_HEADER_BYTES,
-                            value.bytes - FORMAT_HEADER_BYTES, &tokens) &&
-               tokens == header->position;
-    struct selection *selection = NULL;
-    if (at->kind != NOTE_SELECTION || at->sequence != 0 || header->kind != FORMAT_KIND_SELECTION ||
-        selection_decode((const unsigned char *)value.data + FORMAT_HEADER_BYTES,
-                         value.bytes - FORMAT_HEADER_BYTES, &selection, NULL) < 0)
-        return false;
-    bool sound = selection->tokens == header->position && selection->tokens > 0;
-    selection_free(selection);
-    return sound;
-}
-
-static void check_note(struct verify *verify, struct slice key, struct slice value)
-{
-    struct note_key at;
-    struct value_header header;
-    struct slice record;
-    char what[96];
-    if (!format_read_note(key.data, key.bytes, &at)) {
-        finding(verify, "notes: a key of %zu bytes", key.bytes);
-        return;
-    }
-    snprintf(what, sizeof what, "note %u of context %" PRIu64 " layer %" PRIu32 " number %" PRIu32,
-             at.kind, at.context, at.layer, at.sequence);
-    bool known = get_record(verify, at.context, &record) &&
-                 record_decode(record.data, record.bytes, verify->record, NULL) == 0;
-    if (!known) finding(verify, "%s: the context does not exist", what);
-    if (!check_value(verify, value, what, &header) || !known) return;
-    if (!is_note_sound(&at, &header, verify->record, value))
-        finding(verify, "%s: what it says is not of this key", what);
-    uint64_t segments = 0, tokens = chain_tokens(verify->txn, at.context, at.layer, &segments);
-    uint64_t needs = header.position + (at.kind == NOTE_MASS);
-    if (tokens < needs)
-        finding(verify, "%s: it is about token %" PRIu64 ", %" PRIu64 " are stored", what,
-                needs - 1, tokens);
-}
-
-static bool is_set(struct verify *verify, uint64_t id)
-{
-    struct store_cursor cursor;
-    struct upload_set set = { 0 };
-    bool found = store_seek(verify->txn, STORE_SETS, (struct slice){ NULL, 0 }, &cursor);
-    for (; found; found = store_next(&cursor)) {
-        if (upload_set_decode(cursor.value, &set, NULL) == 0 && set.id == id) break;
-    }
-    store_cursor_close(&cursor);
-    return found;
-}
-
-static void check_param(struct verify *verify, struct slice key, struct slice value)
-{
-    struct param_key at = { 0 };
-    struct slice record;
-    struct tensor tensor;
-    struct error why = { 0 };
-    uint64_t version = 0;
-    if (!format_read_param(key.data, key.bytes, &at)) {
-        finding(verify, "params: a key of %zu bytes", key.bytes);
-        return;
-    }
-    verify->step.bytes += value.bytes;
-    if (!get_record(verify, at.owner, &record) && !is_set(verify, at.owner))
-        finding(verify, "tensor \"%s\" of %" PRIu64 ": nobody has this id", at.name, at.owner);
-    if (uploads_decode(value, &tensor, &version, &why) < 0 || version == 0)
-        finding(verify, "tensor \"%s\" of %" PRIu64 ": version %" PRIu64 ", %s", at.name, at.owner,
-                version, why.text);
-}
-
-static void check_set(struct verify *verify, struct slice key, struct slice value)
-{
-    struct upload_set set;
-    struct error why = { 0 };
-    verify->step.bytes += value.bytes;
-    if (upload_set_decode(value, &set, &why) < 0)
-        finding(verify, "set \"%.*s\": %s", (int)key.bytes, (const char *)key.data, why.text);
+        verify_finding(verify, "%s: it covers %" PRIu64 " tokens, %" PRIu64 " are stored", what,
+                       header.position, tokens);
 }
 
 static void check_meta(struct verify *verify, struct slice key, struct slice value)
 {
     uint64_t number = 0;
     if (!format_read_u64(value.data, value.bytes, &number))
-        finding(verify, "meta: \"%.*s\" has %zu bytes", (int)key.bytes, (const char *)key.data,
-                value.bytes);
+        verify_finding(verify, "meta: \"%.*s\" has %zu bytes", (int)key.bytes,
+                       (const char *)key.data, value.bytes);
 }
 
 static void check_record(struct verify *verify)
@@ -498,9 +416,9 @@ static void check_record(struct verify *verify)
     case STORE_REFS: check_ref(verify, key, value); break;
     case STORE_TAILS: check_tail(verify, key, value); break;
     case STORE_INDEXES: check_index(verify, key, value); break;
-    case STORE_NOTES: check_note(verify, key, value); break;
-    case STORE_PARAMS: check_param(verify, key, value); break;
-    case STORE_SETS: check_set(verify, key, value); break;
+    case STORE_NOTES: verify_note(verify, key, value); break;
+    case STORE_PARAMS: verify_param(verify, key, value); break;
+    case STORE_SETS: verify_set(verify, key, value); break;
     case STORE_TABLES: assert(false);
     }
 }
@@ -508,6 +426,7 @@ static void check_record(struct verify *verify)
 static bool enough(const struct verify *verify, uint64_t start_ns)
 {
     return verify->step.bytes >= STEP_BYTES || verify->step.finding_count == FINDINGS_MAX ||
+           verify->step.unchecked_count == FINDINGS_MAX ||
            clock_monotonic_ns() - start_ns >= STEP_NS;
 }
 
@@ -534,15 +453,16 @@ static void check_numbers(struct verify *verify)
     }
     store_cursor_close(&cursor);
     if (store_get_number(verify->txn, "next_segment", &next) && id >= next)
-        finding(verify, "meta: next_segment is %" PRIu64 ", segment %" PRIu64 " exists", next, id);
+        verify_finding(verify, "meta: next_segment is %" PRIu64 ", segment %" PRIu64 " exists",
+                       next, id);
     static const enum store_table others[] = { STORE_TAILS, STORE_INDEXES, STORE_NOTES,
                                                STORE_PARAMS, STORE_SETS };
     for (size_t i = 0; i < sizeof others / sizeof others[0]; i++)
         sum += table_bytes(verify->txn, others[i]);
     if (!store_get_number(verify->txn, "stored_bytes", &stored) || stored != sum)
-        finding(verify,
-                "meta: stored_bytes is %" PRIu64 ", all values that count have %" PRIu64, stored,
-                sum);
+        verify_finding(verify,
+                       "meta: stored_bytes is %" PRIu64 ", all values that count have %" PRIu64,
+                       stored, sum);
 }
 
 static uint64_t estimate_total(struct store_txn *txn)
@@ -569,7 +489,8 @@ int catalog_verify(struct catalog *catalog, const struct walk_args *args, struct
     CLEANUP(store_abort) struct store_txn txn = { 0 };
     struct verify verify = { .catalog = catalog, .txn = &txn, .arena = arena, .record = record };
     verify.step.findings = arena_calloc(arena, FINDINGS_MAX, sizeof *verify.step.findings);
-    if (record == NULL || verify.step.findings == NULL)
+    verify.step.unchecked = arena_calloc(arena, FINDINGS_MAX, sizeof *verify.step.unchecked);
+    if (record == NULL || verify.step.findings == NULL || verify.step.unchecked == NULL)
         return error_set(err, MEMD_ENOMEM, "no memory to verify");
     int rc = walk_begin(args, &verify.walk, err);
     if (rc == 0) rc = store_begin(catalog->store, false, &txn, err);

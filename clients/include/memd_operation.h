@@ -75,6 +75,8 @@ struct memd_verify {
     uint64_t values_total;   /* estimate over all steps, for progress */
     const char *const *findings;
     size_t finding_count;
+    const char *const *unchecked; /* what the daemon could not check, and why: no damage */
+    size_t unchecked_count;
 };
 
 /* One step of checking every checksum and invariant; context_id 0 = the whole store. */

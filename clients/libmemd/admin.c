@@ -177,6 +177,8 @@ static int place_verify(struct memd_ticket *ticket, ProtobufCMessage *message)
         .values_total = reply->values_total,
         .findings = (const char *const *)reply->findings,
         .finding_count = reply->n_findings,
+        .unchecked = (const char *const *)reply->unchecked,
+        .unchecked_count = reply->n_unchecked,
     };
     return 0;
 }

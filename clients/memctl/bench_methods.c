@@ -121,10 +121,12 @@ static float *make_tensor(const struct noise *noise, const struct memd_param *pa
     return values;
 }
 
-/* Each for all layers. A method that reads none does not look at them. */
+/* Each for all layers. A method that reads none does not look at them; what compresses has
+ * capacities of heads, of which its parameters are the default. */
 static int upload(struct work *work)
 {
     int rc = 0;
+    if (work->method->compresses) return 0;
     for (size_t t = 0; rc == 0 && t < work->method->tensor_count; t++) {
         const struct memd_method_tensor *tensor = &work->method->tensors[t];
         struct memd_param param = { .name = tensor->name, .layer = MEMD_ALL_LAYERS,

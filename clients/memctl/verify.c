@@ -1,8 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* verify.c — `memctl verify [NAME]`: step by step, so that the daemon serves others in between.
- * Findings are printed as they come; the exit code tells scripts that there were some. */
+ * Findings are printed as they come; the exit code tells scripts that there were some. What the
+ * daemon could not check (a method that its build lacks) is said at the end, and is no finding. */
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include "base/cleanup.h"
 #include "base/clock.h"
@@ -17,7 +20,30 @@ struct verifying {
     struct json json;
     struct progress progress;
     uint64_t values, bytes, findings;
+    char **unchecked; /* owned; shown at the end: they are no damage */
+    size_t unchecked_count;
 };
+
+static void verifying_fini(struct verifying *verifying)
+{
+    for (size_t i = 0; i < verifying->unchecked_count; i++) free(verifying->unchecked[i]);
+    free(verifying->unchecked);
+}
+
+static int remember(struct verifying *verifying, const struct memd_verify *step)
+{
+    if (step->unchecked_count == 0) return CTL_OK;
+    size_t count = verifying->unchecked_count + step->unchecked_count;
+    char **unchecked = realloc(verifying->unchecked, count * sizeof *unchecked);
+    if (unchecked == NULL) return ctl_error(verifying->ctl, "out of memory");
+    verifying->unchecked = unchecked;
+    for (size_t i = 0; i < step->unchecked_count; i++) {
+        char *copy = strdup(step->unchecked[i]);
+        if (copy == NULL) return ctl_error(verifying->ctl, "out of memory");
+        unchecked[verifying->unchecked_count++] = copy;
+    }
+    return CTL_OK;
+}
 
 static void take_step(struct verifying *verifying, const struct memd_verify *step)
 {
@@ -47,6 +73,8 @@ static int walk(struct verifying *verifying, uint64_t context_id)
         memd_free(step);
         step = next;
         take_step(verifying, step);
+        rc = remember(verifying, step);
+        if (rc != CTL_OK) return rc;
         cursor = step->next;
     } while (cursor.bytes > 0);
     return CTL_OK;
@@ -57,6 +85,10 @@ static void conclude(struct verifying *verifying, double seconds)
     struct json *json = &verifying->json;
     if (verifying->ctl->json) {
         json_close(json);
+        json_open(json, "unchecked", '[');
+        for (size_t i = 0; i < verifying->unchecked_count; i++)
+            json_text(json, NULL, verifying->unchecked[i]);
+        json_close(json);
         json_bool(json, "sound", verifying->findings == 0);
         json_uint(json, "values", verifying->values);
         json_uint(json, "bytes", verifying->bytes);
@@ -64,6 +96,8 @@ static void conclude(struct verifying *verifying, double seconds)
         json_close(json);
         return;
     }
+    for (size_t i = 0; i < verifying->unchecked_count; i++)
+        fprintf(verifying->ctl->out, "not checked: %s\n", verifying->unchecked[i]);
     fprintf(verifying->ctl->out, "%s values, %s, %s: ", human_count(verifying->values).text,
             human_bytes(verifying->bytes).text, human_seconds(seconds).text);
     if (verifying->findings == 0) {
@@ -81,6 +115,7 @@ int verify_main(struct ctl *ctl)
         rc = ctl_find(ctl, ctl->options.arguments[0], &context);
     }
     if (rc != CTL_OK) return rc;
+    CLEANUP(verifying_fini)
     struct verifying verifying = { .ctl = ctl, .json = json_writer(ctl->out) };
     verifying.progress = progress_begin("verify");
     if (ctl->json) {

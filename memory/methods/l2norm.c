@@ -10,9 +10,10 @@
  *
  * Ours     the length is of the key as it is stored (a rotation does not change it). Ties go to the
  *          lower position; kept keys are read in the order of the past. There one compresses again
- *          as the cache grows, here once for a prompt. Nothing is deleted
+ *          as the cache grows, here once for a prompt. An uploaded capacity for each head in place
+ *          of the ratio. Nothing is deleted
  *
- * Blocks   norms.h (lengths), cut.h (the smallest), compressed.h (reading)
+ * Blocks   norms.h (lengths), budget.h (per head), cut.h (the smallest), compressed.h (reading)
  * Tests    tests/unit/test_l2norm.c, tests/python/test_compressed.py
  */
 #include <math.h>
@@ -21,6 +22,7 @@
 #include "base/arena.h"
 #include "base/error.h"
 #include "base/pool.h"
+#include "index/budget.h"
 #include "index/norms.h"
 #include "memory/methods/compressed.h"
 
@@ -35,11 +37,14 @@ static const struct option_spec specs[] = {
 };
 static const struct option_table options = { "l2norm", specs, sizeof specs / sizeof specs[0] };
 
+static const struct param_spec tensors[] = { BUDGET_CAPACITY };
+static const struct param_table params = { tensors, sizeof tensors / sizeof tensors[0] };
+
 struct measuring {
     const struct compressing *prompt;
     struct selection *selection;
     float *lengths; /* (G, tokens), negated: the smallest are the largest */
-    size_t kept;
+    uint64_t *kept; /* (G) */
     atomic_int stopped;
 };
 
@@ -57,7 +62,19 @@ static void keep_shortest(void *arg, size_t g)
         for (size_t t = at; t < at + some; t++) lengths[t] = -lengths[t];
     }
     if (atomic_load(&work->stopped) != 0) return;
-    compressed_keep(lengths, tokens, work->kept, work->selection->ids + work->selection->first[g]);
+    compressed_keep(lengths, tokens, (size_t)work->kept[g],
+                    work->selection->ids + work->selection->first[g]);
+}
+
+/* ret_kept (G), each a number or BUDGET_ALL */
+static int share_out(const struct compressing *prompt, uint64_t *ret_kept, struct error *err)
+{
+    const struct tensor *uploaded = params_find(prompt->params, tensors[0].name, prompt->layer);
+    if (uploaded != NULL) return budget_heads(uploaded, 0, prompt->tokens, ret_kept, err);
+    /* 0.1 of 30 is 3 and not the 3.0000000000000004 that comes out */
+    double kept = ceil(prompt->options[RATIO] * (double)prompt->tokens * (1.0 - 1e-12));
+    for (size_t g = 0; g < prompt->kv_heads; g++) ret_kept[g] = (uint64_t)kept;
+    return 0;
 }
 
 static int compress_by_length(const struct method *method, const struct compressing *prompt,
@@ -69,16 +86,15 @@ static int compress_by_length(const struct method *method, const struct compress
     uint64_t tokens = prompt->tokens;
     if (prompt->layer < (uint32_t)values[SKIP_LAYERS] || tokens < (uint64_t)values[PRUNE_AFTER])
         return 0;
-    /* 0.1 of 30 is 3 and not the 3.0000000000000004 that comes out */
-    double kept = ceil(values[RATIO] * (double)tokens * (1.0 - 1e-12));
-    struct measuring work = { .prompt = prompt, .kept = (size_t)kept };
-    uint64_t *counts = arena_calloc(arena, prompt->kv_heads, sizeof *counts);
+    struct measuring work = { .prompt = prompt };
+    work.kept = arena_calloc(arena, prompt->kv_heads, sizeof *work.kept);
     work.lengths = arena_calloc(arena, prompt->kv_heads * (size_t)tokens, sizeof *work.lengths);
-    if (counts == NULL || work.lengths == NULL)
+    if (work.kept == NULL || work.lengths == NULL)
         return error_set(err, MEMD_ENOMEM, "no memory for lengths of %zu keys",
                          prompt->kv_heads * (size_t)tokens);
-    for (size_t g = 0; g < prompt->kv_heads; g++) counts[g] = work.kept;
-    int rc = selection_new(tokens, (uint32_t)prompt->kv_heads, counts, &work.selection, err);
+    int rc = share_out(prompt, work.kept, err);
+    if (rc < 0 || !budget_chooses(work.kept, prompt->kv_heads, tokens)) return rc;
+    rc = selection_new(tokens, (uint32_t)prompt->kv_heads, work.kept, &work.selection, err);
     if (rc < 0) return rc;
     pool_for(prompt->pool, prompt->kv_heads, keep_shortest, &work);
     int stopped = atomic_load(&work.stopped);
@@ -92,6 +108,7 @@ const struct method method_l2norm = {
     .name = "l2norm",
     .help = "of a prompt, the keys of smallest length (L2-norm compression)",
     .options = &options,
+    .params = &params,
     .compress = compress_by_length,
     .pick = compressed_pick,
     .attend = method_attend_picked,

@@ -97,6 +97,7 @@ struct compressing {
     uint64_t tokens;         /* of the prompt */
     struct tensor q;         /* (w, H, D): the queries of its last w tokens, or dims = 0 */
     uint32_t layer, layers;
+    const struct params *params; /* may be NULL */
     const double *options;
     struct pool *pool;
     int (*stop)(void *arg);

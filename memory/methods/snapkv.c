@@ -5,7 +5,7 @@
  *     votes      softmax of the last `window` queries over the prompt, added up (index/votes.h)
  *     pooling    average over `kernel` neighbours (index/reduce.h)
  *     heads      each query head scores for itself; reduced over the group (index/reduce.h)
- *     budget     const, or pyramid by layer (index/budget.h)
+ *     budget     const, or pyramid by layer; or per head, as uploaded (index/budget.h)
  *     kept       the best of the past per head (index/cut.h), and the window
  *     reading    what was kept and everything behind the prompt (compressed.h), original positions
  *
@@ -19,7 +19,7 @@
  *          and kept tokens are read in the order of the past, not of their scores. PyramidKV's
  *          default capacity; its paper varies it. `gqa_reduce`: the mean as in the code; `none`
  *          lets every query head keep its own tokens, as models without groups do. A reduction
- *          comes after pooling, which matters to max alone. Nothing is deleted
+ *          comes after pooling, which matters to max alone. Capacities of heads. Nothing is deleted
  *
  * A client sends the queries of the prompt's last tokens with Compress, rotated only where its keys
  * are; memd turns them to their true positions where it rotates keys.
@@ -63,13 +63,16 @@ static const struct option_table pyramid_options = {
     "pyramidkv", pyramid_specs, sizeof pyramid_specs / sizeof pyramid_specs[0]
 };
 
+static const struct param_spec tensors[] = { BUDGET_CAPACITY };
+static const struct param_table params = { tensors, sizeof tensors / sizeof tensors[0] };
+
 /* Some KV heads whose votes are counted. */
 struct wave {
     const double *options;
     struct selection *selection;
     float *votes; /* (heads, group, past) */
     size_t first, group, past;
-    uint64_t kept; /* of the past, per head of the selection */
+    const uint64_t *kept; /* (G) of the past */
 };
 
 /* idx: of the wave's KV heads */
@@ -81,11 +84,11 @@ static void choose(void *arg, size_t idx)
     float *votes = wave->votes + idx * wave->group * wave->past;
     for (size_t m = 0; m < wave->group; m++)
         reduce_pool(votes + m * wave->past, wave->past, (size_t)wave->options[KERNEL]);
-    size_t choices = rule == REDUCE_NONE ? wave->group : 1;
+    size_t choices = rule == REDUCE_NONE ? wave->group : 1, g = wave->first + idx;
     if (rule != REDUCE_NONE) reduce_group(rule, votes, wave->group, wave->past, votes);
     for (size_t c = 0; c < choices; c++) {
-        size_t head = (wave->first + idx) * choices + c;
-        uint64_t *end = compressed_keep(votes + c * wave->past, wave->past, (size_t)wave->kept,
+        size_t head = g * choices + c;
+        uint64_t *end = compressed_keep(votes + c * wave->past, wave->past, (size_t)wave->kept[g],
                                         selection->ids + selection->first[head]);
         for (uint64_t t = wave->past; t < selection->tokens; t++) *end++ = t;
     }
@@ -96,20 +99,22 @@ static void free_selection(struct selection **selection)
     selection_free(*selection);
 }
 
-/* Room for as many ids as are kept, the same for all heads. */
-static int make_selection(const struct compressing *prompt, uint64_t kept, struct arena *arena,
-                          struct selection **ret_selection, struct error *err)
+/* Room for as many ids as are kept. */
+static int make_selection(const struct compressing *prompt, const uint64_t *kept,
+                          struct arena *arena, struct selection **ret_selection, struct error *err)
 {
     bool apart = prompt->options[GQA_REDUCE] == REDUCE_NONE;
     size_t heads = apart ? prompt->query_heads : prompt->kv_heads;
     uint64_t *counts = arena_calloc(arena, heads, sizeof *counts);
     if (counts == NULL) return error_set(err, MEMD_ENOMEM, "no memory for %zu heads", heads);
-    for (size_t h = 0; h < heads; h++) counts[h] = kept + (uint64_t)prompt->options[WINDOW];
+    size_t each = heads / prompt->kv_heads;
+    for (size_t h = 0; h < heads; h++)
+        counts[h] = kept[h / each] + (uint64_t)prompt->options[WINDOW];
     return selection_new(prompt->tokens, (uint32_t)heads, counts, ret_selection, err);
 }
 
-/* Of the past, beside the window. */
-static int keep(const struct compressing *prompt, uint64_t kept, struct arena *arena,
+/* kept (G): of the past, beside the window. */
+static int keep(const struct compressing *prompt, const uint64_t *kept, struct arena *arena,
                 struct selection **ret_selection, struct error *err)
 {
     struct votes_args args = { .rows = prompt->rows, .kv_heads = prompt->kv_heads,
@@ -139,21 +144,39 @@ static int keep(const struct compressing *prompt, uint64_t kept, struct arena *a
     return rc;
 }
 
-static int compress_by_votes(const struct method *method, const struct compressing *prompt,
-                             struct arena *arena, struct selection **ret_selection,
-                             struct error *err)
+/* ret_kept (G), each a number or BUDGET_ALL */
+static int share_out(const struct method *method, const struct compressing *prompt,
+                     uint64_t *ret_kept, struct error *err)
 {
     struct budget budget = { .capacity = (uint64_t)prompt->options[CAPACITY],
                              .window = (uint64_t)prompt->options[WINDOW],
                              .layers = prompt->layers };
+    const struct tensor *uploaded = params_find(prompt->params, tensors[0].name, prompt->layer);
+    if (uploaded != NULL)
+        return budget_heads(uploaded, budget.window, prompt->tokens, ret_kept, err);
     bool pyramid = method->options == &pyramid_options;
     if (pyramid) budget.beta = (uint64_t)prompt->options[BETA];
     uint64_t kept = pyramid ? budget_pyramid(&budget, prompt->layer, prompt->tokens)
                             : budget_const(&budget, prompt->tokens);
-    if (kept == BUDGET_ALL) return 0;
-    if (prompt->q.dims == 0 || prompt->q.shape[0] < budget.window)
-        return error_set(err, MEMD_EINVAL, "%s: the queries of the last %" PRIu64 " tokens are "
-                         "needed, %zu came", method->name, budget.window,
+    for (size_t g = 0; g < prompt->kv_heads; g++) ret_kept[g] = kept;
+    return 0;
+}
+
+static int compress_by_votes(const struct method *method, const struct compressing *prompt,
+                             struct arena *arena, struct selection **ret_selection,
+                             struct error *err)
+{
+    uint64_t window = (uint64_t)prompt->options[WINDOW];
+    uint64_t *kept = arena_calloc(arena, prompt->kv_heads, sizeof *kept);
+    if (kept == NULL)
+        return error_set(err, MEMD_ENOMEM, "no memory for %zu heads", prompt->kv_heads);
+    int rc = share_out(method, prompt, kept, err);
+    if (rc < 0 || !budget_chooses(kept, prompt->kv_heads, prompt->tokens - window)) return rc;
+    if (prompt->q.dims == 0 || prompt->q.shape[0] < window)
+        return error_set(err, MEMD_EINVAL,
+                         "%s: the queries of the last %" PRIu64 " tokens are "
+                         "needed, %zu came",
+                         method->name, window,
                          prompt->q.dims == 0 ? (size_t)0 : prompt->q.shape[0]);
     return keep(prompt, kept, arena, ret_selection, err);
 }
@@ -175,6 +198,7 @@ const struct method method_snapkv = {
     .help = "of a prompt, the tokens that its last queries attend to (SnapKV)",
     .options = &snapkv_options,
     .check = check,
+    .params = &params,
     .compress = compress_by_votes,
     .pick = compressed_pick,
     .attend = method_attend_picked,
@@ -186,6 +210,7 @@ const struct method method_pyramidkv = {
     .help = "as snapkv, with more tokens in low layers than in high ones (PyramidKV)",
     .options = &pyramid_options,
     .check = check,
+    .params = &params,
     .compress = compress_by_votes,
     .pick = compressed_pick,
     .attend = method_attend_picked,

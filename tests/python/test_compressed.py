@@ -13,13 +13,17 @@ LAYERS, WINDOW, KERNEL, CAPACITY = 4, 16, 5, 90
 
 class Compressed(Replay):
     prompt = 0  # its tokens
+    capacities = None  # by KV head, uploaded
 
     def open(self, name, dtype, **more):
         """Layer 0 is replayed, the others are empty."""
         model = memd.Model(layers=LAYERS, query_heads=HEADS, kv_heads=2, head_dim=DIM, dtype=dtype, rotated=False,
                            rope=memd.Rope(theta=THETA, pairing="half"))
-        return self.live.client.open(name, model, **{"method": self.method, "parameters": self.parameters,
+        past = self.live.client.open(name, model, **{"method": self.method, "parameters": self.parameters,
                                                      "create": True, **more})
+        if self.capacities:
+            past.put_params({"capacity": np.array(self.capacities, np.float32)})
+        return past
 
     def append(self, past, begin, end):
         if begin < self.prompt <= end:
@@ -56,6 +60,9 @@ class Votes(Compressed):
     def budget(self):
         return CAPACITY - WINDOW
 
+    def budget_of(self, head):
+        return self.capacities[head // GROUP] - WINDOW if self.capacities else self.budget()
+
     def kept(self, capture):
         past = self.prompt - WINDOW
         pooled = []
@@ -72,7 +79,7 @@ class Votes(Compressed):
             groups = reduce(np.reshape(pooled, (HEADS // GROUP, GROUP, past)), axis=1)
             pooled = np.repeat(groups, GROUP, 0)
         window = np.arange(past, self.prompt)
-        return [np.concatenate([best(scores, self.budget()), window]) for scores in pooled]
+        return [np.concatenate([best(scores, self.budget_of(head)), window]) for head, scores in enumerate(pooled)]
 
 
 @needs_daemon
@@ -97,6 +104,11 @@ class SnapKV(Votes, unittest.TestCase):
     def test_maximum(self):
         self.prompt, self.reduction, self.parameters = 400, "max", {**self.parameters, "gqa_reduce": "max"}
         self.replay("float32")
+
+    def test_capacities_of_heads(self):
+        self.prompt, self.capacities = 500, [WINDOW, 333]
+        self.replay("float32")
+        self.assertEqual([len(kept) for kept in self.chosen[1]], [WINDOW] * GROUP + [333] * GROUP)
 
     def test_a_short_prompt_keeps_everything(self):
         past = self.open("past", "float32")
@@ -157,7 +169,8 @@ class L2Norm(Compressed, unittest.TestCase):
 
     def kept(self, capture):
         lengths = np.linalg.norm(capture.k[:self.prompt], axis=2)
-        return [best(-lengths[:, head // GROUP], -(-self.prompt // 4)) for head in range(HEADS)]
+        kept = self.capacities or [-(-self.prompt // 4)] * 2
+        return [best(-lengths[:, head // GROUP], kept[head // GROUP]) for head in range(HEADS)]
 
     def test_fp32(self):
         self.prompt = 601
@@ -166,6 +179,10 @@ class L2Norm(Compressed, unittest.TestCase):
     def test_fp16(self):
         self.prompt = 130
         self.replay("float16")
+
+    def test_capacities_of_heads(self):
+        self.prompt, self.capacities = 400, [1, 250]
+        self.replay("float32")
 
     def test_first_layers_keep_everything(self):
         past = self.open("past", "float32", parameters={"prune_after": 300})

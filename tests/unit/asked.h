@@ -89,12 +89,20 @@ static inline int asked_compress(struct asked *asked, uint64_t tokens, const flo
                                  struct error *err)
 {
     const struct attend_args *args = &asked->reading.attend;
-    struct compressing prompt = {
-        .rows = { args->views, args->view_count, asked->past->head_dim, args->rope },
-        .kv_heads = args->kv_heads, .query_heads = asked->past->query_heads,
-        .head_dim = asked->past->head_dim, .scale = args->scale, .rope = args->rope,
-        .tokens = tokens, .layer = asked->reading.layer, .layers = asked->reading.layers,
-        .options = asked->options, .pool = args->pool, .stop = args->stop };
+    struct compressing prompt = { .rows = { args->views, args->view_count, asked->past->head_dim,
+                                            args->rope },
+                                  .kv_heads = args->kv_heads,
+                                  .query_heads = asked->past->query_heads,
+                                  .head_dim = asked->past->head_dim,
+                                  .scale = args->scale,
+                                  .rope = args->rope,
+                                  .tokens = tokens,
+                                  .layer = asked->reading.layer,
+                                  .layers = asked->reading.layers,
+                                  .params = asked->reading.params,
+                                  .options = asked->options,
+                                  .pool = args->pool,
+                                  .stop = args->stop };
     if (q != NULL)
         prompt.q = (struct tensor){ q, DTYPE_FP32, 3, { w, prompt.query_heads, prompt.head_dim } };
     struct arena arena;

@@ -13,6 +13,9 @@
 
 #include <cmocka.h>
 
+#include "base/error.h"
+#include "base/tensor.h"
+
 /* Capacity 128, window 8, β 20, 32 layers: C 120, from 234 in steps of 7. */
 static const struct budget small = { 128, 8, 20, 32 };
 static const struct budget large = { 2048, 32, 20, 32 };
@@ -81,13 +84,39 @@ static void test_const(void **state)
     assert_true(budget_const(&large, 2047) == BUDGET_ALL);
 }
 
+static void test_heads(void **state)
+{
+    (void)state;
+    float given[] = { 32, 33, 1000, 1001, 0x1p20F };
+    struct tensor capacities = { given, DTYPE_FP32, 1, { 5 } };
+    struct error err = { 0 };
+    uint64_t kept[5];
+    assert_int_equal(budget_heads(&capacities, 32, 1000, kept, &err), 0);
+    static const uint64_t expected[] = { 0, 1, 968, BUDGET_ALL, BUDGET_ALL };
+    for (size_t g = 0; g < 5; g++) assert_true(kept[g] == expected[g]);
+    assert_true(budget_chooses(kept, 5, 968));
+    assert_int_equal(kept[3], 968);
+    assert_int_equal(budget_heads(&capacities, 32, 32, kept, &err), 0); /* nothing but window */
+    assert_false(budget_chooses(kept, 5, 0));
+    assert_int_equal(budget_heads(&capacities, 33, 1000, kept, &err), MEMD_EINVAL);
+    assert_string_equal(err.text,
+                        "the capacity of KV head 0 is 32, it must be a whole number and at "
+                        "least 33");
+    given[0] = 1;
+    assert_int_equal(budget_heads(&capacities, 0, 1000, kept, &err), 0);
+    assert_int_equal(kept[0], 1);
+    given[0] = 0;
+    assert_int_equal(budget_heads(&capacities, 0, 1000, kept, &err), MEMD_EINVAL);
+    given[0] = 100.5F;
+    assert_int_equal(budget_heads(&capacities, 32, 1000, kept, &err), MEMD_EINVAL);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_pyramid),
-        cmocka_unit_test(test_edges),
-        cmocka_unit_test(test_never_too_many),
-        cmocka_unit_test(test_const),
+        cmocka_unit_test(test_pyramid),        cmocka_unit_test(test_edges),
+        cmocka_unit_test(test_never_too_many), cmocka_unit_test(test_const),
+        cmocka_unit_test(test_heads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -5,6 +5,7 @@
 #include "tests/unit/method_fixture.h"
 
 #include "memory/block.h"
+#include "memory/record.h"
 #include "memory/store.h"
 #include "tests/unit/builder_fixture.h"
 
@@ -168,6 +169,53 @@ static void test_spoilt_tails(void **state)
     check_spoilt_tail("full", COLUMNS_MARKS, 0);
 }
 
+/* A store that another build has made: the record names a method that this one lacks. */
+static void check_foreign(const char *method)
+{
+    struct fixture fx;
+    struct error err = { 0 };
+    struct store_txn txn;
+    method_begin(&fx, method);
+    fixture_append(&fx, fixture_context(&fx, "book"), 0, 1100);
+    arena_reset(&fx.arena);
+    catalog_close(fx.catalog);
+    unsigned char key[FORMAT_KEY_BYTES_MAX];
+    struct slice name = { key, format_key_id(1, key) }, value;
+    struct record *record = malloc(sizeof *record);
+    unsigned char *changed = malloc(RECORD_BYTES_MAX);
+    assert_true(record != NULL && changed != NULL);
+    struct store *store = open_store(&fx, &txn);
+    assert_true(store_get(&txn, STORE_CONTEXTS, name, &value));
+    ASSERT_OK(record_decode(value.data, value.bytes, record, &err), err);
+    snprintf(record->method, sizeof record->method, "from-elsewhere");
+    store_put(&txn, STORE_CONTEXTS, name,
+              (struct slice){ changed, record_encode(record, changed) });
+    close_store(store, &txn);
+    free(record);
+    free(changed);
+    fixture_open(&fx);
+    for (uint64_t id = 0; id < 2; id++) {
+        struct verify_step step = { 0 };
+        struct walk_args args = { .context_id = id };
+        ASSERT_OK(catalog_verify(fx.catalog, &args, &fx.arena, &step, &err), err);
+        assert_int_equal(step.cursor_bytes, 0);
+        if (step.finding_count > 0) fail_msg("%s: %s", method, step.findings[0]);
+        assert_int_equal(step.unchecked_count, 1);
+        assert_string_equal(step.unchecked[0],
+                            "context 1 \"book\": what it keeps of a token: method "
+                            "from-elsewhere is not in this build");
+    }
+    fixture_end(&fx);
+}
+
+static void test_a_method_of_another_build(void **state)
+{
+    (void)state;
+    check_foreign("test-states");
+    check_foreign("test-both");
+    check_foreign("full");
+}
+
 /* Small values move inside the file whenever their page is written; what a reader was given must
  * not. */
 static void test_marks_stay_while_pages_move(void **state)
@@ -227,6 +275,7 @@ int main(void)
         cmocka_unit_test(test_damage),
         cmocka_unit_test(test_spoilt_segments),
         cmocka_unit_test(test_spoilt_tails),
+        cmocka_unit_test(test_a_method_of_another_build),
         cmocka_unit_test(test_marks_stay_while_pages_move),
         cmocka_unit_test(test_everything_moves),
     };

@@ -79,7 +79,8 @@ static bool clip(const struct past *past, size_t i, size_t tokens, bool *chosen)
     return dropped;
 }
 
-static void expect(struct asked *asked, size_t tokens, const char *rule, size_t kept)
+/* kept: of the past, by KV head */
+static void expect_heads(struct asked *asked, size_t tokens, const char *rule, const size_t *kept)
 {
     struct past *past = asked->past;
     bool *chosen = past_alloc(past->tokens, sizeof *chosen);
@@ -88,7 +89,7 @@ static void expect(struct asked *asked, size_t tokens, const char *rule, size_t 
     for (size_t i = 0; i < past->queries; i++)
         for (size_t h = 0; h < past->query_heads; h++) {
             size_t row = i * past->query_heads + h;
-            choose(past, tokens, h, rule, kept, chosen);
+            choose(past, tokens, h, rule, kept[h / (past->query_heads / past->kv_heads)], chosen);
             bool dropped = clip(past, i, tokens, chosen);
             assert_true(subset_equals(past, &asked->reply, i, h, chosen));
             assert_true(asked_found(asked, i, h, chosen));
@@ -96,6 +97,11 @@ static void expect(struct asked *asked, size_t tokens, const char *rule, size_t 
             assert_true(dropped ? isnan(mass) : mass == 1.0F);
         }
     free(chosen);
+}
+
+static void expect(struct asked *asked, size_t tokens, const char *rule, size_t kept)
+{
+    expect_heads(asked, tokens, rule, (size_t[]){ kept, kept });
 }
 
 static void make(struct past *past, size_t turn, uint64_t *random)
@@ -152,6 +158,73 @@ static void test_pyramid(void **state)
         before = kept;
         asked_end(&asked);
     }
+    past_free(&past);
+}
+
+/* Head 0 keeps its window and no more, head 1 much or all; a tensor of the layer is stronger than
+ * one of all layers, and that than the parameters. */
+static void test_capacities_of_heads(void **state)
+{
+    (void)state;
+    uint64_t random = random_seed();
+    static const char *const parameters[] = { "capacity", "40", "window", "8", NULL };
+    static const char *const apart[] = {
+        "capacity", "40", "window", "8", "gqa_reduce", "none", NULL
+    };
+    float everywhere[2] = { 100, 100 }, here[2] = { 8, 8 };
+    const struct param items[] = {
+        { "capacity", PARAM_ALL_LAYERS, { everywhere, DTYPE_FP32, 1, { 2 } } },
+        { "capacity", 3, { here, DTYPE_FP32, 1, { 2 } } },
+    };
+    const struct params params = { items, 2, 1 };
+    static const float second[] = { 9, 77, 600, 601, 0x1p24F };
+    struct past past;
+    make(&past, 1, &random);
+    for (size_t i = 0; i < 10; i++) {
+        struct asked asked;
+        struct error err = { 0 };
+        const struct method *method = i % 2 == 0 ? &method_snapkv : &method_pyramidkv;
+        asked_begin(&asked, &past, method, i % 4 < 2 ? parameters : apart);
+        asked.reading.params = &params;
+        asked.reading.layers = 6;
+        asked.reading.layer = 3;
+        here[1] = second[i / 2];
+        assert_int_equal(asked_compress(&asked, 600, past.q, WINDOW, &err), 0);
+        size_t kept[] = { 0, here[1] < 600 ? (size_t)here[1] - WINDOW : 592 };
+        expect_heads(&asked, 600, i % 4 < 2 ? "mean" : "none", kept);
+        asked.reading.layer = 2;
+        assert_int_equal(asked_compress(&asked, 600, past.q, WINDOW, &err), 0);
+        expect(&asked, 600, i % 4 < 2 ? "mean" : "none", 92);
+        asked_end(&asked);
+    }
+    past_free(&past);
+}
+
+static void test_capacities_that_are_none(void **state)
+{
+    (void)state;
+    uint64_t random = random_seed();
+    struct past past;
+    struct asked asked;
+    struct error err = { 0 };
+    make(&past, 1, &random);
+    float given[2] = { 40, 40 };
+    const struct param item = { "capacity", PARAM_ALL_LAYERS, { given, DTYPE_FP32, 1, { 2 } } };
+    const struct params params = { &item, 1, 1 };
+    static const char *const parameters[] = { "capacity", "40", "window", "8", NULL };
+    asked_begin(&asked, &past, &method_snapkv, parameters);
+    asked.reading.params = &params;
+    static const float wrong[] = { 7, 40.5F, -1, 0 };
+    for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
+        given[1] = wrong[i];
+        assert_int_equal(asked_compress(&asked, 600, past.q, WINDOW, &err), MEMD_EINVAL);
+        assert_non_null(strstr(err.text, "capacity of KV head 1"));
+        assert_null(asked.selection);
+    }
+    given[0] = given[1] = 601; /* more than there is: nothing to choose, no queries needed */
+    assert_int_equal(asked_compress(&asked, 600, NULL, 0, &err), 0);
+    assert_null(asked.selection);
+    asked_end(&asked);
     past_free(&past);
 }
 
@@ -219,9 +292,13 @@ static void test_stop(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_snapkv), cmocka_unit_test(test_pyramid),
-        cmocka_unit_test(test_short_prompts), cmocka_unit_test(test_check),
+        cmocka_unit_test(test_snapkv),
+        cmocka_unit_test(test_pyramid),
+        cmocka_unit_test(test_short_prompts),
+        cmocka_unit_test(test_check),
         cmocka_unit_test(test_stop),
+        cmocka_unit_test(test_capacities_of_heads),
+        cmocka_unit_test(test_capacities_that_are_none),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -396,6 +396,7 @@ class VerifyReport:
     values: int = 0
     bytes: int = 0
     findings: list[str] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

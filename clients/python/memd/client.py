@@ -208,7 +208,7 @@ class Client:
         """Check every checksum and invariant of a context, or of the whole store.
 
         Works in bounded steps; `progress(values so far, about how many in all)` is called after each.
-        The store is sound when `.findings` is empty.
+        The store is sound when `.findings` is empty; `.unchecked` says what the daemon could not check, and why.
         """
         report = VerifyReport()
         cursor = b""
@@ -220,6 +220,7 @@ class Client:
             report.values += reply.values
             report.bytes += reply.bytes
             report.findings.extend(reply.findings)
+            report.unchecked.extend(reply.unchecked)
             if progress is not None:
                 progress(report.values, reply.values_total)
             cursor = reply.cursor
