@@ -205,7 +205,8 @@ void drop_wait_unpinned(struct catalog *catalog, struct context *context)
 int catalog_drop(struct catalog *catalog, uint64_t context_id, uint64_t *ret_bytes,
                  struct error *err)
 {
-    struct drop_job drop = { .job = { .run = run_begin, .catalog = catalog }, .id = context_id };
+    struct drop_job drop = { .job = { .run = run_begin, .catalog = catalog, .frees = true },
+                             .id = context_id };
     pthread_mutex_lock(&catalog->load_lock);
     int rc = drop_claim(catalog, context_id, false, &drop.context, err);
     pthread_mutex_unlock(&catalog->load_lock);

@@ -300,21 +300,6 @@ static int fill_batch(struct batch *batch, struct list_link *waiting, struct err
     return rc;
 }
 
-/* LMDB uses a page again two transactions after the one that freed it, and not while a reader
- * (the synced state among them) is older. In a store that is full to the last page no row can be
- * committed to get there, so small commits must. */
-static int turn_pages(struct catalog *catalog)
-{
-    int rc = store_sync(catalog->store, NULL);
-    for (int i = 0; rc == 0 && i < 2; i++) {
-        CLEANUP(store_abort) struct store_txn txn = { 0 };
-        rc = store_begin(catalog->store, true, &txn, NULL);
-        if (rc == 0) rc = catalog_commit(catalog, &txn, 0, NULL);
-        if (rc == 0) rc = store_sync(catalog->store, NULL);
-    }
-    return rc;
-}
-
 static void take_back(struct batch *batch, int code)
 {
     uint64_t bytes = 0;
@@ -335,7 +320,7 @@ static int commit_some(struct batch *batch, struct list_link *waiting, bool *aga
     store_abort(&batch->txn);
     CATALOG_COUNT(batch->catalog, commit_ns_total, clock_monotonic_ns() - start);
     bool retry = *again && rc == MEMD_EFULL && batch->txn.rc != 0 &&
-                 turn_pages(batch->catalog) == 0;
+                 commit_turn_pages(batch->catalog) == 0;
     *again = retry;
     if (rc == 0) {
         writer_release(batch->catalog->writer, batch->rows_bytes + publish_batch(batch, waiting));
@@ -345,6 +330,18 @@ static int commit_some(struct batch *batch, struct list_link *waiting, bool *aga
         }
     } else {
         take_back(batch, rc);
+    }
+    return rc;
+}
+
+int commit_turn_pages(struct catalog *catalog)
+{
+    int rc = store_sync(catalog->store, NULL);
+    for (int i = 0; rc == 0 && i < 2; i++) {
+        CLEANUP(store_abort) struct store_txn txn = { 0 };
+        rc = store_begin(catalog->store, true, &txn, NULL);
+        if (rc == 0) rc = catalog_commit(catalog, &txn, 0, NULL);
+        if (rc == 0) rc = store_sync(catalog->store, NULL);
     }
     return rc;
 }

@@ -17,4 +17,9 @@ struct error;
  * allowance. The first error. */
 int commit_contexts(struct catalog *catalog, struct list_link *contexts, struct error *err);
 
+/* LMDB uses a page again two transactions after the one that freed it, and not while a reader
+ * (the synced state among them) is older. In a store that is full to the last page no row can be
+ * committed to get there, so small commits must. 0: what failed may be tried again. */
+int commit_turn_pages(struct catalog *catalog);
+
 #endif

@@ -415,7 +415,8 @@ static int run_drop_set(struct writer_job *job, struct error *err)
 int catalog_drop_shared_params(struct catalog *catalog, const char *set, uint64_t *ret_bytes,
                                struct error *err)
 {
-    struct drop_set_job drop = { .job = { .run = run_drop_set, .catalog = catalog }, .name = set };
+    struct drop_set_job drop = { .job = { .run = run_drop_set, .catalog = catalog, .frees = true },
+                                 .name = set };
     pthread_mutex_lock(&catalog->load_lock);
     int rc = writer_run(catalog->writer, &drop.job, err);
     pthread_mutex_unlock(&catalog->load_lock);

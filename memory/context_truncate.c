@@ -204,7 +204,7 @@ static int truncate_context(struct context *context, uint64_t position, bool rec
                             struct error *err)
 {
     struct truncate_job truncate = {
-        .job = { .run = run, .catalog = context->catalog },
+        .job = { .run = run, .catalog = context->catalog, .frees = true },
         .context = context,
         .position = position,
         .recovering = recovering,

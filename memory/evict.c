@@ -15,7 +15,18 @@
 #include "base/error.h"
 #include "memory/catalog_state.h"
 
+/* Rows leave so much of the map and of the disk alone. A delete writes new pages before it frees
+ * old ones, so a disk that rows had filled to its last page could not be emptied. */
 enum { MARGIN_BYTES = 1 << 20 };
+
+/* What the file may grow by: the disk's rest, and what the file has beyond its last page. */
+static uint64_t disk_room(struct store *store, const struct store_space *space)
+{
+    uint64_t disk = store_disk_bytes(store);
+    uint64_t rest = space->file_bytes > space->used_bytes ? space->file_bytes - space->used_bytes
+                                                          : 0;
+    return disk > UINT64_MAX - rest ? UINT64_MAX : disk + rest;
+}
 
 int evict_check(struct catalog *catalog, uint64_t bytes, struct error *err)
 {
@@ -29,14 +40,15 @@ int evict_check(struct catalog *catalog, uint64_t bytes, struct error *err)
     struct store_space space;
     store_get_space(catalog->store, &space);
     uint64_t wanted = bytes + bytes / 32 + MARGIN_BYTES;
-    uint64_t room = space.map_bytes > space.used_bytes ? space.map_bytes - space.used_bytes : 0;
+    uint64_t map = space.map_bytes > space.used_bytes ? space.map_bytes - space.used_bytes : 0;
+    uint64_t disk = disk_room(catalog->store, &space), room = map < disk ? map : disk;
     if (wanted <= room) return 0;
     room += store_free_bytes(catalog->store);
     if (wanted <= room) return 0;
     return error_set(err, MEMD_EFULL,
-                     "%" PRIu64 " bytes do not fit into the %" PRIu64 " that the map of %" PRIu64
-                     " has left",
-                     bytes, room, space.map_bytes);
+                     "%" PRIu64 " bytes and %d for deletes do not fit into the %" PRIu64
+                     " that the %s has left",
+                     bytes, MARGIN_BYTES, room, map < disk ? "map" : "disk");
 }
 
 struct candidate {

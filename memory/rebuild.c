@@ -242,7 +242,7 @@ int build_delete(struct catalog *catalog, uint64_t context_id, struct rebuild_st
                  struct error *err)
 {
     CLEANUP(free_ids) struct ids segments = { 0 };
-    struct delete_job delete = { .job = { .run = run_delete, .catalog = catalog } };
+    struct delete_job delete = { .job = { .run = run_delete, .catalog = catalog, .frees = true } };
     int rc = list_segments(catalog, context_id, &segments, err);
     if (rc == 0) rc = delete_planes(&delete, &segments, err);
     uint32_t layers = take_versions(catalog, context_id);

@@ -146,6 +146,8 @@ static void commit_batch(struct writer *writer, struct list_link *batch)
 static void run_job(struct writer *writer, struct writer_job *job)
 {
     int rc = job->run(job, &job->err);
+    if (rc == MEMD_EFULL && job->frees && commit_turn_pages(job->catalog) == 0)
+        rc = job->run(job, &job->err);
     if (rc == 0) note_commit(writer);
     if (rc == 0 && job->sync) rc = sync_now(writer, &job->err);
     pthread_mutex_lock(&writer->lock);

@@ -50,7 +50,8 @@ void writer_forget(struct writer *writer, struct context *context);
 struct writer_job {
     int (*run)(struct writer_job *job, struct error *err);
     struct catalog *catalog;
-    bool sync; /* sync afterwards */
+    bool sync;  /* sync afterwards */
+    bool frees; /* takes rows away: where the store is full it runs once more when pages were had */
     struct list_link link;
     int rc;
     bool done;
