@@ -1,9 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* backend.c — opening a device at the start, and saying what became of it.
  *
- * The configuration has `auto` where most people want it: a package of memd brings the plugin, and
- * the plugin finds a device or says that there is none. Only who names a plugin is told so with a
- * warning.
+ * A package of memd brings the plugin, and the plugin finds a device or says that there is none.
+ * Nothing of it is loaded unless the configuration says `auto`: what drives a GPU has run over a
+ * fake device and under emulation only, and nobody should be the first to run it without having
+ * asked for it. When it has run on one, `auto` becomes the default. Only who names a plugin is told
+ * with a warning that it is of no use.
+ *
+ * A daemon that started with `cpu` opens no device later: contexts get their windows when they are
+ * loaded, and a driver that comes up takes seconds, in which the loop would answer nobody.
  */
 #include "daemon/backend.h"
 
@@ -35,6 +40,11 @@ void backend_open(const struct config *config, struct backend_choice *ret_choice
     const char *path = named ? config->accelerator : MEMD_PLUGIN_DIR "/memd-cuda.so";
     if (config->accelerator[0] == '\0' || (!named && access(path, R_OK) < 0)) {
         snprintf(ret_choice->why, sizeof ret_choice->why, "no plugin for a device is installed");
+        return;
+    }
+    if (!is_wanted(config)) {
+        snprintf(ret_choice->why, sizeof ret_choice->why, "backend = cpu when the daemon started; "
+                 "`auto` loads %.120s, which has not run on a GPU yet", path);
         return;
     }
     struct accelerator_config wanted = { .ordinal = -1, .window_bytes = config->device_memory,

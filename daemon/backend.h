@@ -2,9 +2,10 @@
 /* backend.h — what computes: the CPU alone, or a device that is asked first.
  *
  * `accelerator` of the configuration says where the device's plugin is: `auto` is the one that was
- * installed with memd, if it was. `backend` says whether it is used, and may change while the
- * daemon runs (SIGHUP). A device that is not there, or is lost later, is no failure of the daemon:
- * the CPU computes, and Status says why.
+ * installed with memd, if it was. `backend` says whether it is used: with `cpu`, the default, it is
+ * not even loaded; a daemon that started with `auto` may turn it off and on (SIGHUP). A device that
+ * is not there, or is lost later, is no failure of the daemon: the CPU computes, and Status says
+ * why.
  *
  * Threads  loop, but for what the accelerator itself is asked
  * Tests    tests/daemon/test_backend.py

@@ -14,7 +14,8 @@ from past import Past, floats
 from wire import Daemon
 
 FAKE = os.environ["MEMD_FAKE_PLUGIN"]
-DEVICE = ("--accelerator", FAKE, "--device-window", "256")
+PLUGIN = ("--accelerator", FAKE, "--device-window", "256")
+DEVICE = (*PLUGIN, "--backend", "auto")
 TOKENS = 1500
 
 
@@ -99,7 +100,7 @@ def check_switch(wanted):
                 file.write(f"backend = {choice}\n")
 
         write("auto")
-        with Daemon(*DEVICE, config=path) as daemon:
+        with Daemon(*PLUGIN, config=path) as daemon:
             client = daemon.client()
             past = Past(client, "book")
             past.append(0, TOKENS)
@@ -173,8 +174,23 @@ def check_planes():
     assert counts["device_planes_steps_total"] == 0
 
 
+def check_not_asked(wanted):
+    """Unless the configuration says so, a plugin that is there is not even loaded."""
+    with Daemon(*PLUGIN) as daemon:
+        client = daemon.client()
+        name, reason = backend(client)
+        assert name == "cpu" and reason.startswith("backend = cpu") and "not run on a GPU yet" in reason, reason
+        with open(f"/proc/{daemon.process.pid}/maps", encoding="utf-8") as maps:
+            assert os.path.basename(FAKE) not in maps.read()
+        past = Past(client, "book")
+        past.append(0, TOKENS)
+        assert answers(past) == wanted[0]
+        assert counters(client)["device_steps_total"] == 0
+        daemon.stop()
+
+
 def check_absent():
-    with Daemon("--accelerator", "/no/such/plugin.so") as daemon:
+    with Daemon("--accelerator", "/no/such/plugin.so", "--backend", "auto") as daemon:
         client = daemon.client()
         name, reason = backend(client)
         assert name == "cpu" and reason.startswith("/no/such/plugin.so: cannot open"), reason
@@ -184,7 +200,7 @@ def check_absent():
         assert past.attend()[0]["status"] == 0
         daemon.stop()
     if cuda := os.environ.get("MEMD_CUDA_PLUGIN"):
-        with Daemon("--accelerator", cuda) as daemon:
+        with Daemon("--accelerator", cuda, "--backend", "auto") as daemon:
             name, reason = backend(daemon.client())
             assert name == "cuda" or "CUDA" in reason, (name, reason)
             daemon.stop()
@@ -196,6 +212,7 @@ def main():
     check_switch(wanted)
     check_lost(wanted)
     check_planes()
+    check_not_asked(wanted)
     check_absent()
 
 

@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bad neighbours: a client that never reads, one that sends a byte a second, a flood, a thousand idle ones,
-clients that vanish. The others must not notice; every queue has an end; order and deadlines hold."""
+clients that vanish. The others must not notice; every queue has an end; order and deadlines hold.
+
+MEMD_HEAVY is how many queries make an item heavy: fewer where a device is emulated."""
+import os
 import select
 import threading
 import time
 
 from past import Past
 from wire import Client, Daemon, Payload, encode, frame
+
+HEAVY = int(os.environ.get("MEMD_HEAVY", "512"))
 
 
 def p99_ms(address, fields, payload, count=300):
@@ -90,7 +95,7 @@ def heavy_request(past, items, queries):
 
 
 def deadlines(past):
-    fields, payload = heavy_request(past, 64, 512)
+    fields, payload = heavy_request(past, 64, HEAVY)
     begin = time.monotonic()
     past.client.fails("EDEADLINE", "attend", fields, payload, deadline_ms=20)
     took = time.monotonic() - begin
@@ -100,7 +105,7 @@ def deadlines(past):
 
 def vanish(daemon, past):
     """Clients that leave in the middle of anything: nothing stays behind."""
-    fields, payload = heavy_request(past, 32, 256)
+    fields, payload = heavy_request(past, 32, HEAVY // 2)
     heavy = frame("attend", encode("AttendRequest", fields), payload)
     append, append_payload = past.append_fields(0, 50)
     for data in (heavy, heavy[:len(heavy) // 2], heavy * 4,
@@ -157,7 +162,7 @@ def floods():
     with Daemon("--workers", "1", "--queue-limit", "3") as daemon:
         past = Past(daemon.client(), "book")
         past.append(0, 1500)
-        fields, payload = heavy_request(past, 2, 512)
+        fields, payload = heavy_request(past, 2, HEAVY)
         for _ in range(20):
             past.client.send("attend", fields, payload)
         assert daemon.client(timeout=5).ask("health")["ready"]
@@ -233,7 +238,7 @@ def memory_comes_back():
     """A bulk append leaves memory for the next one; some seconds later nothing of it is held."""
     with Daemon() as daemon:
         past = Past(daemon.client(), "bulk", layers=1, kv_heads=8, head_dim=128, query_heads=8)
-        tokens = 4096
+        tokens, rest = 4096, own_bytes(daemon)
         for i in range(8):
             payload = Payload()
             k = payload.add("FP16", (tokens, 8, 128), bytes(tokens * 8 * 128 * 2))
@@ -244,10 +249,10 @@ def memory_comes_back():
             daemon.stop()
             return
         end = time.monotonic() + 60
-        while own_bytes(daemon) > 16 << 20:
-            assert time.monotonic() < end, (most, own_bytes(daemon))
+        while own_bytes(daemon) - rest > 12 << 20:
+            assert time.monotonic() < end, (rest, most, own_bytes(daemon))
             select.select([], [], [], 0.1)
-        assert most > 24 << 20, f"{most}: this shows nothing"
+        assert most - rest > 20 << 20, f"{most}: this shows nothing"
         past.client.ask("health")
         daemon.stop()
 
