@@ -21,12 +21,10 @@ SIMT_KERNEL(rope, struct rope_launch)
     float *to = args.out + (size_t)row * args.out_stride;
     uint32_t pairs = args.rope.turns == NULL ? 0 : args.rope.rotary_dims / 2;
     for (unsigned i = threadIdx.x % SIMT_WARP; i < pairs; i += SIMT_WARP) {
-        unsigned a, b;
-        turn_pair(&args.rope, i, &a, &b);
-        float x = simt_load(from, args.dtype, a), y = simt_load(from, args.dtype, b);
-        turn(&args.rope, i, args.positions[row], &x, &y);
-        to[a] = args.scale * x;
-        to[b] = args.scale * y;
+        struct turned_pair pair =
+            turn_load(&args.rope, i, args.positions[row], from, args.dtype);
+        to[pair.a] = args.scale * pair.x;
+        to[pair.b] = args.scale * pair.y;
     }
     for (unsigned d = 2 * pairs + threadIdx.x % SIMT_WARP; d < args.head_dim; d += SIMT_WARP)
         to[d] = args.scale * simt_load(from, args.dtype, d);

@@ -112,13 +112,12 @@ SIMT_DEVICE void rows_bring_keys(const struct rows_task *task, const struct rows
     uint32_t dims = task->head_dim, dtype = task->rows.k_dtype, stride = task->rows.k_stride_bytes;
     uint32_t pairs = task->rope.turns == NULL ? 0 : task->rope.rotary_dims / 2;
     for (unsigned i = threadIdx.x; i < rows * pairs; i += ROWS_THREADS) {
-        unsigned row = i / pairs, a, b;
+        unsigned row = i / pairs;
         const void *key = rows_at(task, task->rows.k, stride, first + row);
-        turn_pair(&task->rope, i % pairs, &a, &b);
-        float x = simt_load(key, dtype, a), y = simt_load(key, dtype, b);
-        turn(&task->rope, i % pairs, rows_position(task, first + row), &x, &y);
-        shared->keys[row * (dims + 1) + a] = x;
-        shared->keys[row * (dims + 1) + b] = y;
+        uint64_t position = rows_position(task, first + row);
+        struct turned_pair pair = turn_load(&task->rope, i % pairs, position, key, dtype);
+        shared->keys[row * (dims + 1) + pair.a] = pair.x;
+        shared->keys[row * (dims + 1) + pair.b] = pair.y;
     }
     uint32_t plain = dims - 2 * pairs;
     for (unsigned i = threadIdx.x; i < rows * plain; i += ROWS_THREADS) {

@@ -42,4 +42,21 @@ SIMT_DEVICE void turn(const struct launch_rope *rope, unsigned i, uint64_t posit
     *b = y * cosine + x * sine;
 }
 
+/* A pair of a row, widened and turned, and the dimensions that it stands in. */
+struct turned_pair {
+    unsigned a, b;
+    float x, y;
+};
+
+SIMT_DEVICE struct turned_pair turn_load(const struct launch_rope *rope, unsigned i,
+                                         uint64_t position, const void *row, uint32_t dtype)
+{
+    struct turned_pair pair;
+    turn_pair(rope, i, &pair.a, &pair.b);
+    pair.x = simt_load(row, dtype, pair.a);
+    pair.y = simt_load(row, dtype, pair.b);
+    turn(rope, i, position, &pair.x, &pair.y);
+    return pair;
+}
+
 #endif
