@@ -7,6 +7,8 @@ union (memd.merge); where each set lives does not matter.
 """
 from __future__ import annotations
 
+import time
+
 from cores import each
 
 import numpy as np
@@ -171,15 +173,18 @@ class MemdAlone:
     def __init__(self, past: memd.Context, turn=None, mass: bool = False):
         self.past, self._turn, self._mass = past, turn, mass
         self.quality = AnswerQuality()
+        self.seconds = 0.0  # waited for memd
 
     def attend(self, layer, start, q, k, v):
         scores = column_mass(q, k) if self._mass else None
         if self._turn is not None:
             positions = np.arange(start, start + len(q))
             q, k = self._turn(q, -positions), self._turn(k, -positions)
+        began = time.monotonic()
         self.past.append(layer, start, k, v, q=q, ack="memory", scores=scores)
         answers = self.past.client.attend_many(
             [memd.Query(self.past, layer, q[i:i + 1], [start + i], [start + i + 1]) for i in range(len(q))])
+        self.seconds += time.monotonic() - began
         for answer in answers:
             self.quality.add(answer.quality)
         return np.concatenate([answer.o for answer in answers])

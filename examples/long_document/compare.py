@@ -17,13 +17,16 @@ import sys
 import time
 import uuid
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Callable
 
 import numpy as np
 
 import memd
 from attention import FullAttention, MemdAlone, WindowAttention, column_mass
-from llama import Llama
 from reading import Progress, describe
+
+if TYPE_CHECKING:
+    from llama import Llama
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,7 @@ class Text:
 
 def wait_until_built(past: memd.Context) -> float:
     """Until the daemon has derived what the method wants. Seconds."""
+    print(f"  {past.method}: the daemon derives what it needs", file=sys.stderr, flush=True)
     began = time.monotonic()
     built = past.built(wait=True)
     if built.failure:
@@ -158,23 +162,10 @@ def _run(text: Text, case: Case, client: memd.Client, block: int, method: memd.M
         attention = MemdAlone(past, None if case.rotated else text.model.rope, method.takes_mass)
         losses = text.losses(attention, block, case.name)
         return losses, {**attention.quality.summary(), "build_seconds": round(waited, 1),
-                        "seconds": round(time.monotonic() - began, 1), "kept_bytes": _kept(past)}
+                        "seconds": round(time.monotonic() - began, 1),
+                        "memd_seconds": round(attention.seconds, 2), "kept_bytes": _kept(past)}
     finally:
         past.drop()
-
-
-def _in_process(text: Text, block: int) -> tuple[np.ndarray, dict]:
-    """What a model has without memd: everything, or a window."""
-    results, losses = {}, {}
-    window = text.exact.window(text.first, *WINDOW)
-    for name, attention in (("window only", window), ("full attention in the process", text.exact)):
-        began = time.monotonic()
-        losses[name] = text.losses(attention, block, name)
-        results[name] = {"seconds": round(time.monotonic() - began, 1)}
-    reference = losses["full attention in the process"]
-    for name, result in results.items():
-        result.update(_change(losses[name], reference))
-    return reference, results
 
 
 def _change(losses: np.ndarray, reference: np.ndarray) -> dict:
@@ -183,37 +174,66 @@ def _change(losses: np.ndarray, reference: np.ndarray) -> dict:
             "mean_change": float(np.abs(losses - reference).mean())}
 
 
-def compare(text: Text, client: memd.Client, wanted: list[str], block: int) -> dict:
-    """Perplexity per method; `wanted` names methods, or is ["all"]."""
-    reference, results = _in_process(text, block)
-    methods, missing = client.methods, []
-    for case in CASES:
-        if wanted != ["all"] and case.method not in wanted:
-            continue
-        if case.method not in methods:
-            missing.append(case.name)
-            continue
-        losses, result = _run(text, case, client, block, methods[case.method])
-        result.update(_change(losses, reference))
-        results[case.name] = result
-    return {"methods": results, "missing": missing, "exact_tokens": text.first}
+class Comparison:
+    """Rows by name, in the order in which they were measured; `show` is given each as soon as it is there."""
+
+    def __init__(self, text: Text, block: int, show: Callable[[str], None]):
+        self.text, self.block, self._show = text, block, show
+        self.rows: dict[str, dict] = {}
+        self.missing: list[str] = []
+        self._tokens = len(text.ids) - text.first
+        self._reference: np.ndarray | None = None
+
+    def _add(self, name: str, losses: np.ndarray, result: dict) -> None:
+        self.rows[name] = {**result, **_change(losses, self._reference)}
+        self._show(row(name, self.rows[name], self._tokens))
+
+    def in_process(self) -> None:
+        """What a model has without memd: everything, or a window."""
+        for name, attention in (("full attention in the process", self.text.exact),
+                                ("window only", self.text.exact.window(self.text.first, *WINDOW))):
+            began = time.monotonic()
+            losses = self.text.losses(attention, self.block, name)
+            if self._reference is None:
+                self._reference = losses
+            self._add(name, losses, {"seconds": round(time.monotonic() - began, 1)})
+
+    def through_memd(self, client: memd.Client, wanted: list[str]) -> None:
+        """`wanted` names methods, or is ["all"]."""
+        methods = client.methods
+        for case in CASES:
+            if wanted != ["all"] and case.method not in wanted:
+                continue
+            if case.method not in methods:
+                self.missing.append(case.name)
+                continue
+            self._add(case.name, *_run(self.text, case, client, self.block, methods[case.method]))
+
+    def table(self) -> str:
+        lines = [HEADER, *(row(name, found, self._tokens) for name, found in self.rows.items())]
+        if self.missing:
+            lines += ["", "Not in this build: " + ", ".join(self.missing)]
+        return "\n".join(lines)
+
+    def results(self) -> dict:
+        return {"methods": self.rows, "missing": self.missing, "exact_tokens": self.text.first}
 
 
-def print_comparison(comparison: dict) -> None:
-    tokens = comparison["last"]
-    print("| method | perplexity | against full | kept | read per token | of exact | ms per token | mean change of "
-          "log p | predicted error | mass from clusters, hi, lo, exact |\n|---|---|---|---|---|---|---|---|---|---|")
-    for name, row in comparison["methods"].items():
-        cells = [name, f"{row['perplexity']:.4f}", f"{row['loss']:+.3%}"]
-        read = [""] * 3
-        if "bytes" in row:
-            read = [f"{row['kept_bytes'] / 2**20:,.0f} MiB", f"{row['bytes_read'] / tokens / 2**20:,.2f} MiB",
-                    f"{row['bytes']:.1%}"]
-        cells += [*read, f"{row['seconds'] * 1000 / tokens:,.0f}", f"{row['mean_change']:.4f}"]
-        if "bytes" in row:
-            predicted, mass = row["predicted_error"], row["level_mass"]
-            cells += ["–" if predicted is None else f"{predicted:.2%}",
-                      "–" if mass is None else " ".join(f"{x:.1%}" for x in mass)]
-        print("| " + " | ".join(cells + [""] * (10 - len(cells))) + " |")
-    if comparison["missing"]:
-        print("\nNot in this build: " + ", ".join(comparison["missing"]))
+COLUMNS = ["method", "perplexity", "against full", "kept", "read per token", "of exact", "ms per token",
+           "of them memd", "mean change of log p", "predicted error", "mass from clusters, hi, lo, exact"]
+HEADER = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
+
+
+def row(name: str, found: dict, tokens: int) -> str:
+    """A line of the table; what a row in the process does not have stays empty."""
+    read, said, asked = [""] * 3, [""] * 2, ""
+    if "bytes" in found:
+        read = [f"{found['kept_bytes'] / 2**20:,.0f} MiB", f"{found['bytes_read'] / tokens / 2**20:,.2f} MiB",
+                f"{found['bytes']:.1%}"]
+        asked = f"{found['memd_seconds'] * 1000 / tokens:,.0f}"
+        predicted, mass = found["predicted_error"], found["level_mass"]
+        said = ["–" if predicted is None else f"{predicted:.2%}",
+                "–" if mass is None else " ".join(f"{x:.1%}" for x in mass)]
+    cells = [name, f"{found['perplexity']:.4f}", f"{found['loss']:+.3%}", *read,
+             f"{found['seconds'] * 1000 / tokens:,.0f}", asked, f"{found['mean_change']:.4f}", *said]
+    return f"| {' | '.join(cells)} |"

@@ -30,7 +30,7 @@ import numpy as np
 
 import memd
 from attention import FullAttention, MemdAttention, WindowAttention
-from compare import Text, compare, print_comparison
+from compare import HEADER, Comparison, Text
 from daemon import Daemon
 from llama import Llama
 from reading import Progress, describe, find_model
@@ -157,21 +157,26 @@ def report(results: dict, args: argparse.Namespace) -> None:
 
 def compare_methods(model: Llama, ids: np.ndarray, daemon: Daemon | None,
                     args: argparse.Namespace) -> None:
-    """--method all: see compare.py."""
+    """--method all: see compare.py. Rows appear on stderr as they are measured, the table on stdout at the end, and
+    also when the run is stopped: what was measured until then took long enough."""
+    def show(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
     text = Text(model, ids, args.last, args.chunk)
+    comparison = Comparison(text, args.block, show)
     try:
+        show(HEADER)
+        comparison.in_process()
         with memd.connect(args.connect or daemon.address, args.token, timeout=600) as client:
-            comparison = compare(text, client, args.method.split(","), args.block)
+            comparison.through_memd(client, args.method.split(","))
     finally:
         if daemon is not None:
             daemon.stop()
-    comparison.update(model=model.name, text=args.text, tokens=len(ids), last=args.last, block=args.block)
-    if args.json:
-        print(json.dumps(comparison, indent=2))
-        return
-    print(f"\nPerplexity of the last {args.last:,} of {len(ids):,} tokens ({args.text}), read {args.block} at a "
-          f"time; the first {text.first:,} were read exactly.\n")
-    print_comparison(comparison)
+        about = {"model": model.name, "text": args.text, "tokens": len(ids), "last": args.last, "block": args.block}
+        if args.json:
+            print(json.dumps({**comparison.results(), **about}, indent=2))
+        else:
+            print(f"\nPerplexity of the last {args.last:,} of {len(ids):,} tokens ({args.text}), read {args.block} "
+                  f"at a time; the first {text.first:,} were read exactly.\n\n{comparison.table()}")
 
 
 def main() -> None:

@@ -6,9 +6,12 @@ import importlib.util
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import memd
-from llama import Llama
+
+if TYPE_CHECKING:
+    from llama import Llama
 
 
 def find_model() -> str:

@@ -4,6 +4,7 @@ together see exactly what full attention sees, over a kill of the daemon, too.""
 import os
 import sys
 import unittest
+from unittest import mock
 
 from live import BINARY, HERE, needs_daemon
 
@@ -11,6 +12,7 @@ sys.path.insert(0, os.path.join(HERE, "..", "..", "examples", "long_document"))
 
 import numpy as np
 
+import compare
 import memd
 from attention import FullAttention, MemdAlone, MemdAttention, WindowAttention, column_mass
 from daemon import Daemon
@@ -24,6 +26,32 @@ def turn(x, positions):
     angles = np.asarray(positions)[:, None, None] * 1e4 ** (-np.arange(D // 2) / (D // 2))
     turned = (x[..., :D // 2] + 1j * x[..., D // 2:]) * np.exp(1j * angles)
     return np.concatenate([turned.real, turned.imag], axis=-1).astype(np.float32)
+
+
+class Tiny:
+    """What compare.py asks of a model, with random weights: queries, keys and values depend on the token alone."""
+
+    name, layers, H, G, D, theta = "tiny", LAYERS, H, G, D, 1e4
+    words = 50
+
+    def __init__(self):
+        rng = np.random.default_rng(SEED)
+        self.q, self.k, self.v = (rng.standard_normal((LAYERS, self.words, heads, D)).astype(np.float32)
+                                  for heads in (H, G, G))
+        self.head = rng.standard_normal((H * D, self.words)).astype(np.float32)
+
+    def rope(self, x, positions):
+        return turn(x, positions)
+
+    def forward(self, ids, start, attention):
+        positions = np.arange(start, start + len(ids))
+        return sum(attention.attend(layer, start, turn(self.q[layer, ids], positions),
+                                    turn(self.k[layer, ids], positions), self.v[layer, ids])
+                   for layer in range(LAYERS)).reshape(len(ids), -1)
+
+    def losses(self, hidden, targets):
+        scores = (hidden @ self.head).astype(float)
+        return np.log(np.exp(scores).sum(axis=1)) - scores[np.arange(len(targets)), targets]
 
 
 class LongDocument(unittest.TestCase):
@@ -115,6 +143,33 @@ class LongDocument(unittest.TestCase):
             np.testing.assert_allclose(self.read(window, 64),
                                        self.read(WindowAttention(LAYERS, 4, 100), 64), rtol=0, atol=1e-5)
             self.assertLess(window.quality.summary()["bytes"], 0.5)
+
+    @needs_daemon
+    def test_comparison(self):
+        """Rows appear as they are measured and are those of the table; exact memory, turned keys or not, changes
+        nothing."""
+        daemon = Daemon(BINARY)
+        self.addCleanup(daemon.stop)
+        model, shown = Tiny(), []
+        ids = np.random.default_rng(SEED).integers(0, Tiny.words, TOKENS)
+        comparison = compare.Comparison(compare.Text(model, ids, 40, 150), 16, shown.append)
+        cases = [compare.Case("full"), compare.Case("full", rotated=False), compare.Case("unheard-of"),
+                 compare.Case("streaming", {"window": 8}), compare.Case("snapkv", {"capacity": 64})]
+        with mock.patch.object(compare, "CASES", cases), memd.connect(daemon.address, timeout=60) as client:
+            comparison.in_process()
+            self.assertEqual(len(shown), 2)
+            comparison.through_memd(client, ["all"])
+            self.assertEqual(client.contexts(), [])
+        self.assertEqual(comparison.missing, ["unheard-of"])
+        self.assertEqual(comparison.table().splitlines()[2:-2], shown)
+        self.assertEqual(comparison.table().splitlines()[-1], "Not in this build: unheard-of")
+        rows = comparison.rows
+        for name in ("full", "full, moved"):
+            self.assertLess(rows[name]["mean_change"], 0.01, name)  # fp16
+            self.assertEqual(rows[name]["bytes"], 1)
+        self.assertGreater(rows["streaming window 8"]["mean_change"], 0.05)
+        self.assertLess(rows["streaming window 8"]["bytes"], 0.05)
+        self.assertLess(rows["snapkv capacity 64"]["bytes"], 0.2)
 
 
 if __name__ == "__main__":
