@@ -19,7 +19,7 @@
  * Rejected: states that are stored with every append (megabytes for each token of a decode), and
  * states that a builder brings up to date some time (answers that depend on the clock).
  *
- * Threads  advance alone, everything else beside each other
+ * Threads  advance and cut alone, everything else beside each other
  * Errors   MEMD_ENOMEM · MEMD_EUNSUPPORTED (a tensor that is needed was not uploaded) ·
  *          MEMD_ECORRUPT from load · what `stop` says; after an error the fold is as it was before,
  *          or further
@@ -84,6 +84,9 @@ struct fold_type {
     /* Take in rows fold->tokens … end-1; end = reach(something) ≥ fold->tokens. */
     int (*advance)(struct fold *fold, const struct fold_source *source, uint64_t end,
                    struct error *err);
+    /* Rows from `tokens` on are gone, and none of them was in the fold. For types that keep besides
+     * what they found out about rows that are not in it yet; may be NULL. */
+    void (*cut)(struct fold *fold, uint64_t tokens);
     /* Bytes that load turns into the same fold; NULL: it is made again from the rows. save: how
      * many bytes first, with NULL. */
     size_t (*save)(const struct fold *fold, unsigned char *ret_data);

@@ -223,8 +223,10 @@ void fold_drop(struct context *context, struct layer *layer)
 
 void fold_cut(struct context *context, struct layer *layer, uint64_t tokens)
 {
-    const struct fold *fold = layer->folding.fold;
-    if (fold != NULL && fold->tokens > reach(context, tokens)) fold_drop(context, layer);
+    struct fold *fold = layer->folding.fold;
+    if (fold == NULL) return;
+    if (fold->tokens > reach(context, tokens)) fold_drop(context, layer);
+    else if (fold->type->cut != NULL) fold->type->cut(fold, tokens);
 }
 
 static_assert(CONTEXT_FACTS_MAX == FOLD_FACTS_MAX + 4, "what every fold has, and every ring");

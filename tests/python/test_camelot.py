@@ -194,6 +194,21 @@ class Prefix(Camelot, unittest.TestCase):
         with self.assertRaisesRegex(memd.PositionError, "has consolidated 640"):
             past.attend(0, self.capture.q[:1], [700], [639])
 
+    def test_other_rows_after_a_cut(self):
+        """What was found out about tokens of the window does not outlive them, though the slots do."""
+        past, k, v = self.open("past", "float32"), *(x.astype(np.float32) for x in (self.capture.k, self.capture.v))
+        self.append(past, 0, 710)
+        memory, begin = self.memory(self.capture.stored("float32"), 0, consolidated(710)), consolidated(710)
+        slots = self.slots(memory, begin, 710)
+        unread = next(slot for slot in range(SLOTS) if slot not in slots)
+        position, q, member = [710], self.capture.q[-1:], memory.members[unread][-1]
+        past.truncate(702)
+        past.append(0, 702, k[[member] * 8], v[[member] * 8])
+        self.assertIn(unread, past.attend(0, q, position, position, explain=True).plan.slots(0, 0))
+        past.truncate(702)
+        self.append(past, 702, 710)
+        self.check(past, q, position, position)
+
     def test_nothing_consolidated(self):
         """As long as the window holds everything, attention is exact."""
         past = self.open("past", "float32", parameters=PARAMETERS | {"window": TOKENS})
