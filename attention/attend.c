@@ -200,8 +200,9 @@ int attend(const struct attend_args *args, struct arena *arena, const struct par
         partial_clear(ret_partial);
         return 0;
     }
-    if (args->accelerator != NULL) {
-        int answered = accelerator_attend(args->accelerator, args->window, args, ret_partial, err);
+    if (args->device != NULL && args->device->answered) return 0;
+    if (args->device != NULL) {
+        int answered = accelerator_attend(args, ret_partial, err);
         if (answered != ACCELERATOR_DECLINED) return answered;
     }
     size_t step = wave_queries(args);

@@ -20,6 +20,7 @@
 #ifndef MEMD_ATTENTION_ATTEND_H
 #define MEMD_ATTENTION_ATTEND_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -34,6 +35,21 @@ struct pool;
 struct rope;
 struct window;
 
+/* A device that is asked before the CPU (attention/cuda/accelerator.h), and what came of it. Of one
+ * call at a time. */
+struct attend_device {
+    struct accelerator *accelerator;
+    struct window *window; /* of these very rows, or NULL: all of them have to travel */
+    bool insist; /* asked for by name: however many rows have to travel, they do */
+    /* What else is stored of the same layer, where the views of the call are a part of it: the
+     * window is filled from all of it. NULL: the views are all. */
+    const struct attend_args *whole;
+    /* It was asked already, together with others (accelerator_attend_all): the answer is in the
+     * memory that attend is given. */
+    bool answered;
+    uint64_t resident; /* out: tokens below the limits that were read where they are */
+};
+
 struct attend_args {
     struct tensor q;            /* (n, H, D) */
     const uint64_t *positions;  /* (n), for rope; may be NULL when rope is */
@@ -43,9 +59,7 @@ struct attend_args {
     const struct view *views;   /* (G, view_count) */
     size_t kv_heads, view_count;
     struct pool *pool;          /* NULL: this thread alone */
-    /* Asked before the CPU (attention/cuda/accelerator.h); window: of these very rows, or NULL. */
-    struct accelerator *accelerator; /* NULL: the CPU alone */
-    struct window *window;
+    struct attend_device *device; /* asked before the CPU; NULL: the CPU alone */
     /* Asked now and then on any worker: a non-zero code ends the work with that error. May be
      * NULL. */
     int (*stop)(void *arg);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* planes_device.c — slots that change hands. */
+/* planes_device.c — slots that change hands, and memory that is there for good. */
 #include "index/planes_device.h"
 
 #include <stdbool.h>
@@ -8,7 +8,11 @@
 
 #include "attention/cuda/accelerator_state.h"
 #include "base/error.h"
+#include "index/kernels/planes_launch.h"
 #include "index/planes.h"
+#include "index/rotation.h"
+
+enum { SIGNS_BYTES = 256 };
 
 void planes_cache_init(struct planes_cache *cache)
 {
@@ -125,4 +129,79 @@ const unsigned char *planes_cache_get(struct planes_cache *cache, struct acceler
     slot->key = key;
     use(cache, slot);
     return slot->at;
+}
+
+/* ---- memory ---- */
+
+static void free_device(struct accelerator *accelerator)
+{
+    struct planes_device *on = accelerator->planes;
+    const struct device_table *table = accelerator->table;
+    void *device[] = { on->scores, on->square, on->thresholds, on->total_o, on->total_lse,
+                       on->levels, on->signs, on->histogram, on->lo_runs };
+    void *host[] = { on->picked, on->exact_ids, on->exact_positions, on->left, on->pool_lse,
+                     on->listed, on->runs };
+    planes_cache_fini(&on->cache, accelerator);
+    for (size_t i = 0; i < sizeof device / sizeof device[0]; i++)
+        if (device[i] != NULL) table->free(accelerator->device, device[i]);
+    for (size_t i = 0; i < sizeof host / sizeof host[0]; i++)
+        if (host[i] != NULL) table->free_host(accelerator->device, host[i]);
+    free(on);
+    accelerator->planes = NULL;
+}
+
+static int allocate(struct accelerator *accelerator, struct planes_device *on, struct error *err)
+{
+    const struct device_table *table = accelerator->table;
+    const size_t runs = PLANES_RUNS_MAX, rows = PLANES_QUERY_ROWS_MAX;
+    struct {
+        void **at;
+        size_t bytes;
+        bool host;
+    } wanted[] = {
+        { (void **)&on->scores, runs * LAUNCH_QUERIES * PLANES_TOKENS * sizeof(float), false },
+        { (void **)&on->square, runs * LAUNCH_QUERIES * sizeof(float), false },
+        { (void **)&on->thresholds, rows * 2 * sizeof(float), false },
+        { (void **)&on->total_o, rows * LAUNCH_HEAD_DIM * sizeof(float), false },
+        { (void **)&on->total_lse, rows * sizeof(float), false },
+        { (void **)&on->levels, runs * PLANES_TOKENS, false },
+        { (void **)&on->signs, SIGNS_BYTES, false },
+        { (void **)&on->histogram, rows * PLANES_BINS * sizeof *on->histogram, false },
+        { (void **)&on->lo_runs, runs * sizeof *on->lo_runs, false },
+        { (void **)&on->picked, runs * sizeof *on->picked, true },
+        { (void **)&on->exact_ids, runs * PLANES_TOKENS * sizeof *on->exact_ids, true },
+        { (void **)&on->exact_positions, runs * PLANES_TOKENS * sizeof(uint64_t), true },
+        { (void **)&on->left, runs * LAUNCH_QUERIES * sizeof(float), true },
+        { (void **)&on->pool_lse, STEP_POOL_ROWS_MAX * sizeof(float), true },
+        { (void **)&on->listed, runs * sizeof *on->listed, true },
+        { (void **)&on->runs, runs * sizeof *on->runs, true },
+    };
+    int rc = 0;
+    for (size_t i = 0; rc == 0 && i < sizeof wanted / sizeof wanted[0]; i++)
+        rc = (wanted[i].host ? table->alloc_host : table->alloc)(
+            accelerator->device, wanted[i].bytes, wanted[i].at, err);
+    return rc;
+}
+
+bool planes_device_open(struct accelerator *accelerator)
+{
+    struct error err = { 0 };
+    if (accelerator->planes != NULL) return true;
+    struct planes_device *on = calloc(1, sizeof *on);
+    if (on == NULL) return false;
+    planes_cache_init(&on->cache);
+    accelerator->planes = on;
+    accelerator->free_planes = free_device;
+    int rc = allocate(accelerator, on, &err);
+    unsigned char *signs = rc < 0 ? NULL : accelerator_stage(accelerator, SIGNS_BYTES);
+    if (signs != NULL) {
+        memcpy(signs, rotation_signs(0), SIGNS_BYTES / 2);
+        memcpy(signs + SIGNS_BYTES / 2, rotation_signs(1), SIGNS_BYTES / 2);
+        rc = accelerator->table->copy(accelerator->device, DEVICE_COMPUTE, on->signs, signs,
+                                      SIGNS_BYTES);
+    }
+    if (rc == 0 && signs != NULL) return true;
+    if (rc < 0) accelerator_failed(accelerator, rc, err.text);
+    free_device(accelerator);
+    return false;
 }

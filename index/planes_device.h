@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* planes_device.h — planes of sealed segments, resident on a device: a cache by content.
+/* planes_device.h — planes of sealed segments, resident on a device: a cache by content, and the
+ * memory that a query over them works in.
  *
  * An entry is the payload HI of one KV head of one segment. Its key is made of the checksums that
  * the payload carries (of its K, of its V, and of the LO that was coded with it), so that planes
@@ -15,6 +16,7 @@
 #ifndef MEMD_INDEX_PLANES_DEVICE_H
 #define MEMD_INDEX_PLANES_DEVICE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -22,7 +24,8 @@
 #include "base/map.h"
 
 struct accelerator;
-struct error;
+struct gather_run;
+struct partial_run;
 struct planes;
 struct planes_layout;
 
@@ -56,5 +59,26 @@ void planes_cache_fini(struct planes_cache *cache, struct accelerator *accelerat
 const unsigned char *planes_cache_get(struct planes_cache *cache, struct accelerator *accelerator,
                                       const struct planes_layout *layout,
                                       const struct planes *planes);
+
+/* What is kept on the device between queries: P runs, Q query rows of one. */
+enum { PLANES_RUNS_MAX = 2048, PLANES_QUERY_ROWS_MAX = 256 };
+
+struct planes_device {
+    struct planes_cache cache;
+    /* On the device. */
+    float *scores, *square, *thresholds, *total_o, *total_lse;
+    uint8_t *levels, *signs;
+    unsigned long long *histogram;
+    struct partial_run *lo_runs;
+    /* Pinned. */
+    uint32_t *picked, *exact_ids;
+    uint64_t *exact_positions;
+    float *left, *pool_lse;
+    struct gather_run *listed, *runs; /* by the device; by the host, over rows that travelled */
+};
+
+/* accelerator->planes, made once. False: the accelerator cannot have planes now. With its lock
+ * held. */
+bool planes_device_open(struct accelerator *accelerator);
 
 #endif

@@ -308,7 +308,7 @@ int progressive_attend(const struct progressive_args *args, struct arena *arena,
     assert(ret_answer->partial.head_dim == attend_args->q.shape[2]);
     if (queries == 0) return 0;
     size_t segments = progressive_segments(args);
-    if (progressive_is_exact(args, segments))
+    if (progressive_is_exact(args, segments) || progressive_device_has_all(args))
         return run_exactly(args, arena, ret_answer, err);
     float target = args->base.target_error * bound_share;
     int answered = progressive_device_attend(args, target, arena, ret_answer, err);

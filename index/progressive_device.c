@@ -1,15 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* progressive_device.c — one query over planes on a device, from lists to the quality record.
  *
- *     the CPU    rows without planes -> a partial of its own
+ *     step       rows without planes, in the resident window or travelling -> a partial
  *     device     score, weigh, merge with that: the answer so far; judge, choose, pick
  *     wait       which tokens were picked
- *     host       their exact rows into pinned memory
+ *     host       their exact rows are verified and collected, and nobody waits for that
  *     device     weigh again without them, gather_partial over them, merge
  *     wait       the answer
  *
  * What is small and goes back and forth (what was picked, errors, every lse of the pool) lies in
- * pinned memory that the device writes itself: no copies to queue for it.
+ * pinned memory that the device writes itself: no copies to queue for it. Picked rows are read
+ * straight from pinned memory too: each is read once.
+ *
+ * Others may use the device while rows are collected, which may take as long as a disk does. What
+ * they write over is made again then: the same planes give the same picks, and the device works
+ * twice for once that it would have stood still for everybody.
  *
  * Nothing is read at 8 bits here: LO would have to be on the device as well, half as much memory
  * again, for tokens that are few. They are read exactly.
@@ -31,23 +36,6 @@
 #include "index/planes_device.h"
 #include "index/rotation.h"
 
-enum { RUNS_MAX = 2048, QUERY_ROWS_MAX = 256, SIGNS_BYTES = 256 };
-
-/* What is kept on the device between queries. */
-struct planes_device {
-    struct planes_cache cache;
-    /* On the device. */
-    float *scores, *square, *thresholds, *total_o, *total_lse;
-    uint8_t *levels, *signs;
-    unsigned long long *histogram;
-    struct partial_run *lo_runs;
-    /* Pinned. */
-    uint32_t *picked, *exact_ids;
-    uint64_t *exact_positions;
-    float *left, *pool_lse;
-    struct gather_run *listed, *runs; /* by the device; by the host, over rows that travelled */
-};
-
 struct asked {
     const struct progressive_args *args;
     const struct attend_args *attend;
@@ -59,6 +47,7 @@ struct asked {
     bool *planed;               /* (view_count): from planes */
     size_t segments, chunks;    /* of query rows, per KV head */
     struct attend_args tail;    /* the other views, copied: (G, others) */
+    struct attend_device tail_device;
     const struct view **others; /* (G, others) whose copies they are */
     struct partial tail_part;   /* (n, H) */
     struct planes_launch launch;
@@ -68,84 +57,11 @@ struct asked {
     uint64_t *limits;
     uint32_t tail_row;          /* first of its rows in the pool */
     size_t control_used;
-    uint64_t picked;
+    uint64_t turn;              /* the accelerator's, when `picks` were made */
+    uint32_t *picks, *pick_ids; /* (P); of each run one after the other */
+    unsigned char *rows_picked; /* theirs, K beside V */
+    size_t picked, picked_bytes;
 };
-
-/* ---- memory ---- */
-
-static void free_device(struct accelerator *accelerator)
-{
-    struct planes_device *on = accelerator->planes;
-    const struct device_table *table = accelerator->table;
-    void *device[] = { on->scores, on->square, on->thresholds, on->total_o, on->total_lse,
-                       on->levels, on->signs, on->histogram, on->lo_runs };
-    void *host[] = { on->picked, on->exact_ids, on->exact_positions, on->left, on->pool_lse,
-                     on->listed, on->runs };
-    planes_cache_fini(&on->cache, accelerator);
-    for (size_t i = 0; i < sizeof device / sizeof device[0]; i++)
-        if (device[i] != NULL) table->free(accelerator->device, device[i]);
-    for (size_t i = 0; i < sizeof host / sizeof host[0]; i++)
-        if (host[i] != NULL) table->free_host(accelerator->device, host[i]);
-    free(on);
-    accelerator->planes = NULL;
-}
-
-static int allocate(struct accelerator *accelerator, struct planes_device *on, struct error *err)
-{
-    const struct device_table *table = accelerator->table;
-    const size_t runs = RUNS_MAX, rows = QUERY_ROWS_MAX;
-    struct {
-        void **at;
-        size_t bytes;
-        bool host;
-    } wanted[] = {
-        { (void **)&on->scores, runs * LAUNCH_QUERIES * PLANES_TOKENS * sizeof(float), false },
-        { (void **)&on->square, runs * LAUNCH_QUERIES * sizeof(float), false },
-        { (void **)&on->thresholds, rows * 2 * sizeof(float), false },
-        { (void **)&on->total_o, rows * LAUNCH_HEAD_DIM * sizeof(float), false },
-        { (void **)&on->total_lse, rows * sizeof(float), false },
-        { (void **)&on->levels, runs * PLANES_TOKENS, false },
-        { (void **)&on->signs, SIGNS_BYTES, false },
-        { (void **)&on->histogram, rows * PLANES_BINS * sizeof *on->histogram, false },
-        { (void **)&on->lo_runs, runs * sizeof *on->lo_runs, false },
-        { (void **)&on->picked, runs * sizeof *on->picked, true },
-        { (void **)&on->exact_ids, runs * PLANES_TOKENS * sizeof *on->exact_ids, true },
-        { (void **)&on->exact_positions, runs * PLANES_TOKENS * sizeof(uint64_t), true },
-        { (void **)&on->left, runs * LAUNCH_QUERIES * sizeof(float), true },
-        { (void **)&on->pool_lse, STEP_POOL_ROWS_MAX * sizeof(float), true },
-        { (void **)&on->listed, runs * sizeof *on->listed, true },
-        { (void **)&on->runs, runs * sizeof *on->runs, true },
-    };
-    int rc = 0;
-    for (size_t i = 0; rc == 0 && i < sizeof wanted / sizeof wanted[0]; i++)
-        rc = (wanted[i].host ? table->alloc_host : table->alloc)(
-            accelerator->device, wanted[i].bytes, wanted[i].at, err);
-    return rc;
-}
-
-/* Once per accelerator. False: it cannot have planes now. With lock held. */
-static bool open_device(struct accelerator *accelerator)
-{
-    struct error err = { 0 };
-    if (accelerator->planes != NULL) return true;
-    struct planes_device *on = calloc(1, sizeof *on);
-    if (on == NULL) return false;
-    planes_cache_init(&on->cache);
-    accelerator->planes = on;
-    accelerator->free_planes = free_device;
-    int rc = allocate(accelerator, on, &err);
-    unsigned char *signs = rc < 0 ? NULL : accelerator_stage(accelerator, SIGNS_BYTES);
-    if (signs != NULL) {
-        memcpy(signs, rotation_signs(0), SIGNS_BYTES / 2);
-        memcpy(signs + SIGNS_BYTES / 2, rotation_signs(1), SIGNS_BYTES / 2);
-        rc = accelerator->table->copy(accelerator->device, DEVICE_COMPUTE, on->signs, signs,
-                                      SIGNS_BYTES);
-    }
-    if (rc == 0 && signs != NULL) return true;
-    if (rc < 0) accelerator_failed(accelerator, rc, err.text);
-    free_device(accelerator);
-    return false;
-}
 
 /* ---- what is asked ---- */
 
@@ -167,16 +83,28 @@ static int admit_other(void *arg, const struct view *view, size_t row, size_t co
                          parts);
 }
 
+/* Where the resident window begins. Who insists on it wants what is in it read there, exactly. */
+static uint64_t window_begin(const struct attend_args *attend)
+{
+    if (!attend->device->insist || attend->device->window == NULL) return UINT64_MAX;
+    uint64_t end = 0, window = attend->device->accelerator->config.window_tokens;
+    for (size_t i = 0; i < attend->view_count; i++)
+        if (attend->views[i].position + attend->views[i].tokens > end)
+            end = attend->views[i].position + attend->views[i].tokens;
+    return end > window ? end - window : 0;
+}
+
 /* Which views are answered from planes? MEMD_ENOMEM. */
 static int sort_views(struct asked *asked, struct arena *arena)
 {
     const struct attend_args *attend = asked->attend;
     size_t count = attend->view_count, at = 0;
-    uint64_t least = least_limit(attend);
+    uint64_t least = least_limit(attend), begin = window_begin(attend);
     asked->planed = arena_calloc(arena, count, sizeof *asked->planed);
     if (asked->planed == NULL) return MEMD_ENOMEM;
     for (size_t i = 0; i < count; i++) {
-        bool planed = attend->views[i].position + attend->views[i].tokens <= least;
+        const struct view *view = &attend->views[i];
+        bool planed = view->position + view->tokens <= least && view->position < begin;
         for (size_t g = 0; g < attend->kv_heads; g++)
             planed &= asked->args->planes[g * count + i] != NULL;
         asked->planed[i] = planed;
@@ -194,7 +122,11 @@ static int sort_views(struct asked *asked, struct arena *arena)
     asked->tail = *attend;
     asked->tail.views = views;
     asked->tail.view_count = rest;
-    asked->tail.accelerator = NULL;
+    asked->tail_device = (struct attend_device){ .accelerator = asked->accelerator,
+                                                 .window = attend->device->window,
+                                                 .insist = attend->device->insist,
+                                                 .whole = attend };
+    asked->tail.device = &asked->tail_device;
     asked->tail.admit = attend->admit == NULL ? NULL : admit_other;
     asked->tail.admit_arg = asked;
     return 0;
@@ -204,11 +136,12 @@ static int sort_views(struct asked *asked, struct arena *arena)
 static bool is_askable(const struct progressive_args *args)
 {
     const struct attend_args *attend = &args->base.attend;
-    const struct accelerator *accelerator = attend->accelerator;
+    const struct accelerator *accelerator =
+        attend->device == NULL ? NULL : attend->device->accelerator;
     size_t rows = attend->q.shape[0] * attend->q.shape[1];
     return accelerator != NULL && atomic_load(&accelerator->on) &&
            !atomic_load(&accelerator->lost) && accelerator->config.planes_bytes > 0 &&
-           attend->q.shape[2] <= LAUNCH_HEAD_DIM && rows <= QUERY_ROWS_MAX &&
+           attend->q.shape[2] <= LAUNCH_HEAD_DIM && rows <= PLANES_QUERY_ROWS_MAX &&
            args->base.max_bytes == 0;
 }
 
@@ -298,15 +231,17 @@ static void list_parts(struct asked *asked)
     asked->begin[asked->rows] = count;
 }
 
-/* Everything that goes to the device, in its places. False: declined. With lock held. */
-static bool list_all(struct asked *asked, struct arena *arena)
+/* Everything that goes to the device, in its places. 0, ACCELERATOR_DECLINED, or what the device
+ * says. With lock held. */
+static int list_all(struct asked *asked, struct arena *arena)
 {
     struct accelerator *accelerator = asked->accelerator;
     size_t dims = asked->layout.head_dim, rows = asked->rows;
     size_t runs = asked->segments * asked->attend->kv_heads * asked->chunks;
     size_t pool = asked->segments * 3 * rows + rows;
-    if (runs > RUNS_MAX || pool > STEP_POOL_ROWS_MAX || pool * dims > STEP_POOL_FLOATS)
-        return false;
+    if (runs > PLANES_RUNS_MAX || pool > STEP_POOL_ROWS_MAX || pool * dims > STEP_POOL_FLOATS)
+        return ACCELERATOR_DECLINED;
+    asked->control_used = 0;
     float *q = control(asked, rows * dims * sizeof *q);
     float *tail = control(asked, rows * dims * sizeof *tail);
     asked->run_list = control(asked, runs * sizeof *asked->run_list);
@@ -314,9 +249,10 @@ static bool list_all(struct asked *asked, struct arena *arena)
     asked->parts = control(asked, (2 * asked->segments + 1) * rows * sizeof *asked->parts);
     asked->run_views = arena_calloc(arena, runs, sizeof *asked->run_views);
     asked->limits = control(asked, rows * sizeof *asked->limits);
-    if (asked->limits == NULL || asked->parts == NULL || asked->run_views == NULL) return false;
+    if (asked->limits == NULL || asked->parts == NULL || asked->run_views == NULL)
+        return ACCELERATOR_DECLINED;
     scan_init(&asked->scan, asked->attend, 0, asked->attend->q.shape[0], q);
-    if (!list_runs(asked)) return false;
+    if (!list_runs(asked)) return ACCELERATOR_DECLINED;
     list_parts(asked);
     float *lse = asked->on->pool_lse;
     for (size_t i = 0; i < pool; i++) lse[i] = -INFINITY;
@@ -343,7 +279,7 @@ static bool list_all(struct asked *asked, struct arena *arena)
         rc = accelerator->table->copy(accelerator->device, DEVICE_COMPUTE,
                                       accelerator->pool_o + asked->tail_row * dims,
                                       on_device(asked, tail), rows * dims * sizeof *tail);
-    return rc == 0;
+    return rc;
 }
 
 /* ---- on the device ---- */
@@ -385,51 +321,93 @@ static int judge(struct asked *asked, struct error *err)
                   : wait_for(asked->accelerator, err);
 }
 
-/* The exact rows of what was picked, into pinned memory and lists. 0, ACCELERATOR_DECLINED when
- * they are too many, or what `admit` says. */
-static int pack_picked(struct asked *asked, size_t *ret_bytes, struct error *err)
+/* What was picked, remembered where nobody writes over it. 0, or ACCELERATOR_DECLINED. */
+static int note_picks(struct asked *asked, struct arena *arena)
 {
-    struct accelerator *accelerator = asked->accelerator;
-    struct planes_device *on = asked->on;
-    size_t half = asked->layout.head_dim * dtype_bytes(asked->attend->views[0].dtype), used = 0;
-    for (uint32_t i = 0; i < asked->launch.count; i++) {
-        const struct planes_run *run = &asked->run_list[i];
-        const struct view *view = asked->run_views[i];
-        const uint32_t *ids = on->exact_ids + (size_t)i * PLANES_TOKENS;
-        const unsigned char *k = view->k, *v = view->v;
-        if (used + on->picked[i] * 2 * half > accelerator->config.travel_bytes)
-            return ACCELERATOR_DECLINED;
-        on->runs[i] = (struct gather_run){
-            .rows = { .k = accelerator->travel_device + used,
-                      .v = accelerator->travel_device + used + half,
-                      .k_stride_bytes = (uint32_t)(2 * half),
-                      .v_stride_bytes = (uint32_t)(2 * half), .k_dtype = view->dtype,
-                      .v_dtype = view->dtype },
-            .ids = accelerator->identity,
-            .positions = on->exact_positions + (size_t)i * PLANES_TOKENS, .count = on->picked[i],
-            .query = run->query, .queries = run->queries,
-            .result = run->result + 2 * run->queries };
-        for (uint32_t row = 0; row < on->picked[i]; row++, used += 2 * half) {
-            if (!scan_admit(&asked->scan, view, ids[row], 1, VIEW_K | VIEW_V))
-                return scan_stopped(&asked->scan, err);
-            memcpy(accelerator->travel + used, k + ids[row] * view->k_stride_bytes, half);
-            memcpy(accelerator->travel + used + half, v + ids[row] * view->v_stride_bytes, half);
-        }
-        asked->picked += on->picked[i];
+    const struct planes_device *on = asked->on;
+    size_t runs = asked->launch.count, total = 0, at = 0;
+    size_t row_bytes = 2 * asked->layout.head_dim * dtype_bytes(asked->attend->views[0].dtype);
+    for (size_t i = 0; i < runs; i++) total += on->picked[i];
+    asked->picked = total;
+    asked->picked_bytes = total * row_bytes;
+    if (asked->picked_bytes > asked->accelerator->config.travel_bytes) return ACCELERATOR_DECLINED;
+    asked->picks = arena_alloc(arena, runs * sizeof *asked->picks);
+    asked->pick_ids = arena_alloc(arena, total * sizeof *asked->pick_ids);
+    asked->rows_picked = arena_alloc(arena, asked->picked_bytes);
+    if (asked->picks == NULL || asked->pick_ids == NULL || asked->rows_picked == NULL)
+        return ACCELERATOR_DECLINED;
+    for (size_t i = 0; i < runs; at += asked->picks[i++]) {
+        asked->picks[i] = on->picked[i];
+        memcpy(asked->pick_ids + at, on->exact_ids + i * PLANES_TOKENS,
+               on->picked[i] * sizeof *asked->pick_ids);
     }
-    *ret_bytes = used;
     return 0;
 }
 
-static int refine(struct asked *asked, size_t bytes, struct error *err)
+/* Have the same tokens been picked again? */
+static bool same_picks(const struct asked *asked)
+{
+    const struct planes_device *on = asked->on;
+    const uint32_t *ids = asked->pick_ids;
+    for (size_t i = 0; i < asked->launch.count; ids += asked->picks[i++])
+        if (on->picked[i] != asked->picks[i] ||
+            memcmp(ids, on->exact_ids + i * PLANES_TOKENS, asked->picks[i] * sizeof *ids) != 0)
+            return false;
+    return true;
+}
+
+/* The exact rows of what was picked. Without the lock: they are verified, and may have to come from
+ * a disk. 0, or what the caller's functions say. */
+static int collect(struct asked *asked, struct error *err)
+{
+    const struct attend_args *attend = asked->attend;
+    size_t half = asked->layout.head_dim * dtype_bytes(attend->views[0].dtype);
+    unsigned char *to = asked->rows_picked;
+    const uint32_t *ids = asked->pick_ids;
+    for (size_t i = 0; i < asked->launch.count; ids += asked->picks[i++]) {
+        const struct view *view = asked->run_views[i];
+        const unsigned char *k = view->k, *v = view->v;
+        int stopped = attend->stop == NULL ? 0 : attend->stop(attend->stop_arg);
+        if (stopped < 0) return error_set(err, stopped, "attend: %s", error_text(stopped));
+        for (uint32_t row = 0; row < asked->picks[i]; row++, to += 2 * half) {
+            if (!scan_admit(&asked->scan, view, ids[row], 1, VIEW_K | VIEW_V))
+                return scan_stopped(&asked->scan, err);
+            memcpy(to, k + ids[row] * view->k_stride_bytes, half);
+            memcpy(to + half, v + ids[row] * view->v_stride_bytes, half);
+        }
+    }
+    return 0;
+}
+
+/* They into pinned memory, which the device reads, and into lists. */
+static void list_picked(struct asked *asked)
+{
+    struct accelerator *accelerator = asked->accelerator;
+    struct planes_device *on = asked->on;
+    uint32_t dtype = asked->attend->views[0].dtype;
+    size_t half = asked->layout.head_dim * dtype_bytes(dtype), used = 0;
+    memcpy(accelerator->travel, asked->rows_picked, asked->picked_bytes);
+    for (uint32_t i = 0; i < asked->launch.count; i++) {
+        const struct planes_run *run = &asked->run_list[i];
+        on->runs[i] = (struct gather_run){
+            .rows = { .k = accelerator->travel + used, .v = accelerator->travel + used + half,
+                      .k_stride_bytes = (uint32_t)(2 * half),
+                      .v_stride_bytes = (uint32_t)(2 * half), .k_dtype = dtype,
+                      .v_dtype = dtype },
+            .ids = accelerator->identity,
+            .positions = on->exact_positions + (size_t)i * PLANES_TOKENS, .count = asked->picks[i],
+            .query = run->query, .queries = run->queries,
+            .result = run->result + 2 * run->queries };
+        used += asked->picks[i] * 2 * half;
+    }
+}
+
+static int refine(struct asked *asked, struct error *err)
 {
     struct accelerator *accelerator = asked->accelerator;
     const struct device_table *table = accelerator->table;
     asked->launch.again = 1;
     int rc = stage(asked, PLANES_WEIGH);
-    if (rc == 0)
-        rc = table->copy(accelerator->device, DEVICE_COMPUTE, accelerator->travel_device,
-                         accelerator->travel, bytes);
     if (rc == 0)
         rc = table->gather(
             accelerator->device, DEVICE_COMPUTE,
@@ -492,37 +470,80 @@ static void fill_quality(const struct asked *asked, struct index_quality *qualit
     quality->bytes[INDEX_EXACT] += 2 * asked->picked * row_bytes + tail.bytes;
 }
 
-/* With lock held. */
-static int ask(struct asked *asked, struct arena *arena, const struct index_answer *ret_answer,
-               struct error *err)
+/* What the device did not do is the CPU's to do. */
+static int declined(struct asked *asked, int rc, const struct error *why)
+{
+    if (rc < 0) accelerator_failed(asked->accelerator, rc, why->text);
+    return ACCELERATOR_DECLINED;
+}
+
+/* Up to what was picked. 0 or ACCELERATOR_DECLINED. With lock held. */
+static int ask_first(struct asked *asked, struct arena *arena)
 {
     struct accelerator *accelerator = asked->accelerator;
     struct error why = { 0 };
-    size_t bytes = 0;
-    const struct attend_args *attend = asked->attend;
-    int stopped = attend->stop == NULL ? 0 : attend->stop(attend->stop_arg);
-    if (stopped < 0) return error_set(err, stopped, "attend: %s", error_text(stopped));
-    if (atomic_load(&accelerator->lost) || !open_device(accelerator))
+    if (atomic_load(&accelerator->lost) || !planes_device_open(accelerator))
         return ACCELERATOR_DECLINED;
     asked->on = accelerator->planes;
     asked->on->cache.asking++;
-    if (!list_all(asked, arena) || atomic_load(&accelerator->lost))
-        return ACCELERATOR_DECLINED;
-    int rc = judge(asked, &why);
-    if (rc == 0) {
-        rc = pack_picked(asked, &bytes, err);
-        if (rc != 0) return rc;
-        rc = refine(asked, bytes, &why);
-    }
-    if (rc < 0) {
-        accelerator_failed(accelerator, rc, why.text);
-        return ACCELERATOR_DECLINED;
-    }
+    asked->turn = ++accelerator->turn;
+    asked->launch.again = 0;
+    int rc = list_all(asked, arena);
+    if (rc < 0) error_set(&why, rc, "lists could not be sent");
+    if (rc == 0 && atomic_load(&accelerator->lost)) rc = ACCELERATOR_DECLINED;
+    if (rc == 0) rc = judge(asked, &why);
+    return rc == 0 ? 0 : declined(asked, rc, &why);
+}
+
+/* The answer. 0 or ACCELERATOR_DECLINED. With lock held. */
+static int ask_again(struct asked *asked, struct arena *arena,
+                     const struct index_answer *ret_answer)
+{
+    struct accelerator *accelerator = asked->accelerator;
+    struct error why = { 0 };
+    int rc = 0;
+    if (atomic_load(&accelerator->lost)) return ACCELERATOR_DECLINED;
+    if (accelerator->turn != asked->turn) rc = ask_first(asked, arena);
+    if (rc == 0 && !same_picks(asked)) rc = ACCELERATOR_DECLINED;
+    if (rc != 0) return rc;
+    list_picked(asked);
+    rc = refine(asked, &why);
+    if (rc < 0) return declined(asked, rc, &why);
+    accelerator->turn++;
     hand_out(asked, ret_answer);
     fill_quality(asked, ret_answer->quality);
+    asked->attend->device->resident = asked->tail_device.resident;
     ACCELERATOR_COUNT(accelerator, planes_steps_total, 1);
-    ACCELERATOR_COUNT(accelerator, travelled_bytes_total, bytes);
+    ACCELERATOR_COUNT(accelerator, travelled_bytes_total, asked->picked_bytes);
     return 0;
+}
+
+static int ask(struct asked *asked, struct arena *arena, const struct index_answer *ret_answer,
+               struct error *err)
+{
+    pthread_mutex_t *lock = &asked->accelerator->lock;
+    const struct attend_args *attend = asked->attend;
+    int stopped = attend->stop == NULL ? 0 : attend->stop(attend->stop_arg);
+    if (stopped < 0) return error_set(err, stopped, "attend: %s", error_text(stopped));
+    pthread_mutex_lock(lock);
+    int rc = ask_first(asked, arena);
+    if (rc == 0) rc = note_picks(asked, arena);
+    pthread_mutex_unlock(lock);
+    if (rc == 0) rc = collect(asked, err);
+    if (rc != 0) return rc;
+    pthread_mutex_lock(lock);
+    rc = ask_again(asked, arena, ret_answer);
+    pthread_mutex_unlock(lock);
+    return rc;
+}
+
+bool progressive_device_has_all(const struct progressive_args *args)
+{
+    const struct attend_args *attend = &args->base.attend;
+    uint64_t begin = is_askable(args) ? window_begin(attend) : UINT64_MAX;
+    for (size_t i = 0; i < attend->view_count; i++)
+        if (attend->views[i].position < begin) return false;
+    return true;
 }
 
 int progressive_device_attend(const struct progressive_args *args, float target,
@@ -532,8 +553,9 @@ int progressive_device_attend(const struct progressive_args *args, float target,
     const struct attend_args *attend = &args->base.attend;
     if (!is_askable(args)) return ACCELERATOR_DECLINED;
     size_t rows = attend->q.shape[0] * attend->q.shape[1];
-    struct asked asked = { .args = args, .attend = attend, .accelerator = attend->accelerator,
-                           .rows = rows, .rows_per_head = rows / attend->kv_heads,
+    struct asked asked = { .args = args, .attend = attend,
+                           .accelerator = attend->device->accelerator, .rows = rows,
+                           .rows_per_head = rows / attend->kv_heads,
                            .launch = { .target = target } };
     asked.chunks = (asked.rows_per_head + LAUNCH_QUERIES - 1) / LAUNCH_QUERIES;
     planes_layout_init(attend->q.shape[2], &asked.layout);
@@ -542,10 +564,7 @@ int progressive_device_attend(const struct progressive_args *args, float target,
     if (asked.segments == 0) return ACCELERATOR_DECLINED;
     rc = answer_tail(&asked, arena, err);
     if (rc < 0) return rc;
-    pthread_mutex_lock(&attend->accelerator->lock);
     rc = ask(&asked, arena, ret_answer, err);
-    pthread_mutex_unlock(&attend->accelerator->lock);
-    if (rc == ACCELERATOR_DECLINED)
-        ACCELERATOR_COUNT(attend->accelerator, declined_total, 1);
+    if (rc == ACCELERATOR_DECLINED) ACCELERATOR_COUNT(asked.accelerator, declined_total, 1);
     return rc;
 }

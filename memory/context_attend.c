@@ -340,10 +340,10 @@ int context_answer(struct context *context, const struct query *query, struct ar
     if (rc == 0) rc = context_ask(context, query, arena, &asking, err);
     if (rc < 0) return rc;
     struct index_answer answer = { .partial = *ret_partial, .quality = &asking.quality };
-    if (!query->no_wait) { /* the loop does not wait for a device */
-        asking.reading.accelerator = context->catalog->accelerator;
-        asking.reading.window = context->layers[query->layer].window;
-    }
+    struct attend_device device = { .accelerator = context->catalog->accelerator,
+                                    .window = context->layers[asking.layer].window };
+    /* The loop does not wait for a device. */
+    if (device.accelerator != NULL && !query->no_wait) asking.reading.device = &device;
     rc = context->method->attend(context->method, &asking.reading, arena, &answer, err);
     /* Rows that are states cannot be scored as they are. */
     if (rc == 0 && query->plan != NULL && context->method->state_width == NULL)

@@ -1,11 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* accelerator.c — opening, losing and sharing a device.
- *
- * Steps that are asked for at the same time are joined by their threads themselves: who comes and
- * finds nobody leading takes the whole queue along; the others sleep until their answer is there.
- * So one client pays for no batching, and many get larger launches the busier the device is. A
- * thread of the accelerator's own would cost two switches per step; a timer that waits for company
- * would cost everybody its length.
+/* accelerator.c — opening, losing and describing a device.
  *
  * A device is lost for good: errors of CUDA that reach `finish` are sticky, and the context of the
  * process with the driver is broken. Running out of memory is not: a window goes without.
@@ -206,92 +200,4 @@ bool accelerator_describe(struct accelerator *accelerator, char *ret_name, char 
 const char *accelerator_backend(const struct accelerator *accelerator)
 {
     return accelerator->table->name;
-}
-
-/* ---- steps that are asked for together ---- */
-
-/* Could it be worth it? From the shapes alone. */
-static bool is_worth_it(const struct accelerator *accelerator, const struct window *window,
-                        const struct attend_args *args)
-{
-    size_t head_dim = args->q.shape[2];
-    uint64_t rows = 0, at_hand = 0, highest = 0;
-    if (!atomic_load(&accelerator->on) || atomic_load(&accelerator->lost)) return false;
-    if (head_dim > LAUNCH_HEAD_DIM || args->q.shape[0] * args->q.shape[1] * head_dim >
-                                          STEP_QUERY_FLOATS)
-        return false;
-    for (size_t i = 0; i < args->q.shape[0]; i++)
-        if (args->limits[i] > highest) highest = args->limits[i];
-    for (size_t i = 0; i < args->view_count; i++)
-        if (args->views[i].position < highest) rows += args->views[i].tokens;
-    if (window != NULL)
-        at_hand = (uint64_t)accelerator->config.sink_tokens + accelerator->config.window_tokens;
-    return rows > 0 && rows <= at_hand + STEP_TRAVEL_ROWS_MAX;
-}
-
-/* The item has its answer, or has none: its thread goes on, and it is no longer there. */
-static void give(struct accelerator *accelerator, struct step_item *item, int rc)
-{
-    pthread_mutex_lock(&accelerator->queue_lock);
-    item->rc = rc;
-    item->done = true;
-    pthread_cond_broadcast(&accelerator->moved);
-    pthread_mutex_unlock(&accelerator->queue_lock);
-}
-
-/* The first items of the list that fit into a batch, answered. With lock held. */
-static void run_some(struct accelerator *accelerator, struct list_link *taken)
-{
-    struct step_batch *batch = &accelerator->batch;
-    batch->item_count = 0;
-    LIST_FOR_SAFE (link, after, taken) {
-        struct step_item *item = LIST_ENTRY(link, struct step_item, link);
-        int rc = step_add(accelerator, item);
-        if (rc == MEMD_ELIMIT && batch->item_count > 0) break; /* the next batch */
-        list_remove(link);
-        if (rc != 0) give(accelerator, item, rc == MEMD_ELIMIT ? ACCELERATOR_DECLINED : rc);
-    }
-    if (batch->item_count == 0) return;
-    int rc = step_run(accelerator);
-    for (uint32_t i = 0; i < batch->item_count; i++) give(accelerator, batch->items[i], rc);
-}
-
-/* Everybody who waits is answered. With queue_lock held, which is let go meanwhile. */
-static void lead(struct accelerator *accelerator)
-{
-    struct list_link taken;
-    list_init(&taken);
-    accelerator->leading = true;
-    pthread_mutex_unlock(&accelerator->queue_lock);
-    pthread_mutex_lock(&accelerator->lock);
-    pthread_mutex_lock(&accelerator->queue_lock); /* who came while others used the device, too */
-    for (struct list_link *link; (link = list_take_first(&accelerator->queue)) != NULL;)
-        list_append(&taken, link);
-    pthread_mutex_unlock(&accelerator->queue_lock);
-    while (!list_empty(&taken)) run_some(accelerator, &taken);
-    pthread_mutex_unlock(&accelerator->lock);
-    pthread_mutex_lock(&accelerator->queue_lock);
-    accelerator->leading = false;
-    pthread_cond_broadcast(&accelerator->moved);
-}
-
-int accelerator_attend(struct accelerator *accelerator, struct window *window,
-                       const struct attend_args *args, const struct partial *ret_partial,
-                       struct error *err)
-{
-    struct step_item item = { .args = args, .window = window, .ret_partial = ret_partial };
-    if (!is_worth_it(accelerator, window, args)) {
-        ACCELERATOR_COUNT(accelerator, declined_total, 1);
-        return ACCELERATOR_DECLINED;
-    }
-    pthread_mutex_lock(&accelerator->queue_lock);
-    list_append(&accelerator->queue, &item.link);
-    while (!item.done) {
-        if (accelerator->leading) pthread_cond_wait(&accelerator->moved, &accelerator->queue_lock);
-        else lead(accelerator);
-    }
-    pthread_mutex_unlock(&accelerator->queue_lock);
-    if (item.rc == 0) ACCELERATOR_COUNT(accelerator, steps_total, 1);
-    if (item.rc == ACCELERATOR_DECLINED) ACCELERATOR_COUNT(accelerator, declined_total, 1);
-    return item.rc < 0 ? error_set(err, item.rc, "%s", item.err.text) : item.rc;
 }

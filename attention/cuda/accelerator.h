@@ -12,7 +12,8 @@
  *            with it on the device. Only (o, lse) leaves. Steps that are asked for at the same time
  *            are joined: one launch over all their contexts, heads and splits.
  * Declined   when more rows would have to travel than the CPU can as well read itself, head_dim
- *            above 256, a device that is lost or switched off.
+ *            above 256, a device that is lost or switched off. Who insists (struct attend_device)
+ *            gets them all sent, some thousand rows at a time; others have their turn in between.
  * Window     the first tokens of a layer (sinks) and a ring of its newest, on the device, fed by
  *            Append and brought up to date by a step that finds rows missing: after a restart,
  *            after it had to make room (least recently used first, when all windows together pass
@@ -21,6 +22,9 @@
  *
  * Memory   everything is allocated in accelerator_open, but the memory of windows: then as far as
  *          window_bytes goes, afterwards it changes hands
+ * Capture  what a step queues, up to its one wait for the compute stream, may be captured into a
+ *          graph: no allocation, no copy of pageable memory, the transfer stream begins and ends in
+ *          events of the compute stream, and equal steps queue equal calls
  * Threads  any, concurrently. A window is used by several at once, but freed by one
  * Errors   accelerator_open: what the device says, MEMD_ENOMEM. accelerator_attend: only what
  *          `stop` and `admit` of the caller return
@@ -35,11 +39,11 @@
 #include <stdint.h>
 
 #include "attention/cuda/device.h"
+#include "attention/softmax.h"
+#include "base/error.h"
 
 struct accelerator;
 struct attend_args;
-struct error;
-struct partial;
 struct rope;
 struct tensor;
 struct window;
@@ -109,11 +113,22 @@ void window_feed(struct window *window, uint64_t position, const struct tensor *
 /* Rows from `tokens` on are gone. */
 void window_cut(struct window *window, uint64_t tokens);
 
-/* As attend(), whose args these are; window may be NULL: then all rows travel. 0,
- * ACCELERATOR_DECLINED, or an error of the caller's own. */
-int accelerator_attend(struct accelerator *accelerator, struct window *window,
-                       const struct attend_args *args, const struct partial *ret_partial,
+/* As attend(), whose args these are, of args->device. 0, ACCELERATOR_DECLINED, or an error of the
+ * caller's own. `admit` is asked by this thread, before anybody waits for it, for what is not in
+ * the window; rows are copied by the thread that leads the batch. */
+int accelerator_attend(const struct attend_args *args, const struct partial *ret_partial,
                        struct error *err);
+
+/* The same for several, of one accelerator: one launch does all of them, of however many contexts,
+ * as far as they fit (64, one head_dim, one rope). rc of each as above; what would have to go in
+ * pieces is declined. */
+struct accelerator_step {
+    const struct attend_args *args;
+    struct partial partial; /* of the caller: the answer */
+    int rc;
+    struct error err;
+};
+void accelerator_attend_all(struct accelerator_step *steps, size_t count);
 
 /* plugin.c: the table of a plugin, loaded for good. MEMD_EUNSUPPORTED with the reason. */
 int accelerator_load_plugin(const char *path, const struct device_table **ret_table,

@@ -42,8 +42,9 @@ struct window {
     size_t key_row_bytes, value_row_bytes; /* of one token, all heads */
     uint32_t key_dtype;           /* fp32 where keys are rotated when they come */
     unsigned char *keys, *values; /* (sinks + ring, G, D) on the device; NULL: demoted */
-    uint64_t sinks;               /* tokens 0 … sinks-1 are there */
-    uint64_t from, to;            /* tokens from … to-1 are in the ring, token t in slot t % ring */
+    /* Written with lock held; who looks without it learns what was so a moment ago. */
+    _Atomic uint64_t sinks;       /* tokens 0 … sinks-1 are there */
+    _Atomic uint64_t from, to;    /* tokens from … to-1 are in the ring, token t in slot t % ring */
     uint64_t batch;               /* number of the latest batch that reads it */
 };
 
@@ -52,10 +53,13 @@ struct window {
 struct step_item {
     struct list_link link;
     const struct attend_args *args;
-    struct window *window;
-    const struct partial *ret_partial;
+    size_t first_view, view_end; /* of args' views, per KV head: what this step is about */
+    struct window *window;       /* or NULL */
+    struct partial partial;      /* of the caller */
+    bool adds;                   /* to what stands in `partial` */
     struct scan scan;
     uint32_t first_answer; /* its rows in the batch's answer */
+    uint64_t resident;     /* tokens that are read in the window */
     int rc;
     struct error err;
     bool done;
@@ -105,6 +109,7 @@ struct accelerator {
     float *pool_o, *pool_lse;                /* device */
     float *answer_o, *answer_lse;            /* pinned: the merge writes them there */
     uint64_t *turns;                         /* (TURNS_MAX) of the batch's rope; pinned */
+    uint64_t turn; /* grows whenever somebody writes into what stands above */
     struct planes_device *planes;            /* what index/ keeps there, or NULL */
     void (*free_planes)(struct accelerator *accelerator);
 
@@ -130,6 +135,26 @@ void accelerator_failed(struct accelerator *accelerator, int code, const char *w
  * held. */
 void *accelerator_stage(struct accelerator *accelerator, size_t bytes);
 
+/* Rows of a view, a piece at a time: all in the item's window or all not. */
+struct step_piece {
+    const struct view *view; /* NULL before the first */
+    size_t row, count;
+    bool resident;
+};
+/* The next one below `limit`; false behind the last. */
+bool step_next_piece(const struct step_item *item, const struct view *view, uint64_t limit,
+                     struct step_piece *piece);
+
+/* What the item's window is filled from: its views, or more of the same layer. */
+const struct attend_args *step_source(const struct step_item *item);
+
+/* Do both turn alike? Contexts have their own. */
+bool step_same_rope(const struct rope *rope, const struct rope *other);
+
+/* Tokens that the window would take from the item's views, if it were brought up to date now:
+ * sinks … ret_sinks_end-1 and ret_from … ret_end-1. A guess without the lock. */
+void window_wanted(const struct window *window, const struct step_item *item,
+                   uint64_t *ret_sinks_end, uint64_t *ret_from, uint64_t *ret_end);
 /* Has the item rows that its window lacks? */
 bool window_is_behind(const struct window *window, const struct step_item *item);
 /* Bring the window up to the rows that the item's views have. False: it cannot be used now. With

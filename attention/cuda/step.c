@@ -1,8 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* step.c — a batch of steps: listed on the host, sent off at once, merged on the device.
  *
- *     transfer stream    travelling rows ────────────┐ event
- *     compute stream     lists → window's runs ······└→ travelling runs → merge → (o, lse)
+ *     transfer stream  ┌→ travelling rows ────────────┐ event
+ *     compute stream   └─ lists → window's runs ······└→ travelling runs → merge → (o, lse)
+ *
+ * The transfer stream begins behind an event of the compute stream: not because it has to wait for
+ * anything, but because a stream that is captured into a graph must begin inside the capture.
  *
  * A list says for every run which rows and which query rows; the kernels know nothing of contexts.
  * What the lists hold is copied together, once. The window's runs do not wait for the rows that
@@ -19,7 +22,7 @@
 #include "attention/cuda/accelerator_state.h"
 #include "base/error.h"
 
-enum { TRAVELLED = 0 /* the event of the batch */ };
+enum { FORKED, TRAVELLED }; /* events of the batch */
 
 static uint32_t divide_up(size_t a, size_t b)
 {
@@ -33,62 +36,60 @@ struct demand {
     uint32_t queries;      /* rows */
     uint32_t chunks;       /* of up to LAUNCH_QUERIES query rows, over all KV heads */
     uint32_t window_runs, travel_runs, travel_rows;
+    uint64_t resident;     /* tokens */
 };
 
 /* Token `position` is in the window. */
 static bool has(const struct window *window, uint64_t position)
 {
-    if (window == NULL || window->keys == NULL) return false;
+    if (window == NULL) return false;
     return position < window->sinks || (position >= window->from && position < window->to);
 }
 
-/* The first position at or behind `position` where has() changes. */
+/* The first position behind `position` where has() changes. */
 static uint64_t change(const struct window *window, uint64_t position)
 {
     uint64_t next = UINT64_MAX;
-    if (window == NULL || window->keys == NULL) return next;
+    if (window == NULL) return next;
     uint64_t edges[] = { window->sinks, window->from, window->to };
     for (size_t i = 0; i < sizeof edges / sizeof edges[0]; i++)
         if (edges[i] > position && edges[i] < next) next = edges[i];
     return next;
 }
 
-/* Rows of a view below `limit`, a piece at a time: all in the window or all not. */
-struct piece {
-    const struct view *view;
-    size_t row, count;
-    bool resident;
-};
-
-static bool next_piece(const struct step_item *item, const struct view *view, struct piece *piece)
+bool step_next_piece(const struct step_item *item, const struct view *view, uint64_t limit,
+                     struct step_piece *piece)
 {
     size_t row = piece->view == view ? piece->row + piece->count : 0;
-    uint64_t limit = item->scan.limit_max, at = view->position + row;
+    uint64_t at = view->position + row;
     uint64_t end = view->position + view->tokens < limit ? view->position + view->tokens : limit;
     if (at >= end) return false;
     uint64_t to = change(item->window, at);
-    *piece = (struct piece){ .view = view, .row = row, .resident = has(item->window, at),
-                             .count = (size_t)((to < end ? to : end) - at) };
+    *piece = (struct step_piece){ .view = view, .row = row, .resident = has(item->window, at),
+                                  .count = (size_t)((to < end ? to : end) - at) };
     return true;
 }
 
 static void measure(const struct step_item *item, struct demand *ret_demand)
 {
     const struct attend_args *args = item->args;
-    size_t rows = args->q.shape[0] * item->scan.group, resident = 0, away = 0;
-    for (size_t i = 0; i < args->view_count; i++) {
-        struct piece piece = { .view = NULL };
-        while (next_piece(item, &args->views[i], &piece))
+    size_t rows = args->q.shape[0] * item->scan.group, resident = 0, away = 0, runs = 0;
+    for (size_t i = item->first_view; i < item->view_end; i++) {
+        struct step_piece piece = { .view = NULL };
+        while (step_next_piece(item, &args->views[i], item->scan.limit_max, &piece)) {
             *(piece.resident ? &resident : &away) += piece.count;
+            /* Of a piece one more, where the ring begins again inside it. */
+            if (piece.resident) runs += divide_up(piece.count, STEP_SPLIT_ROWS) + 1;
+        }
     }
     uint32_t chunks = (uint32_t)args->kv_heads * divide_up(rows, LAUNCH_QUERIES);
     *ret_demand = (struct demand){
         .queries = (uint32_t)(rows * args->kv_heads),
         .chunks = chunks,
-        /* sinks, and a ring that begins anywhere: three stretches */
-        .window_runs = resident == 0 ? 0 : chunks * (divide_up(resident, STEP_SPLIT_ROWS) + 3),
+        .window_runs = chunks * (uint32_t)runs,
         .travel_runs = chunks * divide_up(away, STEP_SPLIT_ROWS),
         .travel_rows = (uint32_t)(away < UINT32_MAX ? away : UINT32_MAX),
+        .resident = resident,
     };
 }
 
@@ -119,7 +120,7 @@ struct travel {
 
 /* One piece of them into pinned memory, from row `row` of KV head g on. */
 static void pack_piece(struct accelerator *accelerator, const struct travel *travel,
-                       const struct piece *piece, size_t g, uint32_t row)
+                       const struct step_piece *piece, size_t g, uint32_t row)
 {
     const struct view *view = piece->view;
     const unsigned char *k = view->k, *v = view->v;
@@ -140,16 +141,18 @@ static bool pack_rows(struct accelerator *accelerator, struct step_item *item,
                       const struct travel *travel)
 {
     const struct attend_args *args = item->args;
+    size_t views = item->view_end - item->first_view;
     uint32_t row = 0;
-    for (size_t i = 0; i < args->kv_heads * args->view_count; i++) {
-        const struct view *view = &args->views[i];
-        struct piece piece = { .view = NULL };
-        if (i % args->view_count == 0) row = 0; /* the next head */
-        while (next_piece(item, view, &piece)) {
+    for (size_t i = 0; i < args->kv_heads * views; i++) {
+        size_t g = i / views;
+        const struct view *view = &args->views[g * args->view_count + item->first_view + i % views];
+        struct step_piece piece = { .view = NULL };
+        if (i % views == 0) row = 0; /* the next head */
+        while (step_next_piece(item, view, item->scan.limit_max, &piece)) {
             if (piece.resident) continue;
             if (!scan_admit(&item->scan, view, piece.row, piece.count, VIEW_K | VIEW_V))
                 return false;
-            pack_piece(accelerator, travel, &piece, i / args->view_count, row);
+            pack_piece(accelerator, travel, &piece, g, row);
             row += (uint32_t)piece.count;
         }
     }
@@ -185,23 +188,38 @@ static void list_window(struct step_batch *batch, const struct window *window,
     }
 }
 
-/* What of the window lies below `limit`. */
-static void list_window_all(struct accelerator *accelerator, const struct step_item *item,
-                            const struct chunk *chunk, uint64_t limit)
+/* Tokens begin … end-1, all of which are there. */
+static void list_stretch(struct accelerator *accelerator, const struct window *window,
+                         const struct chunk *chunk, uint64_t begin, uint64_t end)
 {
-    const struct window *window = item->window;
-    struct step_batch *batch = &accelerator->batch;
-    if (window == NULL || window->keys == NULL) return;
     uint64_t ring = accelerator->config.window_tokens, sinks = window->sinks;
-    if (sinks > limit) sinks = limit;
-    list_window(batch, window, chunk, 0, sinks, 0);
-    uint64_t at = window->from > sinks ? window->from : sinks, to = window->to;
-    if (to > limit) to = limit;
-    while (at < to) {
-        uint64_t slot = at % ring, count = to - at < ring - slot ? to - at : ring - slot;
-        list_window(batch, window, chunk, at, count, accelerator->config.sink_tokens + slot);
-        at += count;
+    for (uint64_t at = begin, count = 0; at < end; at += count) {
+        uint64_t slot = at < sinks ? at : accelerator->config.sink_tokens + at % ring;
+        uint64_t room = at < sinks ? sinks - at : ring - at % ring;
+        count = end - at < room ? end - at : room;
+        list_window(&accelerator->batch, window, chunk, at, count, slot);
     }
+}
+
+/* What the item's views have of the window; of neighbours one stretch, so that runs are long. */
+static void list_resident(struct accelerator *accelerator, const struct step_item *item,
+                          const struct chunk *chunk)
+{
+    uint64_t begin = 0, end = 0;
+    if (item->resident == 0) return;
+    for (size_t i = item->first_view; i < item->view_end; i++) {
+        struct step_piece piece = { .view = NULL };
+        while (step_next_piece(item, &item->args->views[i], item->scan.limit_max, &piece)) {
+            uint64_t at = piece.view->position + piece.row;
+            if (!piece.resident) continue;
+            if (at != end) {
+                list_stretch(accelerator, item->window, chunk, begin, end);
+                begin = at;
+            }
+            end = at + piece.count;
+        }
+    }
+    list_stretch(accelerator, item->window, chunk, begin, end);
 }
 
 static void list_travel(struct accelerator *accelerator, const struct chunk *chunk,
@@ -244,11 +262,6 @@ static void list_item(struct accelerator *accelerator, struct step_item *item,
     const struct attend_args *args = item->args;
     uint32_t group = (uint32_t)item->scan.group;
     uint32_t rows = (uint32_t)args->q.shape[0] * group; /* of a KV head */
-    uint64_t end = 0;
-    for (size_t i = 0; i < args->view_count; i++)
-        if (args->views[i].position + args->views[i].tokens > end)
-            end = args->views[i].position + args->views[i].tokens;
-    if (end > item->scan.limit_max) end = item->scan.limit_max;
     for (uint32_t g = 0; g < args->kv_heads; g++)
         for (uint32_t first = 0; first < rows; first += LAUNCH_QUERIES) {
             struct chunk chunk = { .g = g, .query = batch->queries + g * rows + first };
@@ -256,12 +269,27 @@ static void list_item(struct accelerator *accelerator, struct step_item *item,
             for (uint32_t m = 0; m < chunk.queries; m++)
                 batch->limits[chunk.query + m] = args->limits[(first + m) / group];
             uint32_t window_from = batch->window_count, travel_from = batch->travel_count;
-            list_window_all(accelerator, item, &chunk, end);
+            list_resident(accelerator, item, &chunk);
             list_travel(accelerator, &chunk, travel, args->views[0].dtype);
             list_parts(batch, &chunk, window_from, travel_from);
         }
     batch->queries += rows * (uint32_t)args->kv_heads;
     batch->begin[batch->queries] = batch->part_count;
+}
+
+bool step_same_rope(const struct rope *rope, const struct rope *other)
+{
+    if (rope == other || rope == NULL || other == NULL) return rope == other;
+    size_t pairs = rope->rotary_dims / 2;
+    return rope->pairing == other->pairing && rope->rotary_dims == other->rotary_dims &&
+           memcmp(&rope->magnitude, &other->magnitude, sizeof rope->magnitude) == 0 &&
+           memcmp(rope->inv_freq, other->inv_freq, pairs * sizeof *rope->inv_freq) == 0;
+}
+
+const struct attend_args *step_source(const struct step_item *item)
+{
+    const struct attend_args *whole = item->args->device->whole;
+    return whole == NULL ? item->args : whole;
 }
 
 static void begin_batch(struct accelerator *accelerator, const struct step_item *item)
@@ -281,7 +309,8 @@ int step_add(struct accelerator *accelerator, struct step_item *item)
     const struct attend_args *args = item->args;
     if (atomic_load(&accelerator->lost)) return ACCELERATOR_DECLINED;
     if (batch->item_count == 0) begin_batch(accelerator, item);
-    if (batch->head_dim != args->q.shape[2] || batch->rope != args->rope) return MEMD_ELIMIT;
+    if (batch->head_dim != args->q.shape[2] || !step_same_rope(batch->rope, args->rope))
+        return MEMD_ELIMIT;
     float *q = batch->q + (size_t)batch->queries * batch->head_dim;
     /* Its slots are read by an item before this one. */
     if (item->window != NULL && item->window->batch == batch->number &&
@@ -308,6 +337,7 @@ int step_add(struct accelerator *accelerator, struct step_item *item)
     batch->travel_used += (bytes + STEP_ALIGN - 1) / STEP_ALIGN * STEP_ALIGN;
     batch->position_count += travel.rows;
     item->first_answer = batch->queries;
+    item->resident = demand.resident;
     if (item->window != NULL) item->window->batch = batch->number;
     list_item(accelerator, item, &travel);
     batch->items[batch->item_count++] = item;
@@ -412,10 +442,13 @@ static int send(struct accelerator *accelerator, struct error *err)
     const struct step_batch *batch = &accelerator->batch;
     struct layout at;
     lay_out(batch, &at);
+    accelerator->turn++;
     pack_lists(accelerator, &at);
     bool travels = batch->travel_count > 0;
     int rc = 0;
-    if (travels)
+    if (travels) rc = table->record(device, FORKED, DEVICE_COMPUTE);
+    if (rc == 0 && travels) rc = table->await(device, FORKED, DEVICE_TRANSFER);
+    if (rc == 0 && travels)
         rc = table->copy(device, DEVICE_TRANSFER, accelerator->travel_device, accelerator->travel,
                          batch->travel_used);
     if (rc == 0 && travels) rc = table->record(device, TRAVELLED, DEVICE_TRANSFER);
@@ -430,7 +463,7 @@ static int send(struct accelerator *accelerator, struct error *err)
     return table->finish(device, DEVICE_COMPUTE, err);
 }
 
-/* Rows (G, n, H/G) of the batch's answer into the caller's (n, H). */
+/* Rows (G, n, H/G) of the batch's answer into, or onto, the caller's (n, H). */
 static void hand_out(const struct accelerator *accelerator, const struct step_item *item)
 {
     const struct scan *scan = &item->scan;
@@ -439,9 +472,12 @@ static void hand_out(const struct accelerator *accelerator, const struct step_it
         size_t j = row % scan->group, i = row / scan->group % scan->queries;
         size_t g = row / (scan->group * scan->queries);
         size_t to = i * scan->heads + g * scan->group + j, from = item->first_answer + row;
-        memcpy(item->ret_partial->o + to * head_dim, accelerator->answer_o + from * head_dim,
-               head_dim * sizeof(float));
-        item->ret_partial->lse[to] = accelerator->answer_lse[from];
+        struct partial part = { accelerator->answer_o + from * head_dim,
+                                accelerator->answer_lse + from, 1, head_dim };
+        struct partial into = { item->partial.o + to * head_dim, item->partial.lse + to, 1,
+                                head_dim };
+        if (!item->adds) partial_clear(&into);
+        partial_merge(&into, &part);
     }
 }
 

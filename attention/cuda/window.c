@@ -11,7 +11,9 @@
  *
  * A window is a cache by position: rows never change, so what is there is right as long as cuts
  * are told. Whoever finds rows missing copies them from the host, out of the views that the query
- * has anyway; so restart, making room and switching need no code of their own.
+ * has anyway; so restart, making room and switching need no code of their own. A query over some
+ * rows of a layer alone brings its other rows along (attend_device.whole): a window that only it
+ * could fill would begin anew with each.
  */
 #include <assert.h>
 #include <stdlib.h>
@@ -235,11 +237,20 @@ void window_cut(struct window *window, uint64_t tokens)
 
 /* ---- brought up to date by a step ---- */
 
-/* Tokens position … position + tokens - 1 out of the item's views into staging, head by head. They
- * are asked for before they are read. */
+/* Rows are asked for before they are read; what is refused ends the item. */
+static bool may_read(struct step_item *item, const struct attend_args *source,
+                     const struct view *view, size_t row, size_t count)
+{
+    if (source->admit == NULL) return true;
+    int code = source->admit(source->admit_arg, view, row, count, VIEW_K | VIEW_V);
+    if (code != 0) atomic_store_explicit(&item->scan.stopped, code, memory_order_relaxed);
+    return code == 0;
+}
+
+/* Tokens position … position + tokens - 1 out of the item's source into staging, head by head. */
 static bool fetch(struct window *window, struct step_item *item, const struct arrival *arrival)
 {
-    const struct attend_args *args = item->args;
+    const struct attend_args *args = step_source(item);
     size_t row = (size_t)window->shape.head_dim * dtype_bytes(window->shape.dtype);
     uint64_t end = arrival->position + arrival->tokens, found = 0;
     for (size_t i = 0; i < args->kv_heads * args->view_count; i++) {
@@ -249,7 +260,7 @@ static bool fetch(struct window *window, struct step_item *item, const struct ar
         uint64_t last = view->position + view->tokens < end ? view->position + view->tokens : end;
         if (first >= last) continue;
         size_t from = (size_t)(first - view->position), count = (size_t)(last - first);
-        if (!scan_admit(&item->scan, view, from, count, VIEW_K | VIEW_V)) return false;
+        if (!may_read(item, args, view, from, count)) return false;
         const unsigned char *k = view->k, *v = view->v;
         for (size_t t = 0; t < count; t++) {
             size_t slot = (size_t)(first - arrival->position) + t;
@@ -289,20 +300,29 @@ static uint64_t views_end(const struct attend_args *args)
 
 bool window_is_behind(const struct window *window, const struct step_item *item)
 {
-    return window->keys == NULL || views_end(item->args) > window->to;
+    return window->keys == NULL || views_end(step_source(item)) > window->to;
+}
+
+void window_wanted(const struct window *window, const struct step_item *item,
+                   uint64_t *ret_sinks_end, uint64_t *ret_from, uint64_t *ret_end)
+{
+    uint64_t end = views_end(step_source(item)), sinks = sink_tokens(window), to = window->to;
+    *ret_sinks_end = sinks < end ? sinks : end;
+    *ret_from = end > sinks + ring_tokens(window) ? end - ring_tokens(window) : sinks;
+    *ret_end = end;
+    if (to > window->from && to > *ret_from) *ret_from = to < end ? to : end;
 }
 
 bool window_update(struct window *window, struct step_item *item)
 {
     struct accelerator *accelerator = window->accelerator;
-    uint64_t end = views_end(item->args), sinks = sink_tokens(window);
+    uint64_t sinks = 0, from = 0, end = 0;
     if (window->keys == NULL && !make_room(window)) return false;
     list_remove(&window->link);
     list_append(&accelerator->windows, &window->link);
+    window_wanted(window, item, &sinks, &from, &end);
     if (end <= window->to) return true;
-    uint64_t wanted = sinks < end ? sinks : end;
-    if (window->sinks < wanted) window->sinks = bring(window, item, window->sinks, wanted);
-    uint64_t from = end > sinks + ring_tokens(window) ? end - ring_tokens(window) : sinks;
+    if (window->sinks < sinks) window->sinks = bring(window, item, window->sinks, sinks);
     if (window->to < from || window->to == window->from) window->from = window->to = from;
     if (window->to >= end) return true;
     window->to = bring(window, item, window->to, end);

@@ -30,8 +30,7 @@ int method_attend_exactly(const struct reading *reading, struct arena *arena,
 {
     int rc = 0;
     struct attend_args args = reading->attend;
-    args.accelerator = reading->accelerator;
-    args.window = reading->window;
+    args.device = reading->device;
     if (args.view_count == 0)
         partial_clear(&ret_answer->partial);
     else

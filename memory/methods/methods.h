@@ -38,7 +38,6 @@
 #include "index/selection.h"
 #include "memory/context.h"
 
-struct accelerator;
 struct arena;
 struct error;
 struct layer_index;
@@ -47,7 +46,6 @@ struct model;
 struct parameter;
 struct pick_call;
 struct planes;
-struct window;
 
 /* What a method retrieved for some queries: positions (count), INDEX_NONE where there was none. */
 struct ring_uses {
@@ -84,8 +82,7 @@ struct reading {
     const struct partial *local;        /* of the query's own window, (n, H); or NULL */
     /* Asked before the CPU by what reads all of these views exactly, and by nothing else; or
      * NULL. */
-    struct accelerator *accelerator;
-    struct window *window;
+    struct attend_device *device;
 };
 
 /* What a compression is made from: a prompt that is stored. */

@@ -34,8 +34,7 @@ static struct progressive_args arguments(const struct reading *reading)
         .admit_lo = reading->admit_lo,
         .exact_below = values[EXACT_BELOW] < 0 ? UINT64_MAX : (uint64_t)values[EXACT_BELOW],
     };
-    args.base.attend.accelerator = reading->accelerator; /* where everything is read exactly */
-    args.base.attend.window = reading->window;
+    args.base.attend.device = reading->device;
     return args;
 }
 

@@ -19,13 +19,11 @@
 #include "index/kernels/planes_launch.h"
 #include "tests/simt/emulator.h"
 
-enum { OPERATIONS_MAX = 4096, PIECES_MAX = 1024 };
+enum { OPERATIONS_MAX = 4096, PIECES_MAX = 1024, WATCHED_MAX = 512 };
 #define FAKE_MEMORY (UINT64_C(1) << 30)
 
-enum kind { COPY, RECORD, AWAIT, PARTIAL, GATHER, MERGE, ROPE, PLANES };
-
 struct operation {
-    enum kind kind;
+    enum fake_call_kind kind; /* one that is queued */
     union {
         struct {
             void *to;
@@ -66,6 +64,13 @@ static struct fake_device_counts counts;
 static uint64_t lose_after, memory_limit = FAKE_MEMORY;
 static bool lost;
 
+/* Calls that are watched, and the one that is to fail. */
+static struct fake_call watched[WATCHED_MAX];
+static size_t watched_count;
+static bool watching;
+static uint64_t calls, fail_at;
+static bool fail_on;
+
 void fake_device_lose(uint64_t finishes)
 {
     lose_after = finishes;
@@ -77,9 +82,51 @@ void fake_device_limit(uint64_t bytes)
     memory_limit = bytes;
 }
 
+void fake_device_fail(uint64_t call, bool go_on)
+{
+    calls = 0;
+    fail_at = call;
+    fail_on = go_on;
+}
+
+bool fake_device_has_failed(void)
+{
+    return fail_at > 0 && calls >= fail_at;
+}
+
+void fake_device_watch(bool on)
+{
+    watching = on;
+    if (on) watched_count = 0;
+}
+
+size_t fake_device_watched(const struct fake_call **ret_calls)
+{
+    *ret_calls = watched;
+    return watched_count;
+}
+
 struct fake_device_counts fake_device_counts(void)
 {
     return counts;
+}
+
+/* Every call of the table says so here first. 0, or that it fails. */
+static int called(struct fake_call call)
+{
+    if (watching) {
+        assert(watched_count < WATCHED_MAX);
+        watched[watched_count++] = call;
+    }
+    if (call.kind == FAKE_FREE) return 0;
+    calls++;
+    if (fail_at == 0 || (fail_on ? calls < fail_at : calls != fail_at)) return 0;
+    return call.kind == FAKE_ALLOC ? MEMD_ENOMEM : MEMD_EDEVICE;
+}
+
+static int called_on(enum fake_call_kind kind, enum device_stream stream)
+{
+    return called((struct fake_call){ .kind = kind, .stream = stream });
 }
 
 /* ---- memory ---- */
@@ -113,6 +160,7 @@ static void give_back(struct device *device, void *memory)
 {
     struct piece *piece = piece_of(device, memory);
     assert(piece != NULL && piece->at == memory);
+    called((struct fake_call){ .kind = FAKE_FREE });
     if (piece->on_device) counts.bytes -= piece->bytes;
     free(piece->at);
     piece->at = NULL;
@@ -120,9 +168,11 @@ static void give_back(struct device *device, void *memory)
 
 static int fake_alloc(struct device *device, size_t bytes, void **ret_memory, struct error *err)
 {
+    int rc = called((struct fake_call){ .kind = FAKE_ALLOC });
+    if (rc < 0) return error_set(err, rc, "the fake device has no memory, as it was told");
     if (counts.bytes + bytes > memory_limit)
         return error_set(err, MEMD_ENOMEM, "the fake device has no %zu bytes left", bytes);
-    int rc = take_memory(device, bytes, true, ret_memory);
+    rc = take_memory(device, bytes, true, ret_memory);
     if (rc == 0) counts.bytes += bytes;
     return rc;
 }
@@ -130,7 +180,8 @@ static int fake_alloc(struct device *device, size_t bytes, void **ret_memory, st
 static int fake_alloc_host(struct device *device, size_t bytes, void **ret_memory,
                            struct error *err)
 {
-    (void)err;
+    int rc = called((struct fake_call){ .kind = FAKE_ALLOC });
+    if (rc < 0) return error_set(err, rc, "the fake host has no memory, as it was told");
     return take_memory(device, bytes, false, ret_memory);
 }
 
@@ -248,16 +299,16 @@ static void run_one(struct device *device, const struct operation *operation)
 {
     int rc = 0;
     switch (operation->kind) {
-    case COPY: rc = run_copy(device, operation); break;
-    case RECORD: device->passed[operation->as.event.event] = operation->as.event.number; break;
-    case PARTIAL: rc = run_partial(device, &operation->as.partial); break;
-    case GATHER: rc = run_gather(device, &operation->as.gather); break;
-    case MERGE: rc = run_merge(device, &operation->as.merge); break;
-    case ROPE: rc = run_rope(device, &operation->as.rope); break;
-    case PLANES:
+    case FAKE_COPY: rc = run_copy(device, operation); break;
+    case FAKE_RECORD: device->passed[operation->as.event.event] = operation->as.event.number; break;
+    case FAKE_PARTIAL: rc = run_partial(device, &operation->as.partial); break;
+    case FAKE_GATHER: rc = run_gather(device, &operation->as.gather); break;
+    case FAKE_MERGE: rc = run_merge(device, &operation->as.merge); break;
+    case FAKE_ROPE: rc = run_rope(device, &operation->as.rope); break;
+    case FAKE_PLANES:
         rc = run_planes(device, operation->as.planes.stage, &operation->as.planes.args);
         break;
-    case AWAIT: break;
+    default: assert(operation->kind == FAKE_AWAIT); break;
     }
     if (rc == 0 || device->failed) return;
     const char *why = simt_take_failure();
@@ -265,7 +316,8 @@ static void run_one(struct device *device, const struct operation *operation)
     device->failed = true;
 }
 
-/* The other stream up to the record that is awaited. Streams here do not wait in circles. */
+/* The other stream up to the record that is awaited. What it waits for itself has been there:
+ * streams here do not wait in circles. */
 static void run_until(struct device *device, enum device_stream stream,
                       const struct operation *await)
 {
@@ -273,19 +325,23 @@ static void run_until(struct device *device, enum device_stream stream,
     while (device->passed[event] < await->as.event.number) {
         assert(device->run[stream] < device->queued[stream]);
         const struct operation *operation = &device->queues[stream][device->run[stream]++];
-        assert(operation->kind != AWAIT);
-        run_one(device, operation);
+        if (operation->kind == FAKE_AWAIT)
+            assert(device->passed[operation->as.event.event] >= operation->as.event.number);
+        else
+            run_one(device, operation);
     }
 }
 
 static int fake_finish(struct device *device, enum device_stream stream, struct error *err)
 {
+    int rc = called_on(FAKE_FINISH, stream);
     counts.finishes++;
+    if (rc < 0) return error_set(err, rc, "the fake device fell off the bus, as it was told");
     if (lose_after > 0 && --lose_after == 0) lost = true;
     if (lost) return error_set(err, MEMD_EDEVICE, "the fake device fell off the bus");
     while (device->run[stream] < device->queued[stream]) {
         const struct operation *operation = &device->queues[stream][device->run[stream]++];
-        if (operation->kind == AWAIT)
+        if (operation->kind == FAKE_AWAIT)
             run_until(device, stream == DEVICE_COMPUTE ? DEVICE_TRANSFER : DEVICE_COMPUTE,
                       operation);
         else
@@ -298,7 +354,8 @@ static int fake_finish(struct device *device, enum device_stream stream, struct 
 
 /* ---- queueing ---- */
 
-static struct operation *queue(struct device *device, enum device_stream stream, enum kind kind)
+static struct operation *queue(struct device *device, enum device_stream stream,
+                               enum fake_call_kind kind)
 {
     assert(device->queued[stream] < OPERATIONS_MAX);
     struct operation *operation = &device->queues[stream][device->queued[stream]++];
@@ -309,7 +366,11 @@ static struct operation *queue(struct device *device, enum device_stream stream,
 static int fake_copy(struct device *device, enum device_stream stream, void *to, const void *from,
                      size_t bytes)
 {
-    struct operation *operation = queue(device, stream, COPY);
+    bool reached = piece_of(device, to) != NULL && piece_of(device, from) != NULL;
+    int rc = called((struct fake_call){ .kind = FAKE_COPY, .stream = stream, .bytes = bytes,
+                                        .pageable = !reached });
+    if (rc < 0) return rc;
+    struct operation *operation = queue(device, stream, FAKE_COPY);
     operation->as.copy.to = to;
     operation->as.copy.from = from;
     operation->as.copy.bytes = bytes;
@@ -319,7 +380,9 @@ static int fake_copy(struct device *device, enum device_stream stream, void *to,
 
 static int fake_record(struct device *device, unsigned event, enum device_stream stream)
 {
-    struct operation *operation = queue(device, stream, RECORD);
+    int rc = called((struct fake_call){ .kind = FAKE_RECORD, .stream = stream, .event = event });
+    if (rc < 0) return rc;
+    struct operation *operation = queue(device, stream, FAKE_RECORD);
     operation->as.event.event = event;
     operation->as.event.number = ++device->recorded[event];
     return 0;
@@ -327,7 +390,9 @@ static int fake_record(struct device *device, unsigned event, enum device_stream
 
 static int fake_await(struct device *device, unsigned event, enum device_stream stream)
 {
-    struct operation *operation = queue(device, stream, AWAIT);
+    int rc = called((struct fake_call){ .kind = FAKE_AWAIT, .stream = stream, .event = event });
+    if (rc < 0) return rc;
+    struct operation *operation = queue(device, stream, FAKE_AWAIT);
     operation->as.event.event = event;
     operation->as.event.number = device->recorded[event];
     return 0;
@@ -336,7 +401,9 @@ static int fake_await(struct device *device, unsigned event, enum device_stream 
 static int fake_partial(struct device *device, enum device_stream stream,
                         const struct partial_launch *args)
 {
-    queue(device, stream, PARTIAL)->as.partial = *args;
+    int rc = called_on(FAKE_PARTIAL, stream);
+    if (rc < 0) return rc;
+    queue(device, stream, FAKE_PARTIAL)->as.partial = *args;
     counts.launches++;
     return 0;
 }
@@ -344,7 +411,9 @@ static int fake_partial(struct device *device, enum device_stream stream,
 static int fake_gather(struct device *device, enum device_stream stream,
                        const struct gather_launch *args)
 {
-    queue(device, stream, GATHER)->as.gather = *args;
+    int rc = called_on(FAKE_GATHER, stream);
+    if (rc < 0) return rc;
+    queue(device, stream, FAKE_GATHER)->as.gather = *args;
     counts.launches++;
     return 0;
 }
@@ -352,7 +421,9 @@ static int fake_gather(struct device *device, enum device_stream stream,
 static int fake_merge(struct device *device, enum device_stream stream,
                       const struct merge_launch *args)
 {
-    queue(device, stream, MERGE)->as.merge = *args;
+    int rc = called_on(FAKE_MERGE, stream);
+    if (rc < 0) return rc;
+    queue(device, stream, FAKE_MERGE)->as.merge = *args;
     counts.launches++;
     return 0;
 }
@@ -360,7 +431,9 @@ static int fake_merge(struct device *device, enum device_stream stream,
 static int fake_rope(struct device *device, enum device_stream stream,
                      const struct rope_launch *args)
 {
-    queue(device, stream, ROPE)->as.rope = *args;
+    int rc = called_on(FAKE_ROPE, stream);
+    if (rc < 0) return rc;
+    queue(device, stream, FAKE_ROPE)->as.rope = *args;
     counts.launches++;
     return 0;
 }
@@ -368,7 +441,9 @@ static int fake_rope(struct device *device, enum device_stream stream,
 static int fake_planes(struct device *device, enum device_stream stream, enum planes_stage stage,
                        const struct planes_launch *args)
 {
-    struct operation *operation = queue(device, stream, PLANES);
+    int rc = called((struct fake_call){ .kind = FAKE_PLANES, .stream = stream, .event = stage });
+    if (rc < 0) return rc;
+    struct operation *operation = queue(device, stream, FAKE_PLANES);
     operation->as.planes.stage = stage;
     operation->as.planes.args = *args;
     counts.launches++;
@@ -390,6 +465,8 @@ static int fake_open(int ordinal, struct device **ret_device, struct error *err)
 {
     if (ordinal > 0)
         return error_set(err, MEMD_EUNSUPPORTED, "there is one fake device, not %d", ordinal);
+    int rc = called((struct fake_call){ .kind = FAKE_OPEN });
+    if (rc < 0) return error_set(err, rc, "the fake device does not open, as it was told");
     struct device *device = calloc(1, sizeof *device);
     const char *finishes = getenv("MEMD_FAKE_LOSE"); /* in a daemon */
     if (finishes != NULL) fake_device_lose(strtoull(finishes, NULL, 10));
@@ -406,7 +483,8 @@ static int fake_open(int ordinal, struct device **ret_device, struct error *err)
 static int fake_describe(struct device *device, struct device_info *ret_info, struct error *err)
 {
     (void)device;
-    (void)err;
+    int rc = called((struct fake_call){ .kind = FAKE_OPEN });
+    if (rc < 0) return error_set(err, rc, "the fake device says nothing, as it was told");
     *ret_info = (struct device_info){ .name = "fake device", .memory_bytes = memory_limit,
                                       .free_bytes = memory_limit - counts.bytes };
     return 0;

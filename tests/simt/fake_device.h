@@ -12,6 +12,7 @@
 #ifndef MEMD_TESTS_SIMT_FAKE_DEVICE_H
 #define MEMD_TESTS_SIMT_FAKE_DEVICE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -23,6 +24,36 @@ extern const struct device_table fake_device_table;
 void fake_device_lose(uint64_t finishes);
 /* Memory of the device; more is MEMD_ENOMEM. */
 void fake_device_limit(uint64_t bytes);
+
+/* The n-th call from now on fails, and every one behind it if `go_on`: calls for memory with
+ * MEMD_ENOMEM, others with MEMD_EDEVICE; 0: none. Has it come to that? */
+void fake_device_fail(uint64_t call, bool go_on);
+bool fake_device_has_failed(void);
+
+/* What is asked of the device while it is watched. */
+enum fake_call_kind {
+    FAKE_OPEN, /* and describe */
+    FAKE_ALLOC,
+    FAKE_FREE,
+    FAKE_COPY,
+    FAKE_RECORD,
+    FAKE_AWAIT,
+    FAKE_FINISH,
+    FAKE_PARTIAL,
+    FAKE_GATHER,
+    FAKE_MERGE,
+    FAKE_ROPE,
+    FAKE_PLANES,
+};
+struct fake_call {
+    enum fake_call_kind kind;
+    enum device_stream stream;
+    unsigned event; /* or stage */
+    size_t bytes;   /* of a copy */
+    bool pageable;  /* a copy from or to what is neither the device's nor pinned */
+};
+void fake_device_watch(bool on); /* on: begins anew */
+size_t fake_device_watched(const struct fake_call **ret_calls);
 
 struct fake_device_counts {
     uint64_t allocs, copies, copied_bytes, launches, finishes;

@@ -2,182 +2,13 @@
 /* test_accelerator.c — steps over a fake device against attention on the CPU, through everything
  * that may happen to a window: fed, wrapped, behind, cut, demoted, off, out of memory, lost.
  *
- * A past is grown token by token on the host. After every change the same question goes to attend()
- * without and to the accelerator with the window; and what travelled is counted, so that an answer
- * that is right because nothing was resident does not pass for one.
+ * A past is grown token by token on the host (windowed.h). After every change the same question
+ * goes to attend() without and to the accelerator with the window; and what travelled is counted,
+ * so that an answer that is right because nothing was resident does not pass for one.
  */
-#include <math.h>
 #include <pthread.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
 
-#include <cmocka.h>
-
-#include "attention/attend.h"
-#include "attention/cuda/accelerator.h"
-#include "attention/cuda/accelerator_state.h"
-#include "attention/rope.h"
-#include "base/arena.h"
-#include "base/error.h"
-#include "base/half.h"
-#include "base/tensor.h"
-#include "tests/kernels/tolerance.h"
-#include "tests/random.h"
-#include "tests/simt/emulator.h"
-#include "tests/simt/fake_device.h"
-
-enum { G = 2, H = 6, D = 64, SINKS = 3, RING = 50, TOKENS_MAX = 400, VIEW_TOKENS = 64 };
-enum { WINDOW_BYTES = (SINKS + RING) * G * D * 2 * 2 };
-
-struct past {
-    uint16_t k[TOKENS_MAX * G * D], v[TOKENS_MAX * G * D]; /* (T, G, D) fp16 */
-    uint64_t tokens;
-    struct rope *rope;
-    struct window *window;
-};
-
-static uint64_t random_state;
-static struct rope rope;
-static unsigned told; /* on_lost */
-
-static void on_lost(void *arg, const char *why)
-{
-    (void)arg;
-    assert_non_null(strstr(why, "fell off the bus"));
-    told++;
-}
-
-static struct accelerator *open_fake(uint64_t window_bytes)
-{
-    struct accelerator *accelerator = NULL;
-    struct error err = { 0 };
-    struct accelerator_config config = { .ordinal = -1, .window_bytes = window_bytes,
-                                         .travel_bytes = 1 << 20, .sink_tokens = SINKS,
-                                         .window_tokens = RING, .on_lost = on_lost };
-    fake_device_lose(0);
-    fake_device_limit(UINT64_C(1) << 30);
-    if (accelerator_open(&fake_device_table, &config, &accelerator, &err) < 0) fail_msg("%s",
-                                                                                      err.text);
-    return accelerator;
-}
-
-static struct past *past_new(struct accelerator *accelerator, struct rope *with)
-{
-    struct past *past = calloc(1, sizeof *past);
-    assert_non_null(past);
-    past->rope = with;
-    past->window = window_new(accelerator, &(struct window_shape){ G, D, DTYPE_FP16, with });
-    assert_non_null(past->window);
-    return past;
-}
-
-static void past_free(struct past *past)
-{
-    window_free(past->window);
-    free(past);
-}
-
-static struct tensor rows_of(const uint16_t *from, uint64_t position, size_t count)
-{
-    return (struct tensor){ .data = from + position * G * D, .dtype = DTYPE_FP16, .dims = 3,
-                            .shape = { count, G, D } };
-}
-
-/* Grow by `count` tokens; feed the window, or leave it behind. */
-static void grow(struct past *past, size_t count, bool feed)
-{
-    assert_true(past->tokens + count <= TOKENS_MAX);
-    for (size_t i = past->tokens * G * D; i < (past->tokens + count) * G * D; i++) {
-        past->k[i] = half_to_fp16(2.0F * random_float(&random_state));
-        past->v[i] = half_to_fp16(random_float(&random_state));
-    }
-    struct tensor k = rows_of(past->k, past->tokens, count);
-    struct tensor v = rows_of(past->v, past->tokens, count);
-    if (feed) window_feed(past->window, past->tokens, &k, &v);
-    past->tokens += count;
-}
-
-struct question {
-    size_t queries;
-    float q[8 * H * D];
-    uint64_t positions[8], limits[8];
-    struct view views[G * (TOKENS_MAX / VIEW_TOKENS + 1)];
-    struct attend_args args;
-};
-
-static void ask(const struct past *past, size_t queries, struct question *question)
-{
-    size_t views = (size_t)(past->tokens + VIEW_TOKENS - 1) / VIEW_TOKENS;
-    *question = (struct question){ .queries = queries };
-    for (size_t i = 0; i < queries * H * D; i++)
-        question->q[i] = 2.0F * random_float(&random_state);
-    for (size_t i = 0; i < queries; i++) {
-        question->positions[i] = past->tokens + i;
-        question->limits[i] = i == 0 ? past->tokens : random_below(&random_state, past->tokens + 2);
-    }
-    for (size_t i = 0; i < G * views; i++) {
-        size_t g = i / views, first = i % views * VIEW_TOKENS;
-        size_t at = (first * G + g) * D, left = (size_t)past->tokens - first;
-        question->views[i] = (struct view){
-            .k = past->k + at, .v = past->v + at, .k_stride_bytes = sizeof(uint16_t) * G * D,
-            .v_stride_bytes = sizeof(uint16_t) * G * D, .position = first, .dtype = DTYPE_FP16,
-            .tokens = left < VIEW_TOKENS ? left : VIEW_TOKENS };
-    }
-    question->args = (struct attend_args){
-        .q = { .data = question->q, .dtype = DTYPE_FP32, .dims = 3, .shape = { queries, H, D } },
-        .positions = question->positions, .limits = question->limits, .scale = 0.125F,
-        .rope = past->rope, .views = question->views, .kv_heads = G, .view_count = views };
-}
-
-static void compare(const struct partial *got, const struct partial *truth)
-{
-    struct near near = tolerance_of(DTYPE_FP16)->kernel;
-    for (size_t i = 0; i < truth->rows * truth->head_dim; i++)
-        if (!close_to(got->o[i], (double)truth->o[i], near))
-            fail_msg("o[%zu] is %.9g, on the CPU %.9g", i, (double)got->o[i],
-                     (double)truth->o[i]);
-    for (size_t i = 0; i < truth->rows; i++)
-        if (!close_to(got->lse[i], (double)truth->lse[i], near))
-            fail_msg("lse[%zu] is %.9g, on the CPU %.9g", i, (double)got->lse[i],
-                     (double)truth->lse[i]);
-}
-
-static void on_cpu(const struct question *question, const struct partial *ret_truth)
-{
-    struct arena arena;
-    arena_init(&arena, (size_t)64 << 20);
-    assert_int_equal(attend(&question->args, &arena, ret_truth, NULL), 0);
-    arena_fini(&arena);
-}
-
-/* Ask accelerator and CPU; returns the accelerator's rc. Compared where it answered. */
-static int check(struct accelerator *accelerator, struct past *past, size_t queries)
-{
-    static struct question question;
-    static float o[2][8 * H * D], lse[2][8 * H];
-    struct partial got = { o[0], lse[0], queries * H, D };
-    struct partial truth = { o[1], lse[1], queries * H, D };
-    struct error err = { 0 };
-    ask(past, queries, &question);
-    memset(o, 0xFF, sizeof o);
-    int rc = accelerator_attend(accelerator, past->window, &question.args, &got, &err);
-    if (rc == 0) {
-        on_cpu(&question, &truth);
-        compare(&got, &truth);
-    }
-    return rc;
-}
-
-static struct accelerator_stats stats_of(struct accelerator *accelerator)
-{
-    struct accelerator_stats stats;
-    accelerator_get_stats(accelerator, &stats);
-    return stats;
-}
+#include "tests/simt/windowed.h"
 
 /* Bytes that travelled, and that went into windows again, since `before`. */
 static void expect_moved(struct accelerator *accelerator, const struct accelerator_stats *before,
@@ -197,13 +28,13 @@ static void decode(struct rope *with)
     struct past *past = past_new(accelerator, with);
     grow(past, 30, true); /* nothing is resident yet: ignored */
     struct accelerator_stats before = stats_of(accelerator);
-    assert_int_equal(check(accelerator, past, 1), 0);
+    assert_int_equal(check(past, 1), 0);
     expect_moved(accelerator, &before, 0, 30); /* all of it came into the window */
     uint64_t allocs = fake_device_counts().allocs;
     for (unsigned step = 0; step < 60; step++) {
         before = stats_of(accelerator);
         grow(past, 1, true);
-        assert_int_equal(check(accelerator, past, 1 + step % 8), 0);
+        assert_int_equal(check(past, 1 + step % 8), 0);
         uint64_t beyond = past->tokens > SINKS + RING ? past->tokens - SINKS - RING : 0;
         expect_moved(accelerator, &before, beyond, 0);
         assert_int_equal(stats_of(accelerator).fed_bytes_total - before.fed_bytes_total, G * D * 4);
@@ -228,26 +59,26 @@ static void test_behind_and_cut(void **state)
     struct accelerator *accelerator = open_fake(WINDOW_BYTES * 4);
     struct past *past = past_new(accelerator, &rope);
     grow(past, 100, false);
-    assert_int_equal(check(accelerator, past, 2), 0);
+    assert_int_equal(check(past, 2), 0);
     struct accelerator_stats before = stats_of(accelerator);
     grow(past, 7, false); /* the window was not told */
-    assert_int_equal(check(accelerator, past, 2), 0);
+    assert_int_equal(check(past, 2), 0);
     expect_moved(accelerator, &before, 107 - SINKS - RING, 7);
     grow(past, 120, true); /* more than the ring holds at once: taken by the next step */
     before = stats_of(accelerator);
-    assert_int_equal(check(accelerator, past, 2), 0);
+    assert_int_equal(check(past, 2), 0);
     expect_moved(accelerator, &before, 227 - SINKS - RING, RING);
     past->tokens = 200; /* cut inside the ring, which began at 177; other tokens come instead */
     window_cut(past->window, 200);
     grow(past, 5, true);
     before = stats_of(accelerator);
-    assert_int_equal(check(accelerator, past, 2), 0);
+    assert_int_equal(check(past, 2), 0);
     expect_moved(accelerator, &before, 177 - SINKS, 0);
     past->tokens = 2; /* into the sinks */
     window_cut(past->window, 2);
-    assert_int_equal(check(accelerator, past, 2), 0);
+    assert_int_equal(check(past, 2), 0);
     grow(past, 20, true);
-    assert_int_equal(check(accelerator, past, 3), 0);
+    assert_int_equal(check(past, 3), 0);
     past_free(past);
     accelerator_close(accelerator);
 }
@@ -261,21 +92,21 @@ static void test_demotion(void **state)
     for (int i = 0; i < 3; i++) {
         pasts[i] = past_new(accelerator, NULL);
         grow(pasts[i], 40, false);
-        assert_int_equal(check(accelerator, pasts[i], 1), 0);
+        assert_int_equal(check(pasts[i], 1), 0);
     }
     struct accelerator_stats stats = stats_of(accelerator);
     assert_int_equal(stats.windows, 2);
     assert_int_equal(stats.window_bytes, 2 * WINDOW_BYTES);
     assert_int_equal(stats.demoted_total, 1);
     uint64_t allocs = fake_device_counts().allocs;
-    assert_int_equal(check(accelerator, pasts[1], 1), 0);
+    assert_int_equal(check(pasts[1], 1), 0);
     assert_int_equal(stats_of(accelerator).demoted_total, 1); /* 1 and 2 were there */
     grow(pasts[0], 1, true);
-    assert_int_equal(check(accelerator, pasts[0], 1), 0); /* in place of 2 */
+    assert_int_equal(check(pasts[0], 1), 0); /* in place of 2 */
     assert_int_equal(stats_of(accelerator).demoted_total, 2);
     assert_int_equal(fake_device_counts().allocs, allocs); /* memory changed hands */
     struct accelerator_stats before = stats_of(accelerator);
-    assert_int_equal(check(accelerator, pasts[1], 1), 0);
+    assert_int_equal(check(pasts[1], 1), 0);
     expect_moved(accelerator, &before, 0, 0);
     for (int i = 0; i < 3; i++) past_free(pasts[i]);
     assert_int_equal(stats_of(accelerator).windows, 0);
@@ -290,11 +121,11 @@ static void test_without_memory(void **state)
     grow(past, 40, false);
     fake_device_limit(fake_device_counts().bytes); /* none left: the rows travel */
     struct accelerator_stats before = stats_of(accelerator);
-    assert_int_equal(check(accelerator, past, 1), 0);
+    assert_int_equal(check(past, 1), 0);
     expect_moved(accelerator, &before, 40, 0);
     assert_int_equal(stats_of(accelerator).failures_total, 1);
     fake_device_limit(UINT64_C(1) << 30);
-    assert_int_equal(check(accelerator, past, 1), 0);
+    assert_int_equal(check(past, 1), 0);
     assert_int_equal(stats_of(accelerator).windows, 1);
     past_free(past);
     accelerator_close(accelerator);
@@ -313,7 +144,7 @@ static void test_lost(void **state)
     struct past *past = past_new(accelerator, NULL);
     char name[64], why[128];
     grow(past, 40, false);
-    assert_int_equal(check(accelerator, past, 1), 0);
+    assert_int_equal(check(past, 1), 0);
     assert_true(accelerator_describe(accelerator, name, why, sizeof name));
     assert_string_equal(name, "fake device");
     assert_string_equal(why, "");
@@ -321,7 +152,7 @@ static void test_lost(void **state)
     fake_device_lose(1);
     for (int i = 0; i < 3; i++) {
         grow(past, 1, true);
-        assert_int_equal(check(accelerator, past, 1), ACCELERATOR_DECLINED);
+        assert_int_equal(check(past, 1), ACCELERATOR_DECLINED);
     }
     assert_int_equal(told, 1);
     assert_int_equal(stats_of(accelerator).failures_total, 1);
@@ -339,16 +170,16 @@ static void test_switched(void **state)
     struct past *past = past_new(accelerator, &rope);
     char name[64], why[64];
     grow(past, 40, false);
-    assert_int_equal(check(accelerator, past, 1), 0);
+    assert_int_equal(check(past, 1), 0);
     accelerator_switch(accelerator, false);
     assert_false(accelerator_describe(accelerator, name, why, sizeof name));
     assert_string_equal(why, "the device is switched off");
     grow(past, 4, true);
-    assert_int_equal(check(accelerator, past, 1), ACCELERATOR_DECLINED);
+    assert_int_equal(check(past, 1), ACCELERATOR_DECLINED);
     accelerator_switch(accelerator, true);
     grow(past, 1, true); /* does not continue what is there */
     struct accelerator_stats before = stats_of(accelerator);
-    assert_int_equal(check(accelerator, past, 4), 0);
+    assert_int_equal(check(past, 4), 0);
     expect_moved(accelerator, &before, 0, 5);
     past_free(past);
     accelerator_close(accelerator);
@@ -365,11 +196,11 @@ static void test_newer_rows(void **state)
     struct accelerator *accelerator = open_fake(WINDOW_BYTES * 4);
     struct past *past = past_new(accelerator, NULL);
     grow(past, 30, false);
-    assert_int_equal(check(accelerator, past, 1), 0);
+    assert_int_equal(check(past, 1), 0);
     ask(past, 1, &question);
     question.limits[0] = UINT64_MAX;
     grow(past, 10, true);
-    assert_int_equal(accelerator_attend(accelerator, past->window, &question.args, &got, NULL), 0);
+    assert_int_equal(accelerator_attend(&question.args, &got, NULL), 0);
     on_cpu(&question, &truth);
     compare(&got, &truth);
     past_free(past);
@@ -394,7 +225,8 @@ static void test_same_window(void **state)
     ask(past, 1, &questions[1]);
     for (int i = 0; i < 2; i++)
         items[i] = (struct step_item){ .args = &questions[i].args, .window = past->window,
-                                       .ret_partial = &got[i] };
+                                       .view_end = questions[i].args.view_count,
+                                       .partial = got[i] };
     pthread_mutex_lock(&accelerator->lock);
     assert_int_equal(step_add(accelerator, &items[0]), 0);
     assert_int_equal(step_add(accelerator, &items[1]), MEMD_ELIMIT);
@@ -440,13 +272,13 @@ static void test_refused(void **state)
     grow(past, 200, false);
     ask(past, 1, &question);
     question.args.admit = refuse;
-    assert_int_equal(accelerator_attend(accelerator, past->window, &question.args, &got, &err),
+    assert_int_equal(accelerator_attend(&question.args, &got, &err),
                      MEMD_ECORRUPT);
     question.args.admit = NULL;
     question.args.stop = too_late;
-    assert_int_equal(accelerator_attend(accelerator, past->window, &question.args, &got, &err),
+    assert_int_equal(accelerator_attend(&question.args, &got, &err),
                      MEMD_EDEADLINE);
-    assert_int_equal(check(accelerator, past, 1), 0);
+    assert_int_equal(check(past, 1), 0);
     past_free(past);
     accelerator_close(accelerator);
 }
@@ -470,8 +302,7 @@ static void *run_client(void *arg)
     ask(client->past, 1, question);
     for (int round = 0; round < ROUNDS; round++) {
         question->limits[0] = 20 + (uint64_t)round;
-        int rc = accelerator_attend(client->accelerator, client->past->window, &question->args,
-                                    &got, NULL);
+        int rc = accelerator_attend(&question->args, &got, NULL);
         on_cpu(question, &truth);
         for (size_t i = 0; i < (size_t)H * D; i++)
             client->same &= rc == 0 && close_to(o[i], (double)truth.o[i], (struct near){ 2e-6F,

@@ -8,9 +8,12 @@
  */
 #include "tests/unit/coded.h"
 
+#include <pthread.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "attention/cuda/accelerator.h"
+#include "attention/cuda/accelerator_state.h"
 #include "attention/rope.h"
 #include "base/cleanup.h"
 #include "base/error.h"
@@ -25,6 +28,7 @@ struct fixture {
     struct coded coded;
     struct accelerator *accelerator;
     struct progressive_args args;
+    struct attend_device device;
     struct arena arena;
     size_t rows;
     float o[ROWS_MAX * D], lse[ROWS_MAX];
@@ -36,18 +40,35 @@ struct fixture {
 
 static uint64_t random_state;
 
-static struct accelerator *open_fake(uint64_t planes_bytes)
+static struct accelerator_config fake_config(uint64_t planes_bytes, uint32_t window_tokens)
+{
+    return (struct accelerator_config){ .ordinal = -1, .travel_bytes = 4 << 20,
+                                        .planes_bytes = planes_bytes, .sink_tokens = 4,
+                                        .window_tokens = window_tokens,
+                                        .window_bytes = 16 << 20 };
+}
+
+static struct accelerator *open_config(const struct accelerator_config *config)
 {
     struct accelerator *accelerator = NULL;
     struct error err = { 0 };
-    struct accelerator_config config = { .ordinal = -1, .travel_bytes = 4 << 20,
-                                         .planes_bytes = planes_bytes, .sink_tokens = 4,
-                                         .window_tokens = 64, .window_bytes = 1 << 20 };
     fake_device_lose(0);
     fake_device_limit(UINT64_C(1) << 30);
-    if (accelerator_open(&fake_device_table, &config, &accelerator, &err) < 0)
+    if (accelerator_open(&fake_device_table, config, &accelerator, &err) < 0)
         fail_msg("%s", err.text);
     return accelerator;
+}
+
+static struct accelerator *open_fake(uint64_t planes_bytes)
+{
+    struct accelerator_config config = fake_config(planes_bytes, 64);
+    return open_config(&config);
+}
+
+static struct accelerator *open_fake_window(uint32_t window_tokens)
+{
+    struct accelerator_config config = fake_config(UINT64_C(64) << 20, window_tokens);
+    return open_config(&config);
 }
 
 /* Payloads are known by checksums: these are from the next seed. */
@@ -95,7 +116,8 @@ static void make(struct fixture *fixture, size_t group, size_t queries, const st
                                                          .target_error = 0.02F },
                                                .planes = fixture->coded.table };
     fixture->args.base.attend.rope = rope;
-    fixture->args.base.attend.accelerator = fixture->accelerator;
+    fixture->device = (struct attend_device){ .accelerator = fixture->accelerator };
+    fixture->args.base.attend.device = &fixture->device;
     fixture->args.base.attend.admit = admit_given;
     fixture->args.base.attend.admit_arg = &fixture->args.base.attend;
 }
@@ -119,27 +141,37 @@ static int ask(struct fixture *fixture, float target, struct error *err)
                                      err);
 }
 
-/* Relative error of every row against exact attention on the CPU, and what is said of it. */
-static void check_answer(struct fixture *fixture, double target)
+/* Relative error of every row against exact attention on the CPU. */
+static void check_close(struct fixture *fixture, double bound)
 {
     struct attend_args exact = fixture->args.base.attend;
-    exact.accelerator = NULL;
     static float o[ROWS_MAX * D], lse[ROWS_MAX];
     struct partial truth = { o, lse, fixture->rows, D };
+    exact.device = NULL;
+    exact.admit = NULL;
     assert_int_equal(attend(&exact, &fixture->arena, &truth, NULL), 0);
     for (size_t row = 0; row < fixture->rows; row++) {
-        double off = 0.0, all = 0.0, shares = 0.0;
+        double off = 0.0, all = 0.0, predicted = (double)fixture->predicted[row];
         for (size_t d = row * D; d < (row + 1) * D; d++) {
             off += pow((double)fixture->o[d] - (double)o[d], 2);
             all += pow((double)o[d], 2);
         }
-        double error = sqrt(off / all), predicted = (double)fixture->predicted[row];
-        if (!(predicted <= target) || !(error <= 2.0 * predicted + 1e-5))
-            fail_msg("row %zu: error %g, predicted %g of %g", row, error, predicted, target);
+        double error = sqrt(off / all);
+        if (!(predicted <= bound) || !(error <= 2.0 * predicted + 1e-5))
+            fail_msg("row %zu: error %g, predicted %g of %g", row, error, predicted, bound);
+        assert_true(fabsf(fixture->lse[row] - lse[row]) < (float)bound + 1e-4F);
+    }
+}
+
+/* And what is said of a device's answer. */
+static void check_answer(struct fixture *fixture, double target)
+{
+    check_close(fixture, target);
+    for (size_t row = 0; row < fixture->rows; row++) {
+        double shares = 0.0;
         for (size_t level = 0; level < INDEX_LEVELS; level++)
             shares += (double)fixture->mass[row * INDEX_LEVELS + level];
         assert_true(fabs(shares - 1.0) < 1e-4);
-        assert_true(fabsf(fixture->lse[row] - lse[row]) < (float)target + 1e-4F);
         assert_false(fixture->limited[row]);
     }
     assert_true(fixture->quality.rows[INDEX_HI] > 0);
@@ -213,7 +245,7 @@ static void test_making_room(void **state)
     planes_layout_init(D, &layout);
     accelerator_close(fixture.accelerator);
     fixture.accelerator = open_fake(32 * layout.hi_bytes);
-    fixture.args.base.attend.accelerator = fixture.accelerator;
+    fixture.device.accelerator = fixture.accelerator;
     for (int context = 0; context < 6; context++) { /* of six payloads each */
         put_checks(&fixture.coded, &random_state);
         assert_int_equal(ask(&fixture, 0.05F, NULL), 0);
@@ -223,7 +255,7 @@ static void test_making_room(void **state)
     assert_int_equal(stats.demoted_total, 6 * 6 - 32);
     accelerator_close(fixture.accelerator);
     fixture.accelerator = open_fake(1000); /* less than a slab */
-    fixture.args.base.attend.accelerator = fixture.accelerator;
+    fixture.device.accelerator = fixture.accelerator;
     assert_int_equal(ask(&fixture, 0.05F, NULL), ACCELERATOR_DECLINED);
     end(&fixture);
 }
@@ -284,13 +316,160 @@ static void test_asked_first(void **state)
     end(&fixture);
 }
 
+/* ---- the window ---- */
+
+/* Rows without planes are a step, over the window where there is one; who insists on it has all of
+ * it read there. */
+static void test_window(void **state)
+{
+    (void)state;
+    static struct rope rope;
+    static struct fixture fixture;
+    assert_int_equal(rope_init(&(struct rope_config){ .theta = 1e4 }, D, &rope, NULL), 0);
+    make(&fixture, 3, 1, &rope);
+    accelerator_close(fixture.accelerator);
+    fixture.accelerator = open_fake_window(PLANES_TOKENS + TAIL + 30);
+    fixture.device.accelerator = fixture.accelerator;
+    fixture.device.window = window_new(fixture.accelerator,
+                                       &(struct window_shape){ G, D, DTYPE_BF16, &rope });
+    assert_int_equal(ask(&fixture, 0.05F, NULL), 0);
+    check_answer(&fixture, 0.05);
+    assert_int_equal(fixture.device.resident, TAIL);
+    assert_int_equal(fixture.quality.rows[INDEX_HI], 2 * G * SEGMENTS * PLANES_TOKENS);
+    fixture.device.insist = true;
+    assert_int_equal(ask(&fixture, 0.05F, NULL), 0);
+    check_answer(&fixture, 0.05);
+    assert_int_equal(fixture.device.resident, PLANES_TOKENS + TAIL);
+    assert_int_equal(fixture.quality.rows[INDEX_HI], 2 * G * (SEGMENTS - 1) * PLANES_TOKENS);
+    assert_false(progressive_device_has_all(&fixture.args));
+    window_free(fixture.device.window);
+    accelerator_close(fixture.accelerator);
+    /* A window that has everything: nothing is approximated. */
+    fixture.accelerator = open_fake_window(TOKENS);
+    fixture.device.accelerator = fixture.accelerator;
+    fixture.device.window = window_new(fixture.accelerator,
+                                       &(struct window_shape){ G, D, DTYPE_BF16, &rope });
+    assert_true(progressive_device_has_all(&fixture.args));
+    fixture.args.exact_below = 0;
+    assert_int_equal(progressive_attend(&fixture.args, &fixture.arena, &fixture.answer, NULL), 0);
+    assert_int_equal(fixture.device.resident, TOKENS);
+    for (size_t row = 0; row < fixture.rows; row++) assert_true(fixture.predicted[row] == 0.0F);
+    window_free(fixture.device.window);
+    end(&fixture);
+}
+
+/* ---- others in between ---- */
+
+struct between {
+    struct fixture *fixture;
+    struct fixture *other; /* asks while the first collects its rows; NULL: nobody does */
+    unsigned admitted;
+};
+
+/* Picked rows are asked for while nobody has to wait; here somebody uses that. */
+static int admit_between(void *arg, const struct view *view, size_t row, size_t count,
+                         unsigned parts)
+{
+    struct between *between = arg;
+    struct accelerator *accelerator = between->fixture->accelerator;
+    (void)row;
+    (void)parts;
+    if (count != 1 || view->tokens != PLANES_TOKENS || between->admitted++ > 0) return 0;
+    assert_int_equal(pthread_mutex_trylock(&accelerator->lock), 0);
+    pthread_mutex_unlock(&accelerator->lock);
+    if (between->other == NULL) return 0;
+    assert_int_equal(ask(between->other, 0.02F, NULL), 0);
+    check_answer(between->other, 0.02);
+    return 0;
+}
+
+static void test_between(void **state)
+{
+    (void)state;
+    static struct fixture fixture, other;
+    make(&other, 4, 1, NULL);
+    accelerator_close(other.accelerator);
+    make(&fixture, 2, 1, NULL);
+    other.accelerator = other.device.accelerator = fixture.accelerator;
+    for (int i = 0; i < 2; i++) {
+        struct between between = { &fixture, i == 0 ? NULL : &other, 0 };
+        fixture.args.base.attend.admit = admit_between;
+        fixture.args.base.attend.admit_arg = &between;
+        uint64_t launches = fake_device_counts().launches;
+        assert_int_equal(ask(&fixture, 0.01F, NULL), 0);
+        check_answer(&fixture, 0.01);
+        assert_true(between.admitted > 100);
+        launches = fake_device_counts().launches - launches;
+        /* The tail's step of 2; 6 and 3 more; those of the other, and 6 again. */
+        assert_int_equal(launches, i == 0 ? 12 : 12 + 12 + 6);
+    }
+    other.accelerator = NULL;
+    coded_free(&other.coded);
+    arena_fini(&other.arena);
+    fixture.args.base.attend.admit = NULL;
+    end(&fixture);
+}
+
+/* ---- any call may fail ---- */
+
+static bool answer_with(struct fixture *fixture, uint64_t n, bool go_on)
+{
+    struct accelerator_stats stats;
+    struct error err = { 0 };
+    struct accelerator_config config = fake_config(UINT64_C(64) << 20, 64);
+    fixture->accelerator = NULL;
+    fake_device_fail(n, go_on);
+    int rc = accelerator_open(&fake_device_table, &config, &fixture->accelerator, &err);
+    for (int i = 0; rc == 0 && i < 2; i++) {
+        fixture->device.accelerator = fixture->accelerator;
+        arena_reset(&fixture->arena);
+        memset(fixture->o, 0xFF, sizeof fixture->o);
+        memset(fixture->quality.rows, 0, sizeof fixture->quality.rows);
+        rc = progressive_attend(&fixture->args, &fixture->arena, &fixture->answer, NULL);
+        assert_int_equal(rc, 0);
+        check_close(fixture, 0.05);
+    }
+    if (fixture->accelerator != NULL) {
+        accelerator_get_stats(fixture->accelerator, &stats);
+        assert_true((stats.failures_total > 0) == fake_device_has_failed());
+        if (!fake_device_has_failed()) assert_int_equal(stats.planes_steps_total, 2);
+    } else {
+        assert_true(fake_device_has_failed());
+    }
+    accelerator_close(fixture->accelerator);
+    bool reached = fake_device_has_failed();
+    fake_device_fail(0, false);
+    assert_int_equal(fake_device_counts().devices, 0);
+    assert_int_equal(fake_device_counts().bytes, 0);
+    return reached;
+}
+
+static void test_any_call_fails(void **state)
+{
+    (void)state;
+    static struct fixture fixture;
+    uint64_t n = 1;
+    make(&fixture, 1, 1, NULL);
+    accelerator_close(fixture.accelerator);
+    fixture.args.exact_below = 0;
+    fixture.args.base.target_error = 0.05F;
+    for (int go_on = 0; go_on < 2; go_on++) {
+        for (n = 1; answer_with(&fixture, n, go_on != 0); n++) {}
+        assert_true(n > 50);
+    }
+    printf("%llu calls failed, each once and each with all behind it\n", (unsigned long long)n - 1);
+    fixture.accelerator = NULL;
+    end(&fixture);
+}
+
 int main(void)
 {
     random_state = random_seed();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_answers),  cmocka_unit_test(test_cache),
         cmocka_unit_test(test_making_room), cmocka_unit_test(test_declined),
-        cmocka_unit_test(test_asked_first),
+        cmocka_unit_test(test_asked_first), cmocka_unit_test(test_window),
+        cmocka_unit_test(test_between),  cmocka_unit_test(test_any_call_fails),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -229,8 +229,11 @@ static int run_step(void *arg)
 {
     struct stepping *stepping = arg;
     struct partial answer = { stepping->o, stepping->lse, H, D };
-    return accelerator_attend(stepping->accelerator, stepping->window, &stepping->args, &answer,
-                              NULL);
+    struct attend_device device = { .accelerator = stepping->accelerator,
+                                    .window = stepping->window };
+    struct attend_args args = stepping->args;
+    args.device = &device;
+    return accelerator_attend(&args, &answer, NULL);
 }
 
 static int run_on_cpu(void *arg)
