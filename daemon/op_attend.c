@@ -7,6 +7,9 @@
  * no more than one per thread is in use, and each may have its thread's share of the request's
  * memory however many items there are. A single item uses the request's arena.
  *
+ * Items that a device answers are one batch there, whatever their contexts and layers; what is left
+ * is computed by the threads.
+ *
  * An item may bring the client's own answer over its window, and may ask for its reading plan. Both
  * are rare and never answered by the loop; plans stay until the reply is packed, so few items of a
  * request may ask for one.
@@ -46,6 +49,7 @@ struct item {
     struct quality quality;
     struct arena own;        /* of a batch */
     struct arena *arena;     /* own, or the request's */
+    bool answered;
     int status;
     struct error err;
 };
@@ -90,6 +94,16 @@ static int decode_local(const struct request *req, const Memd__AttendItem *in, s
     return 0;
 }
 
+static int decode_window(const Memd__AttendItem *in, struct item *item)
+{
+    switch (in->window) {
+    case MEMD__WINDOW__WINDOW_ANY: item->query.window = QUERY_WINDOW_ANY; return 0;
+    case MEMD__WINDOW__WINDOW_RESIDENT: item->query.window = QUERY_WINDOW_RESIDENT; return 0;
+    case MEMD__WINDOW__WINDOW_NONE: item->query.window = QUERY_WINDOW_NONE; return 0;
+    default: return error_set(&item->err, MEMD_EINVAL, "window %d is none", (int)in->window);
+    }
+}
+
 static void prepare_item(struct batch *batch, size_t idx)
 {
     struct item *item = &batch->items[idx];
@@ -101,6 +115,7 @@ static void prepare_item(struct batch *batch, size_t idx)
     if (item->status == 0)
         item->status = query_decode(req, &message, item->context, &item->query, &item->err);
     if (item->status == 0) item->status = decode_local(req, in, item);
+    if (item->status == 0) item->status = decode_window(in, item);
     if (item->status == 0 && in->explain) {
         item->status = plan_init(&item->plan, &req->arena, &item->err);
         item->query.plan = &item->plan;
@@ -138,15 +153,49 @@ static int give_arenas(struct batch *batch, struct error *err)
     return 0;
 }
 
+/* Where answers go: into the payload, of which the places are known now. */
+static void place_items(struct batch *batch)
+{
+    for (size_t i = 0; i < batch->count; i++) {
+        struct item *item = &batch->items[i];
+        if (item->status < 0) continue;
+        item->part.o = (float *)(void *)(batch->payload + item->o_offset);
+        item->part.lse = (float *)(void *)(batch->payload + item->lse_offset);
+    }
+}
+
+/* What a device answers. A single item asks it by itself. */
+static int attend_together(struct batch *batch, struct error *err)
+{
+    if (batch->count == 1 || batch->req->on_loop ||
+        batch->req->server->backend.accelerator == NULL)
+        return 0;
+    struct together *all = arena_calloc(&batch->req->arena, batch->count, sizeof *all);
+    if (all == NULL) return wire_no_memory(err);
+    for (size_t i = 0; i < batch->count; i++) {
+        struct item *item = &batch->items[i];
+        if (item->status < 0) continue;
+        all[i] = (struct together){ .context = item->context, .query = &item->query,
+                                    .arena = item->arena, .partial = item->part,
+                                    .quality = &item->quality, .err = &item->err };
+    }
+    context_attend_together(all, batch->count);
+    for (size_t i = 0; i < batch->count; i++) {
+        if (!all[i].answered) continue;
+        batch->items[i].answered = true;
+        batch->items[i].status = all[i].status;
+    }
+    return 0;
+}
+
 static void compute_item(void *arg, size_t idx)
 {
     struct batch *batch = arg;
     struct item *item = &batch->items[idx];
     if (item->status < 0) return;
-    item->part.o = (float *)(void *)(batch->payload + item->o_offset);
-    item->part.lse = (float *)(void *)(batch->payload + item->lse_offset);
-    item->status = context_attend(item->context, &item->query, item->arena, &item->part,
-                                  &item->quality, &item->err);
+    if (!item->answered)
+        item->status = context_attend(item->context, &item->query, item->arena, &item->part,
+                                      &item->quality, &item->err);
     const struct quality *quality = &item->quality;
     bool kept = quality->predicted_error != NULL || quality->mass != NULL ||
                 quality->level_mass != NULL || quality->limited != NULL;
@@ -233,6 +282,9 @@ static int run(struct request *req, struct error *err)
     if (batch.payload == NULL) return wire_no_memory(err);
     /* Padding and the places of failed items leave the process too: nobody else's bytes in them. */
     memset(batch.payload, 0, (size_t)batch.payload_bytes);
+    place_items(&batch);
+    rc = attend_together(&batch, err);
+    if (rc < 0) return rc;
     /* The loop waits for nobody: tiny items are computed right here, one after another. */
     pool_for(req->on_loop ? NULL : req->server->pool, batch.count, compute_item, &batch);
     if (must_wait(&batch)) {
@@ -249,6 +301,7 @@ static uint64_t cost(struct request *req, const Memd__AttendItem *in)
 {
     struct context *context = NULL;
     if (in->explain || in->local_o != NULL || in->states != NULL) return UINT64_MAX;
+    if (in->window == MEMD__WINDOW__WINDOW_RESIDENT) return UINT64_MAX; /* a device is waited for */
     if (!catalog_pin_resident(req->server->catalog, in->context_id, &req->arena, &context))
         return UINT64_MAX;
     if (in->layer >= context_model(context)->layers) return 0; /* an error, and that is cheap */

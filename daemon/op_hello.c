@@ -13,7 +13,8 @@ static const char *const features[] = { "attend-batch", "append-batch", "deadlin
                                         "fork",         "search",       "methods",
                                         "levels",       "recall",       "rebuild",
                                         "inputs",       "explain",      "local",
-                                        "observe",      "compress",     "params",  "theta" };
+                                        "observe",      "compress",     "params",  "theta",
+                                        "window" };
 
 /* A token on a Unix socket is not needed and not looked at: the kernel has said who asks. */
 static int admit(struct connection *conn, const char *token, struct error *err)

@@ -229,6 +229,7 @@ Memd__Quality *wire_encode_quality(const struct quality *quality, size_t rows, s
     message->bytes_read = quality->bytes_read;
     message->bytes_exact = quality->bytes_exact;
     message->tokens = quality->tokens;
+    message->window_tokens = quality->window_tokens;
     message->predicted_error = quality->predicted_error;
     message->n_predicted_error = quality->predicted_error == NULL ? 0 : rows;
     message->mass = quality->mass;

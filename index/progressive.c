@@ -72,6 +72,12 @@ bool progressive_is_exact(const struct progressive_args *args, size_t segments)
     return planed < below;
 }
 
+bool progressive_reads_all(const struct progressive_args *args)
+{
+    return progressive_is_exact(args, progressive_segments(args)) ||
+           progressive_device_has_all(args);
+}
+
 static int run_exactly(const struct progressive_args *args, struct arena *arena,
                        const struct index_answer *ret_answer, struct error *err)
 {
@@ -308,7 +314,7 @@ int progressive_attend(const struct progressive_args *args, struct arena *arena,
     assert(ret_answer->partial.head_dim == attend_args->q.shape[2]);
     if (queries == 0) return 0;
     size_t segments = progressive_segments(args);
-    if (progressive_is_exact(args, segments) || progressive_device_has_all(args))
+    if (progressive_reads_all(args))
         return run_exactly(args, arena, ret_answer, err);
     float target = args->base.target_error * bound_share;
     int answered = progressive_device_attend(args, target, arena, ret_answer, err);

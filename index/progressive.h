@@ -47,6 +47,9 @@ struct progressive_args {
 int progressive_attend(const struct progressive_args *args, struct arena *arena,
                        const struct index_answer *ret_answer, struct error *err);
 
+/* Is the call better answered, or wanted, by attend() over all views? Then it is. */
+bool progressive_reads_all(const struct progressive_args *args);
+
 /* Top-k through the same levels, scored exactly in the end: recall ≥ 0.99 at the defaults. */
 int progressive_search(const struct progressive_args *args, struct arena *arena,
                        const struct index_hits *ret_hits, struct index_quality *ret_quality,

@@ -81,6 +81,11 @@ enum durability { DURABLE_MEMORY, DURABLE_COMMITTED, DURABLE_SYNCED };
 int context_reached(struct context *context, uint64_t sequence, enum durability level,
                     struct progress *ret_progress, struct error *err);
 
+/* What to make of a device that keeps the newest rows of layers (attention/cuda/accelerator.h): as
+ * it is found best; ask it, however many other rows have to be sent there; leave it alone. Where
+ * there is none, or it does not answer, the CPU does. */
+enum query_window { QUERY_WINDOW_ANY, QUERY_WINDOW_RESIDENT, QUERY_WINDOW_NONE };
+
 struct query {
     uint32_t layer;
     struct tensor q;           /* (n, H, D) */
@@ -102,6 +107,7 @@ struct query {
     /* The caller's own answer over its window, (n, H, D) and (n, H), or NULL: context_attend
      * answers for both together, quality for what is stored. MEMD_ENONFINITE: it is no partial. */
     const struct partial *local;
+    enum query_window window;
 };
 
 /* What an answer was made from. Arrays are in the arena of the call. */
@@ -118,6 +124,7 @@ struct quality {
     uint64_t level_rows[INDEX_LEVELS], level_bytes[INDEX_LEVELS]; /* over all KV heads */
     uint64_t bytes_exact; /* what reading every visible row would have read */
     uint64_t tokens;      /* visible to the query that sees most */
+    uint64_t window_tokens; /* of those, read exactly in the resident window of a device */
 };
 
 /* o (n, H, D) and lse (n, H) of the caller. Values read from disk for the first time are verified:
@@ -125,6 +132,21 @@ struct quality {
 int context_attend(struct context *context, const struct query *query, struct arena *arena,
                    const struct partial *ret_partial, struct quality *ret_quality,
                    struct error *err);
+
+/* Several queries: those that a device answers exactly, whatever their contexts and layers, are one
+ * batch there, and `answered`; status, partial and quality are then as of context_attend. The
+ * others are left to it. Where there is no device, that is all of them. */
+struct together {
+    struct context *context;   /* NULL: none */
+    const struct query *query;
+    struct arena *arena;       /* of its own */
+    struct partial partial;    /* of the caller */
+    struct quality *quality;
+    struct error *err;
+    int status;
+    bool answered;
+};
+void context_attend_together(struct together *all, size_t count);
 
 /* An upper bound of the bytes an attend would read: lets the loop answer empty layers at once.
  * Loop. */

@@ -2,11 +2,16 @@
 /* context_attend.c — a query in three steps: what is there (snapshot), answer from it (method), say
  * what was done (quality). Search differs in the second step alone. Of a method with a fold the
  * first includes bringing that up to date (context_fold.c).
+ *
+ * Of several queries at once, those that a device answers exactly take the first step together, are
+ * one batch there, and take the other two one after another. Methods are not asked twice: that of
+ * such a query finds the answer where it would have put it (attend_device.answered).
  */
 #include <assert.h>
 #include <inttypes.h>
 #include <math.h>
 
+#include "attention/cuda/accelerator.h"
 #include "base/arena.h"
 #include "base/error.h"
 #include "base/half.h"
@@ -237,12 +242,14 @@ static int fill_quality(const struct context *context, const struct asking *aski
                         struct arena *arena, struct quality *ret_quality, struct error *err)
 {
     const struct index_quality *made = &asking->quality;
+    const struct attend_device *device = asking->reading.device;
     size_t answers = asking->reading.attend.q.shape[0] * asking->reading.attend.q.shape[1];
     struct quality quality = {
         .method = context->method->name,
         .exact = was_exact(made, answers),
         .bytes_exact = asking->snapshot.seen * block_token_bytes(&context->shape),
         .tokens = asking->snapshot.seen,
+        .window_tokens = device == NULL ? 0 : device->resident,
     };
     for (int level = 0; level < INDEX_LEVELS; level++) {
         quality.rows += quality.level_rows[level] = made->rows[level];
@@ -272,14 +279,21 @@ static int begin_use(struct context *context, const struct query *query, struct 
     return error_set(err, MEMD_EBUSY, "the context is being truncated");
 }
 
+/* With use held shared. */
+static int ask_held(struct context *context, const struct query *query, struct arena *arena,
+                    struct asking *ret_asking, struct error *err)
+{
+    atomic_store_explicit(&context->used_unix_ms, catalog_now_ms(), memory_order_relaxed);
+    return begin_reading(context, query, arena, ret_asking, err);
+}
+
 int context_ask(struct context *context, const struct query *query, struct arena *arena,
                 struct asking *ret_asking, struct error *err)
 {
     int rc = check_query(context, query, err);
     if (rc == 0) rc = begin_use(context, query, err);
     if (rc < 0) return rc;
-    atomic_store_explicit(&context->used_unix_ms, catalog_now_ms(), memory_order_relaxed);
-    rc = begin_reading(context, query, arena, ret_asking, err);
+    rc = ask_held(context, query, arena, ret_asking, err);
     if (rc < 0) pthread_rwlock_unlock(&context->use);
     return rc;
 }
@@ -331,27 +345,49 @@ static int join(const struct context *context, const struct reading *reading,
     return 0;
 }
 
+/* The answer to what was asked, and what it was made from. */
+static int answer(struct asking *asking, const struct query *query, struct arena *arena,
+                  const struct partial *ret_partial, struct quality *ret_quality,
+                  struct error *err)
+{
+    const struct context *context = asking->context;
+    struct reading *reading = &asking->reading;
+    struct index_answer made = { .partial = *ret_partial, .quality = &asking->quality };
+    int rc = context->method->attend(context->method, reading, arena, &made, err);
+    /* Rows that are states cannot be scored as they are. */
+    if (rc == 0 && query->plan != NULL && context->method->state_width == NULL)
+        rc = plan_share(query->plan, &reading->attend, ret_partial->lse, arena, err);
+    rc = context_answered(asking, rc, err);
+    if (rc == 0) rc = join(context, reading, query, ret_partial, err);
+    if (rc == 0) rc = fill_quality(context, asking, arena, ret_quality, err);
+    if (rc == 0) use_ring(asking);
+    return rc;
+}
+
+/* The device that the query may be asked of, which lives as long as its reading. */
+static void offer_device(const struct query *query, struct asking *asking,
+                         struct attend_device *device)
+{
+    struct context *context = asking->context;
+    *device = (struct attend_device){ .accelerator = context->catalog->accelerator,
+                                      .window = context->layers[asking->layer].window,
+                                      .insist = query->window == QUERY_WINDOW_RESIDENT };
+    /* The loop does not wait for a device. */
+    if (device->accelerator != NULL && !query->no_wait && query->window != QUERY_WINDOW_NONE)
+        asking->reading.device = device;
+}
+
 int context_answer(struct context *context, const struct query *query, struct arena *arena,
                    const struct partial *ret_partial, struct quality *ret_quality,
                    struct error *err)
 {
     struct asking asking;
+    struct attend_device device;
     int rc = query->local == NULL ? 0 : check_local(query->local, err);
     if (rc == 0) rc = context_ask(context, query, arena, &asking, err);
     if (rc < 0) return rc;
-    struct index_answer answer = { .partial = *ret_partial, .quality = &asking.quality };
-    struct attend_device device = { .accelerator = context->catalog->accelerator,
-                                    .window = context->layers[asking.layer].window };
-    /* The loop does not wait for a device. */
-    if (device.accelerator != NULL && !query->no_wait) asking.reading.device = &device;
-    rc = context->method->attend(context->method, &asking.reading, arena, &answer, err);
-    /* Rows that are states cannot be scored as they are. */
-    if (rc == 0 && query->plan != NULL && context->method->state_width == NULL)
-        rc = plan_share(query->plan, &asking.reading.attend, ret_partial->lse, arena, err);
-    rc = context_answered(&asking, rc, err);
-    if (rc == 0) rc = join(context, &asking.reading, query, ret_partial, err);
-    if (rc == 0) rc = fill_quality(context, &asking, arena, ret_quality, err);
-    if (rc == 0) use_ring(&asking);
+    offer_device(query, &asking, &device);
+    rc = answer(&asking, query, arena, ret_partial, ret_quality, err);
     context_asked(context, &asking);
     return rc;
 }
@@ -363,6 +399,90 @@ int context_attend(struct context *context, const struct query *query, struct ar
     int rc = context_answer(context, query, arena, ret_partial, ret_quality, err);
     if (rc == 0) observe(context, query);
     return rc;
+}
+
+/* ---- several at once ---- */
+
+enum { TOGETHER_MAX = 64 };
+
+/* Queries whose rows are held, and contexts whose `use` is. */
+struct group {
+    struct group_query {
+        struct together *one;
+        struct asking *asking; /* in the arena of `one` */
+        struct attend_device *device;
+    } held[TOGETHER_MAX];
+    struct accelerator_step steps[TOGETHER_MAX];
+    struct context *contexts[TOGETHER_MAX];
+    size_t count, context_count, bytes;
+};
+
+/* Hold the context once, whatever the number of its queries: a reader that waits behind a writer
+ * that waits for that reader would wait for ever. False: it is not to be had at once. */
+static bool hold_context(struct group *group, struct context *context)
+{
+    for (size_t i = 0; i < group->context_count; i++)
+        if (group->contexts[i] == context) return true;
+    if (pthread_rwlock_tryrdlock(&context->use) != 0) return false;
+    group->contexts[group->context_count++] = context;
+    return true;
+}
+
+/* Add the query if a device can answer it as it is. What is wrong with others is said to whoever
+ * asks them alone. */
+static void add_one(struct group *group, struct together *one)
+{
+    struct context *context = one->context;
+    const struct method *method = context->method;
+    const struct query *query = one->query;
+    struct asking *asking = arena_alloc(one->arena, sizeof *asking);
+    struct attend_device *device = arena_alloc(one->arena, sizeof *device);
+    if (asking == NULL || device == NULL || check_query(context, query, NULL) < 0 ||
+        (query->local != NULL && check_local(query->local, NULL) < 0) ||
+        !hold_context(group, context) ||
+        ask_held(context, query, one->arena, asking, NULL) < 0)
+        return;
+    offer_device(query, asking, device);
+    if (asking->reading.device == NULL || !method->reads_exactly(method, &asking->reading)) {
+        give_rows(context, asking);
+        return;
+    }
+    asking->reading.attend.device = device;
+    group->steps[group->count] = (struct accelerator_step){ .args = &asking->reading.attend,
+                                                            .partial = one->partial };
+    group->held[group->count++] = (struct group_query){ one, asking, device };
+    group->bytes += one->arena->used_bytes;
+}
+
+static void answer_held(struct group_query *held, bool by_device)
+{
+    struct together *one = held->one;
+    held->asking->reading.attend.device = NULL; /* reading.device is where methods look */
+    if (by_device) {
+        held->device->answered = one->answered = true;
+        one->status = answer(held->asking, one->query, one->arena, &one->partial, one->quality,
+                             one->err);
+        if (one->status == 0) observe(one->context, one->query);
+    }
+    give_rows(one->context, held->asking);
+}
+
+void context_attend_together(struct together *all, size_t count)
+{
+    for (size_t at = 0; at < count;) {
+        struct group group = { .count = 0 };
+        for (; at < count && group.count < TOGETHER_MAX; at++) {
+            if (all[at].context == NULL || all[at].context->method->reads_exactly == NULL) continue;
+            /* One thread is at work: it has one thread's share of the memory. */
+            if (group.bytes > all[at].arena->limit_bytes / 2) break;
+            add_one(&group, &all[at]);
+        }
+        accelerator_attend_all(group.steps, group.count);
+        for (size_t i = 0; i < group.count; i++)
+            answer_held(&group.held[i], group.steps[i].rc == 0);
+        for (size_t i = 0; i < group.context_count; i++)
+            pthread_rwlock_unlock(&group.contexts[i]->use);
+    }
 }
 
 int context_search(struct context *context, const struct query *query, struct arena *arena,

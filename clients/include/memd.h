@@ -363,6 +363,14 @@ MEMD_API int memd_append(const struct memd_context *context, const struct memd_a
 #define MEMD_EXACT (-1.0)        /* as target_error: exact, whatever the context's is */
 #define MEMD_NO_BOUND UINT64_MAX /* as max_bytes: no bound, whatever the context's is */
 
+/* What a query makes of the newest rows of a layer, which a daemon with a device keeps there. */
+enum memd_window {
+    MEMD_WINDOW_ANY = 0,      /* as the daemon sees fit */
+    MEMD_WINDOW_RESIDENT = 1, /* the device is to answer, from those rows exactly, while the others
+                               * travel; where there is none, or it cannot, the CPU answers */
+    MEMD_WINDOW_NONE = 2      /* no device: the CPU answers, nothing is brought into a window */
+};
+
 /* n queries to one layer of one context. What is left zero at the end is the context's choice. */
 struct memd_query {
     const struct memd_context *context;
@@ -384,6 +392,7 @@ struct memd_query {
     const float *local_o;   /* attend: (n, H, D) and (n, H), the caller's own attention over its */
     const float *local_lse; /* window: the answer is then of both together; or both NULL */
     double rope_theta; /* attend: keys and queries are rotated with this base; 0 = the model's */
+    enum memd_window window; /* attend */
 };
 
 /* The levels that an answer can be made from, coarse to exact. */
@@ -411,6 +420,7 @@ struct memd_quality {
                               * level; what is missing to 1 was left out; NULL = all exact */
     uint64_t level_rows[MEMD_LEVELS];  /* of rows */
     uint64_t level_bytes[MEMD_LEVELS]; /* of bytes_read */
+    uint64_t window_tokens; /* of tokens, read exactly in a device's resident window */
 };
 
 #define MEMD_UNPLACED UINT64_MAX /* not rotated at all */

@@ -267,6 +267,7 @@ static int build_item(struct memd_ticket *ticket, const struct memd_query *query
                                     .lse = query->lse };
     wire->explain = query->explain;
     wire->rope_theta = query->rope_theta;
+    wire->window = (Memd__Window)query->window;
     int rc = build_query(ticket, query, &wire->q, &wire->states);
     return rc < 0 ? rc : build_local(ticket, query, wire);
 }

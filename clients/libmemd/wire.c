@@ -172,6 +172,7 @@ int wire_read_quality(struct memd_ticket *ticket, const Memd__Quality *wire, siz
     quality.bytes_read = wire->bytes_read;
     quality.bytes_exact = wire->bytes_exact;
     quality.tokens = wire->tokens;
+    quality.window_tokens = wire->window_tokens;
     quality.level_mass = wire->n_level_mass > 0 ? wire->level_mass : NULL;
     *ret_quality = quality;
     return 0;

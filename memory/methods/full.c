@@ -65,12 +65,20 @@ static int search_full(const struct method *method, const struct reading *readin
     return method_search_exactly(reading, arena, ret_hits, ret_quality, err);
 }
 
+static bool reads_exactly(const struct method *method, const struct reading *reading)
+{
+    (void)method;
+    (void)reading;
+    return true;
+}
+
 static const struct option_table options = { .owner = "full" };
 
 const struct method method_full = {
     .name = "full",
     .help = "reads everything exactly",
     .options = &options,
+    .reads_exactly = reads_exactly,
     .attend = attend_full,
     .search = search_full,
 };

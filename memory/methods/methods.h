@@ -152,6 +152,8 @@ struct method {
      * from, everything is read. Not asked where there are no rows. */
     int (*pick)(const struct reading *reading, struct arena *arena, struct pick_call *ret_call,
                 struct error *err);
+    /* Would an attend be attend() over all views and nothing else? NULL: never. */
+    bool (*reads_exactly)(const struct method *method, const struct reading *reading);
     /* quality->method is filled in by the caller. */
     int (*attend)(const struct method *method, const struct reading *reading, struct arena *arena,
                   const struct index_answer *ret_answer, struct error *err);

@@ -46,6 +46,13 @@ static bool has_planes(const struct reading *reading)
     return false;
 }
 
+static bool reads_exactly(const struct method *method, const struct reading *reading)
+{
+    (void)method;
+    struct progressive_args args = arguments(reading);
+    return args.base.target_error == 0 || !has_planes(reading) || progressive_reads_all(&args);
+}
+
 static int attend_progressively(const struct method *method, const struct reading *reading,
                                 struct arena *arena, const struct index_answer *ret_answer,
                                 struct error *err)
@@ -74,6 +81,7 @@ const struct method method_progressive = {
     .help = "reads as little as the asked error allows",
     .options = &options,
     .planes = true,
+    .reads_exactly = reads_exactly,
     .attend = attend_progressively,
     .search = search_progressively,
 };

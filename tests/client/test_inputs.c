@@ -73,7 +73,7 @@ static void answer_attend(int fd, struct fake_request *request, const unsigned c
     shape = (struct message_shape){ .what = "states", .dtype = DTYPE_BF16, .dims = 2,
                                     .shape = { 1, W } };
     tensor_of(request, item->states, &shape);
-    assert(item->explain);
+    assert(item->explain && item->window == MEMD__WINDOW__WINDOW_RESIDENT);
 
     uint32_t query[2] = { 0, 0 }, head[2] = { 0, 2 }, heads[2] = { 2, 1 }, group[2] = { 0, 1 };
     Memd__PlanKind kind[2] = { MEMD__PLAN_KIND__PLAN_TOKENS, MEMD__PLAN_KIND__PLAN_SLOTS };
@@ -313,7 +313,7 @@ static void plans(void **state)
     struct memd_query query = { .context = &fixture->context, .queries = 1, .q = q,
                                 .q_dtype = MEMD_FP32, .positions = &position, .states = states,
                                 .states_dtype = MEMD_BF16, .explain = true, .local_o = o,
-                                .local_lse = lse };
+                                .local_lse = lse, .window = MEMD_WINDOW_RESIDENT };
     struct memd_error err = { 0 };
     const struct memd_answer *answer = NULL;
     assert_int_equal(memd_attend(&query, &answer, &err), 0);

@@ -45,6 +45,7 @@ static void fill_quality(enum asked asked, Memd__Quality *quality)
     quality->method = (char *)"progressive";
     quality->rows = 10;
     quality->bytes_read = 100;
+    quality->window_tokens = 77;
     if (asked == PLAIN) return; /* as a daemon that knows of no levels */
     quality->predicted_error = errors;
     quality->mass = mass;
@@ -234,6 +235,7 @@ static void levels_come_in(void **state)
     assert_true(quality->level_mass[MEMD_LEVEL_HI] == 0.5F && quality->level_mass[15] == 0.75F);
     assert_int_equal(quality->level_rows[MEMD_LEVEL_CLUSTERS], 1);
     assert_int_equal(quality->level_bytes[MEMD_LEVEL_EXACT], 40);
+    assert_int_equal(quality->window_tokens, 77);
     memd_free(answer);
 
     fixture->context.id = PLAIN;

@@ -10,8 +10,8 @@ import re
 import signal
 import time
 
-from past import Past, floats
-from wire import Daemon
+from past import Past, floats, rows
+from wire import ENUMS, Daemon, Payload
 
 FAKE = os.environ["MEMD_FAKE_PLUGIN"]
 PLUGIN = ("--accelerator", FAKE, "--device-window", "256")
@@ -87,6 +87,120 @@ def check_device(wanted):
         assert counters(client)["device_rebuilt_bytes_total"] > 0
         client.ask("drop", {"context_id": past.id})
         assert counters(client)["device_windows"] == 0
+        daemon.stop()
+
+
+def ask_many(client, pasts, **wish):
+    """Both layers of all of them in one request: (o, lse) in the order of `answers`, and the answers."""
+    payload, items = Payload(), []
+    for past in pasts:
+        for layer in range(past.layers):
+            heads = past.model["query_heads"]
+            q = payload.add("FP16", (3, heads, past.dim), rows(past.seed, layer, 0, 3, heads * past.dim, "q"))
+            items.append({"context_id": past.id, "layer": layer, "q": q, "positions": [1 << 20] * 3, **wish})
+    reply = client.call("attend", {"items": items}, payload.data)
+    found = []
+    for answer in reply.message["answers"]:
+        assert answer["status"] == 0, answer
+        found += floats(reply.payload, answer["o"]) + floats(reply.payload, answer["lse"])
+    return found, reply.message["answers"]
+
+
+def moved(client, before):
+    """What the device's counters grew by."""
+    return {name: value - before[name] for name, value in counters(client).items() if name.startswith("device_")}
+
+
+def check_many(wanted):
+    """Items of one request are one batch, whatever their contexts and layers, and answered as if alone."""
+    with Daemon(*DEVICE, "--workers", "1") as daemon:
+        client = daemon.client()
+        pasts = [Past(client, f"book {i}", method="full" if i == 1 else "") for i in range(3)]
+        for past in pasts:
+            past.append(0, TOKENS)
+        before = counters(client)
+        found, replies = ask_many(client, pasts)
+        close(found, wanted[0] * 3)
+        assert all(answer["quality"]["window_tokens"] == 260 for answer in replies), replies  # 256 and 4
+        grown = moved(client, before)
+        assert grown["device_batches_total"] == 1 and grown["device_steps_total"] == 6, grown
+        assert grown["device_declined_total"] == 0, grown
+        # What is wrong with one is said of it alone.
+        fields, payload = pasts[0].attend_fields(queries=3)
+        good, other = fields["items"][0], pasts[1].attend_fields(queries=3)[0]["items"][0]
+        replies = client.call("attend", {"items": [good, {**good, "layer": 9}, {**other, "rope_theta": 5.0},
+                                                   {**good, "target_error": 0.0}, other]}, payload)
+        answers_ = replies.message["answers"]
+        assert [answer["status"] for answer in answers_] == [0, -1, -11, 0, 0], answers_
+        for i in (0, 3, 4):
+            at = floats(replies.payload, answers_[i]["o"])
+            close(at, wanted[0][:len(at)])
+        daemon.stop()
+
+
+def check_window(wanted):
+    """What a client may wish of the resident window, and what it is told of it."""
+    with Daemon(*DEVICE) as daemon:
+        client = daemon.client()
+        past = Past(client, "book")
+        past.append(0, TOKENS)
+        wish = ENUMS["Window"]
+        for name, tokens in (("ANY", 260), ("RESIDENT", 260), ("NONE", 0)):
+            before = counters(client)
+            for wished in ({"window": wish["WINDOW_" + name]},) if name != "ANY" else ({}, {"window": 0}):
+                found, replies = ask_many(client, [past], **wished)
+                if name == "NONE":
+                    assert found == wanted[0]  # the CPU's own bits
+                close(found, wanted[0])
+                assert [answer["quality"]["window_tokens"] for answer in replies] == [tokens] * 2, replies
+            grown = moved(client, before)
+            assert (grown["device_steps_total"] > 0) == (name != "NONE"), grown
+        fields, payload = past.attend_fields()
+        fields["items"][0]["window"] = 7
+        answer = client.ask("attend", fields, payload)["answers"][0]
+        assert answer["status"] == -1 and "window 7" in answer["error"], answer
+        # A few rows are answered by the loop, unless a device is asked for.
+        small = Past(client, "leaflet")
+        small.append(0, 20)
+        for name in ("ANY", "RESIDENT"):
+            fields, payload = small.attend_fields()
+            fields["items"][0]["window"] = wish["WINDOW_" + name]
+            answer = client.ask("attend", fields, payload)["answers"][0]
+            assert answer["quality"]["window_tokens"] == (20 if name == "RESIDENT" else 0), answer
+        daemon.stop()
+    with Daemon("--accelerator", "") as daemon:  # nothing is refused for want of a device
+        client = daemon.client()
+        past = Past(client, "book")
+        past.append(0, TOKENS)
+        found, replies = ask_many(client, [past], window=wish["WINDOW_RESIDENT"])
+        assert found == wanted[0] and replies[0]["quality"]["window_tokens"] == 0
+        assert "window" in client.ask("hello", {"version": 1})["features"]
+        daemon.stop()
+
+
+def check_far():
+    """More rows than travel at once: the CPU's, unless the device is asked for; then it gets them in pieces."""
+    with Daemon(*PLUGIN, "--backend", "auto", "--device-window", "64") as daemon:
+        client = daemon.client()
+        past = Past(client, "book", layers=1, kv_heads=1, query_heads=1, head_dim=16)
+        for position in range(0, 9000, 1500):
+            past.append(position, 1500)
+        found = {}
+        for name in ("ANY", "RESIDENT", "NONE"):
+            before = counters(client)
+            fields, payload = past.attend_fields()
+            fields["items"][0].update(window=ENUMS["Window"]["WINDOW_" + name], target_error=0.0)
+            reply = client.call("attend", fields, payload)
+            answer = reply.message["answers"][0]
+            assert answer["quality"]["exact"], answer
+            found[name] = floats(reply.payload, answer["o"])
+            grown = moved(client, before)
+            steps, declined = grown["device_steps_total"], grown["device_declined_total"]
+            assert (steps, declined) == {"ANY": (0, 1), "RESIDENT": (1, 0), "NONE": (0, 0)}[name], (name, grown)
+            assert answer["quality"]["window_tokens"] == (68 if name == "RESIDENT" else 0), answer
+            assert grown["device_batches_total"] == (2 if name == "RESIDENT" else 0), grown
+        assert found["ANY"] == found["NONE"]
+        close(found["RESIDENT"], found["NONE"])
         daemon.stop()
 
 
@@ -209,6 +323,9 @@ def check_absent():
 def main():
     wanted = truth()
     check_device(wanted)
+    check_many(wanted)
+    check_window(wanted)
+    check_far()
     check_switch(wanted)
     check_lost(wanted)
     check_planes()

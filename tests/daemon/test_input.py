@@ -33,7 +33,7 @@ def good_requests(past):
             "rotary_dims": 64, "scaling": 3, "pairing": 1}
     shape = model(rope=rope, rotated=True, attention_scale=0.125, fingerprint="f")
     item.update(target_error=0.05, max_bytes=1 << 20)
-    item.update(explain=True, local_o=local_o, local_lse=local_lse)
+    item.update(window=1, explain=True, local_o=local_o, local_lse=local_lse)
     search = {key: item[key] for key in ("context_id", "layer", "q", "positions", "limits", "target_error",
                                          "max_bytes")}
     return {

@@ -418,6 +418,13 @@ static int estimate(size_t rows, struct arena *arena, struct quality *ret_qualit
     return 0;
 }
 
+/* There is no device. */
+void context_attend_together(struct together *all, size_t count)
+{
+    (void)all;
+    (void)count;
+}
+
 int context_attend(struct context *context, const struct query *query, struct arena *arena,
                    const struct partial *ret_partial, struct quality *ret_quality,
                    struct error *err)

@@ -138,6 +138,7 @@ class Framing(unittest.TestCase):
             quality.level_mass.extend([0.125, 0.5, 0.0, 0.25] * 3 + [0, 0, 0, 1])
             quality.level_rows.extend([5, 15, 0, 10])
             quality.level_bytes.extend([50, 150, 0, 100])
+            quality.window_tokens = 9
             quality.limited.extend([False, True, False, False])
             if change is not None:
                 change(quality)
@@ -155,6 +156,7 @@ class Framing(unittest.TestCase):
         np.testing.assert_array_equal(quality.level_rows, [5, 15, 0, 10])
         np.testing.assert_array_equal(quality.level_bytes, [50, 150, 0, 100])
         np.testing.assert_array_equal(quality.limited, [[False, True, False, False]])
+        self.assertEqual(quality.window_tokens, 9)
 
     def test_an_answer_without_levels_is_exact(self):
         def plain(quality):

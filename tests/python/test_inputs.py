@@ -125,11 +125,14 @@ class Wire(unittest.TestCase):
         with FakeServer(Script(answer)) as server, memd.connect(server.address) as client:
             context = client.open("book", MODEL, create=True)
             plain = memd.Query(context, 0, q, [5, 6])
-            asked = memd.Query(context, 1, q, [5, 6], explain=True, local=local)
+            asked = memd.Query(context, 1, q, [5, 6], explain=True, local=local, window="none")
+            with self.assertRaisesRegex(ValueError, "window is 'cuda', must be one of any, resident, none"):
+                context.attend(0, q, [5, 6], window="cuda")
             answers = client.attend_many([plain, asked, asked, plain, plain])
             items = [list(seen[2].items) for seen in server.seen[1:]]
             payload = server.seen[2][3]
         self.assertEqual([len(part) for part in items], [1, 1, 1, 2])
+        self.assertEqual([part[0].window for part in items], [0, 2, 2, 0])
         np.testing.assert_array_equal(sent(payload, items[1][0].local_o, "<f4"), local[0])
         np.testing.assert_array_equal(sent(payload, items[1][0].local_lse, "<f4"), local[1])
         self.assertEqual([a.plan is None for a in answers], [True, False, False, True, True])

@@ -48,6 +48,7 @@ class Quality:
     level_mass: np.ndarray       # (n, H, 4) share of the mass by LEVELS; what misses to 1 was left out
     level_rows: np.ndarray       # (4) of rows
     level_bytes: np.ndarray      # (4) of bytes_read
+    window_tokens: int = 0       # of tokens, read exactly in a device's resident window
 
     @classmethod
     def _read(cls, wire, shape: tuple) -> "Quality":
@@ -64,7 +65,8 @@ class Quality:
                        wire.rows, wire.bytes_read, wire.bytes_exact, wire.tokens,
                        array(wire.level_mass, by_level(1), np.float32, shape + level),
                        array(wire.level_rows, by_level(wire.rows), np.uint64, level),
-                       array(wire.level_bytes, by_level(wire.bytes_read), np.uint64, level))
+                       array(wire.level_bytes, by_level(wire.bytes_read), np.uint64, level),
+                       wire.window_tokens)
         except ValueError as failure:
             raise ProtocolError(f"the quality of an answer has arrays of a wrong length: {failure}"
                                 ) from failure

@@ -355,7 +355,7 @@ class Context:
                max_bytes: int | None = None, states: np.ndarray | None = None,
                explain: bool = False,
                local: tuple[np.ndarray, np.ndarray] | None = None,
-               rope_theta: float | None = None) -> Answer:
+               rope_theta: float | None = None, window: str = "any") -> Answer:
         """Attention of n queries over the stored tokens of a layer.
 
         q (n, H, D)      float16, bfloat16 or float32 (others are rounded to float32)
@@ -374,11 +374,16 @@ class Context:
                          stored.
         rope_theta       rotate keys and queries with another base than the model's, where memd rotates
                          them and the method made nothing of rotated keys
+        window           of a daemon with a device, which keeps the newest rows of layers there: "any", as
+                         the daemon sees fit; "resident", the device is to answer, from those rows exactly,
+                         while others travel (where it cannot, the CPU answers); "none", the CPU answers
+                         and nothing is brought there. `quality.window_tokens` says what came of it.
         Returns o (n, H, D) and lse (n, H), float32, ready for `memd.merge`, and the answer's quality:
         what it was made from, and how wrong it is expected to be.
         """
         return self.client.attend_many([Query(self, layer, q, positions, limits, target_error,
-                                              max_bytes, states, explain, local, rope_theta)])[0]
+                                              max_bytes, states, explain, local, rope_theta,
+                                              window)])[0]
 
     def search(self, layer: int, q: np.ndarray, k: int, limits: Sequence[int] | None = None,
                positions: Sequence[int] | None = None, target_error: float | None = None,

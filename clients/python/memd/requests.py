@@ -11,6 +11,7 @@ from . import dtypes, wire
 if TYPE_CHECKING:
     from .client import Context
 
+WINDOWS = ("any", "resident", "none")  # in the order of the protocol's numbers
 MARK_LANDMARK, MARK_SPECIAL = 1, 2  # a token ends a block and stands for it; it is BOS, EOS, padding
 
 
@@ -28,6 +29,7 @@ class Query(NamedTuple):
     explain: bool = False
     local: tuple[np.ndarray, np.ndarray] | None = None
     rope_theta: float | None = None
+    window: str = "any"
 
 
 class Tokens(NamedTuple):
@@ -85,6 +87,10 @@ def add_query(request: wire.Request, item, query: Query) -> None:
         item.explain = True
     if query.rope_theta is not None:
         item.rope_theta = float(query.rope_theta)
+    if query.window != "any":
+        if query.window not in WINDOWS:
+            raise ValueError(f"window is {query.window!r}, must be one of {', '.join(WINDOWS)}")
+        item.window = WINDOWS.index(query.window)
     if query.local is not None:
         for wire_tensor, array in zip((item.local_o, item.local_lse), query.local):
             request.tensor(wire_tensor, np.ascontiguousarray(array, dtype="<f4"), dtypes.WIRE["float32"])
