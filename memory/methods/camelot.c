@@ -8,8 +8,8 @@
  *                     there; any other takes the place of the slot that went longest without one
  *     selector        the nearest slot of each token of the window, every slot once: asked with
  *                     keys, not with queries
- *     positions       slots at 0 … n-1, the window's tokens behind them at n, n + 1, …
- *     merge           joint softmax of the slots and the rows of the window
+ *     positions       sinks and slots at 0 … n-1, the window's tokens behind them at n, n + 1, …
+ *     merge           joint softmax of the sinks, the slots and the rows of the window
  *
  * Faithful, as far as that can be said (below): slots and their running means, novelty and the
  * replacement of the oldest, token by token, so that each sees what the one before it did; reading
@@ -27,6 +27,12 @@
  *   - `sees`: a window that is computed at once has one set of slots, for all its tokens (`window`:
  *     all queries of a request read those of the tokens up to the last query); or each query reads
  *     those of the tokens up to itself (`causal`).
+ *   - The first `sinks` tokens are never consolidated and always read, in front of the slots. A
+ *     model with dense attention parks weight on its first tokens that it has no use for
+ *     (StreamingLLM, arXiv 2309.17453): 40 to 80 % of it in most layers of SmolLM2. No key of a
+ *     window is like those tokens' keys, so a slot that held them would not be read, and would be
+ *     replaced soon; without them perplexity more than doubles (docs/METHODS.md). Where the paper
+ *     encodes a segment, the segment's own first token is there to take that weight.
  *   - Positions are unpublished for models with a rope. `prefix` is the order above; `zero` has
  *     every slot at 0 and the query as many tokens behind as it is behind the consolidated ones;
  *     `none` rotates neither slot nor query. A mean has no position of its own, so there is no
@@ -57,7 +63,7 @@
 #include "index/slots.h"
 #include "memory/methods/methods.h"
 
-enum { SLOTS, NOVELTY, WINDOW, STEP, SEES, POSITIONS, OPTIONS };
+enum { SLOTS, NOVELTY, SINKS, WINDOW, STEP, SEES, POSITIONS, OPTIONS };
 enum { SEES_WINDOW, SEES_CAUSAL };
 
 static const char *const sights[] = { "window", "causal" };
@@ -68,6 +74,8 @@ static const struct option_spec specs[OPTIONS] = {
     [SLOTS] = OPTION_WHOLE("slots", "M: slots of a KV head", 1024, 1, SLOTS_MAX),
     [NOVELTY] = OPTION_REAL("novelty", "R: a cosine above it is familiar; from 1 on nothing is "
                             "merged, below -1 everything", 0.9, -2, 2),
+    [SINKS] = OPTION_WHOLE("sinks", "first tokens that are never consolidated and always read", 4,
+                           0, 65536),
     [WINDOW] = OPTION_WHOLE("window", "newest tokens that are not consolidated; at least those "
                             "that the client attends to itself", 128, 0, 65536),
     [STEP] = OPTION_WHOLE("step", "tokens that are consolidated together", 64, 1, 65536),
@@ -85,6 +93,7 @@ static const struct fold_type consolidated;
 
 struct state {
     struct fold base;
+    uint64_t sinks;           /* first tokens that go to no slot */
     size_t heads;
     size_t room;              /* more tokens than a window has */
     _Atomic uint32_t *nearest; /* (G, room) of the tokens behind the fold: 1 + the slot that their
@@ -95,6 +104,12 @@ struct state {
 static const struct state *state_of(const struct fold *fold)
 {
     return (const struct state *)(const void *)fold;
+}
+
+/* How many of the first `tokens` are sinks. */
+static uint64_t sinks_of(const struct state *state, uint64_t tokens)
+{
+    return tokens < state->sinks ? tokens : state->sinks;
 }
 
 static uint64_t reach(const double *values, uint64_t tokens)
@@ -124,6 +139,7 @@ static int open_state(const struct fold_source *source, struct fold **ret_fold, 
     CLEANUP(free_statep) struct state *state =
         calloc(1, sizeof *state + source->kv_heads * sizeof(struct slots *));
     if (state == NULL) return error_set(err, MEMD_ENOMEM, "no memory for slots");
+    state->sinks = (uint64_t)source->options[SINKS];
     state->room = (size_t)source->options[WINDOW] + (size_t)source->options[STEP];
     state->nearest = calloc(source->kv_heads * state->room, sizeof *state->nearest);
     if (state->nearest == NULL) return error_set(err, MEMD_ENOMEM, "no memory for a window");
@@ -187,7 +203,8 @@ static size_t aligned_floats(const struct slots_shape *shape)
 static void write_head(void *arg, size_t g)
 {
     const struct writing *writing = arg;
-    for (uint64_t at = writing->begin; at < writing->end;) {
+    uint64_t sinks = writing->state->sinks;
+    for (uint64_t at = writing->begin > sinks ? writing->begin : sinks; at < writing->end;) {
         struct view part = part_of(&writing->source->rows, g, at, writing->end);
         slots_write(writing->state->slots[g], &part, writing->scratch + g * writing->stride, NULL);
         at += part.tokens;
@@ -258,7 +275,7 @@ static int load(const struct fold_source *source, const void *data, size_t bytes
         const unsigned char *slots = bytes_get(&in, some);
         rc = slots == NULL ? error_set(err, MEMD_ECORRUPT, "the slots of KV head %zu are cut", g)
                            : slots_decode(state->slots[g], slots, some, err);
-        if (rc == 0 && state->slots[g]->written != tokens)
+        if (rc == 0 && state->slots[g]->written != tokens - sinks_of(state, tokens))
             rc = error_set(err, MEMD_ECORRUPT, "the KV heads are of different tokens");
     }
     if (rc == 0 && !bytes_done(&in))
@@ -325,7 +342,8 @@ static const struct fold_type consolidated = {
 struct lookup {
     const struct reading *reading;
     const struct state *state;
-    uint64_t begin;    /* of the window: what is below is consolidated */
+    uint64_t begin;    /* of the window: what is below is consolidated, except for the sinks */
+    uint64_t sinks;    /* of the consolidated tokens */
     size_t tokens;     /* 0: no slot is read */
     uint32_t *nearest; /* (G, tokens) */
     float *scratch;    /* (G, stride) */
@@ -383,11 +401,12 @@ static int look_up(const struct reading *reading, struct arena *arena, struct lo
 {
     struct lookup lookup = { .reading = reading, .state = state_of(reading->fold),
                              .begin = reading->fold->tokens };
+    lookup.sinks = sinks_of(lookup.state, lookup.begin);
     uint64_t end = 0;
     for (size_t i = 0; i < reading->attend.q.shape[0]; i++) {
         if (known_to(reading, i) > end) end = known_to(reading, i);
     }
-    if (lookup.begin == 0 || end <= lookup.begin) { /* nothing is consolidated, or nobody asks */
+    if (lookup.begin == lookup.sinks || end <= lookup.begin) { /* no slots, or nobody asks */
         *ret_lookup = lookup;
         return 0;
     }
@@ -426,7 +445,7 @@ static void read_slots(struct pick *pick, const bool *marks)
     const struct lookup *lookup = pick->call->version;
     const struct slots *slots = lookup->state->slots[pick->kv_head];
     size_t head_dim = slots->shape.head_dim;
-    uint64_t place = 0;
+    uint64_t place = lookup->sinks;
     for (size_t i = 0, next; i < slots->used; i = next) {
         for (next = i; next < slots->used && marks[next];) next++;
         if (next > i)
@@ -444,19 +463,21 @@ static enum position_rule rule_of(const double *values, bool rotates)
     return positions_rule(rules, values[POSITIONS], rotates);
 }
 
-/* Where slots are, or the window's tokens, behind `count` slots. */
+/* Where the sinks and `count` slots are, or the window's tokens behind them. */
 static void place(struct pick *pick, size_t count, bool window)
 {
     if (!pick->call->places) return;
-    uint64_t begin = ((const struct lookup *)pick->call->version)->begin;
+    const struct lookup *lookup = pick->call->version;
+    uint64_t begin = lookup->begin, before = lookup->sinks + count;
     uint64_t position = pick->call->args->attend.positions[pick->query];
     uint64_t since = position < begin ? 0 : position - begin;
     enum position_rule rule = rule_of(pick->call->options, true);
-    struct placement prefix = { .rule = POSITIONS_CACHE_INDEX, .query = count + since,
-                                .shift = begin - count };
+    struct placement prefix = { .rule = POSITIONS_CACHE_INDEX, .query = before + since };
     struct placement apart = { .rule = rule, .query = since };
-    if (window) apart = (struct placement){ .rule = POSITIONS_CACHE_INDEX, .query = since,
-                                            .shift = begin };
+    if (window) {
+        prefix.shift = begin - before;
+        apart = (struct placement){ .rule = POSITIONS_CACHE_INDEX, .query = since, .shift = begin };
+    }
     pick_place(pick, rule == POSITIONS_CACHE_INDEX ? prefix : apart);
 }
 
@@ -465,20 +486,22 @@ static int task(struct pick *pick, struct error *err)
     (void)err;
     const struct lookup *lookup = pick->call->version;
     size_t count = 0;
-    if (pick->call->partial != NULL && lookup->tokens > 0) {
-        bool *marks = pick->scratch;
+    bool *marks = pick->scratch;
+    bool read = pick->call->partial != NULL && lookup->tokens > 0;
+    if (read) {
         memset(marks, 0, lookup->state->slots[0]->shape.slots * sizeof *marks);
         count = mark_slots(pick, marks);
-        place(pick, count, false);
-        read_slots(pick, marks);
     }
+    if (read || lookup->sinks > 0) place(pick, count, false);
+    pick_range(pick, 0, lookup->sinks);
+    if (read) read_slots(pick, marks);
     place(pick, count, true);
     pick_range(pick, lookup->begin, pick->limit);
-    if (lookup->begin > 0) pick_dropped(pick);
+    if (lookup->begin > lookup->sinks) pick_dropped(pick);
     return 0;
 }
 
-/* Slots are no tokens: hits of a search are of the window alone. */
+/* Slots are no tokens: hits of a search are of the sinks and the window alone. */
 static int pick_slots(const struct reading *reading, struct arena *arena,
                       struct pick_call *ret_call, struct error *err)
 {

@@ -12,7 +12,7 @@ from live import Live, memd, needs_daemon
 from replay import DIM, GROUP, HEADS, NONE, TOKENS, TOLERANCE, Replay, model, rotate
 
 SLOTS, NOVELTY, WINDOW, STEP = 24, 0.95, 60, 16
-PARAMETERS = {"slots": SLOTS, "novelty": NOVELTY, "window": WINDOW, "step": STEP}
+PARAMETERS = {"slots": SLOTS, "novelty": NOVELTY, "sinks": 0, "window": WINDOW, "step": STEP}
 
 
 def consolidated(stored):
@@ -25,10 +25,10 @@ def cosines(keys, key):
 
 
 class Memory:
-    """Of one KV head; k, v (T, D)."""
+    """Of one KV head; k, v (T, D). The first `sinks` tokens go to no slot."""
 
-    def __init__(self, k, v):
-        self.k, self.v = k, v
+    def __init__(self, k, v, sinks):
+        self.k, self.v, self.sinks = k, v, sinks
         self.members = [[] for _ in range(SLOTS)]
         self.means = np.zeros((SLOTS, DIM))  # of the keys; zeros where there are none
         self.age = np.zeros(SLOTS, int)
@@ -46,7 +46,7 @@ class Memory:
         return int(np.argmax(found)), found.max()
 
     def write_to(self, end):
-        for token in range(self.written, end):
+        for token in range(max(self.written, self.sinks), end):
             slot, cosine = self.nearest(token)
             self.margin = min(self.margin, abs(cosine - NOVELTY))
             if cosine > NOVELTY:
@@ -87,7 +87,7 @@ class Camelot(Replay):
         """What was consolidated of the first `end` tokens."""
         key = float(capture.k[5, 0, 0]), head
         if key not in self.memories or self.memories[key].written > end:
-            self.memories[key] = Memory(capture.k[:, head], capture.v[:, head])
+            self.memories[key] = Memory(capture.k[:, head], capture.v[:, head], self.parameters["sinks"])
         self.memories[key].write_to(end)
         return self.memories[key]
 
@@ -96,29 +96,31 @@ class Camelot(Replay):
         key = id(memory), begin
         if key not in self.found:
             self.found = {other: of for other, of in self.found.items() if other[0] != key[0]} | {key: {}}
-        for token in range(begin, end if begin else 0):
+        asking = range(begin, end if begin > memory.sinks else 0)
+        for token in asking:
             if token not in self.found[key]:
                 self.found[key][token] = memory.nearest(token)[0]
-        return sorted({self.found[key][token] for token in range(begin, end if begin else 0)})
+        return sorted({self.found[key][token] for token in asking})
 
-    def places(self, slots, tokens, position, begin):
-        """Where slots, tokens, and the query for each of the two are."""
-        count, since = len(slots), position - begin
+    def places(self, slots, sinks, tokens, position, begin):
+        """Where sinks, slots and tokens are, and the query for sinks and slots and for tokens."""
+        before, since = len(sinks) + len(slots), position - begin
         if self.rule == "prefix":
-            return np.arange(count), tokens - begin + count, count + since, count + since
-        return np.zeros(count, int), tokens - begin, since, since
+            return sinks, len(sinks) + np.arange(len(slots)), tokens - begin + before, before + since, before + since
+        return np.zeros(len(sinks), int), np.zeros(len(slots), int), tokens - begin, since, since
 
-    def answer(self, memory, q, slots, tokens, position, begin):
-        at, behind, place, window_place = self.places(slots, tokens, position, begin)
+    def answer(self, memory, q, slots, sinks, tokens, position, begin):
+        first, at, behind, place, window_place = self.places(slots, sinks, tokens, position, begin)
         means = np.array([memory.mean(memory.k, slot) for slot in slots]).reshape(-1, DIM)
         values = np.array([memory.mean(memory.v, slot) for slot in slots]).reshape(-1, DIM)
         rows = rotate(memory.k[tokens], behind)
+        means, at = np.concatenate([memory.k[sinks], means]), np.concatenate([first, at])
         if self.rule == "none":  # scores are of the query as it is; the window has its own rotation
             scores = np.concatenate([means @ q, rows @ rotate(q, window_place)])
         else:
             scores = np.concatenate([rotate(means, at) @ rotate(q, place), rows @ rotate(q, window_place)])
         weights = np.exp((scores - scores.max()) / np.sqrt(DIM))
-        return weights @ np.concatenate([values, memory.v[tokens]]) / weights.sum()
+        return weights @ np.concatenate([memory.v[sinks], values, memory.v[tokens]]) / weights.sum()
 
     def expect_slots(self, answer, i, head, slots):
         np.testing.assert_array_equal(answer.plan.slots(i, head), slots)
@@ -127,7 +129,8 @@ class Camelot(Replay):
                 continue
             if memd.PLAN_KINDS[run["kind"]] != "slots":
                 continue
-            first = {"prefix": slots.index(run["first"]), "zero": 0, "none": memd.UNPLACED}[self.rule]
+            sinks = self.parameters["sinks"]
+            first = {"prefix": sinks + slots.index(run["first"]), "zero": 0, "none": memd.UNPLACED}[self.rule]
             self.assertEqual(int(run["placed"]), first)
 
     def check(self, past, q, positions, limits):
@@ -139,19 +142,23 @@ class Camelot(Replay):
         known = [min(position + 1, stored) for position in positions]
         for i in range(len(q)):
             end = known[i] if self.causal else max(known)
-            tokens = np.arange(begin, limits[i])
+            sinks, tokens = np.arange(min(self.parameters["sinks"], begin)), np.arange(begin, limits[i])
+            read = np.concatenate([sinks, tokens])
             for head in range(HEADS):
                 memory = self.memory(capture, head // GROUP, begin)
                 slots = self.slots(memory, begin, end)
                 self.reads.add((head, tuple(slots)))
                 self.expect_slots(answer, i, head, slots)
-                np.testing.assert_array_equal(answer.plan.tokens(i, head)[0], tokens)
+                first, _, behind, *_ = self.places(slots, sinks, tokens, positions[i], begin)
+                if self.rule == "none":
+                    first = np.full(len(sinks), memd.UNPLACED, np.uint64)
+                np.testing.assert_array_equal(answer.plan.tokens(i, head)[0], read)
                 np.testing.assert_array_equal(answer.plan.tokens(i, head)[1],
-                                              self.places(slots, tokens, positions[i], begin)[1])
-                np.testing.assert_array_equal(np.sort(hits[i, head][hits[i, head] != NONE]), tokens)
-                if len(tokens) + len(slots) == 0:
+                                              np.concatenate([first, behind.astype(np.uint64)]))
+                np.testing.assert_array_equal(np.sort(hits[i, head][hits[i, head] != NONE]), read)
+                if len(read) + len(slots) == 0:
                     continue
-                o = self.answer(memory, q[i, head].astype(float), slots, tokens, positions[i], begin)
+                o = self.answer(memory, q[i, head].astype(float), slots, sinks, tokens, positions[i], begin)
                 np.testing.assert_allclose(answer.o[i, head], o, rtol=0, atol=TOLERANCE[past.model.dtype])
         return answer.o
 
@@ -252,6 +259,28 @@ class Causal(Camelot, unittest.TestCase):
         self.assertGreater(len(self.reads), HEADS)
 
 
+class Sinks(Camelot, unittest.TestCase):
+    parameters = PARAMETERS | {"sinks": 5}
+
+    def test_nothing_but_sinks(self):
+        """As long as no token is beyond the sinks, all that is consolidated is read."""
+        past = self.open("past", "float32", parameters=self.parameters | {"sinks": 2 * STEP})
+        self.append(past, 0, WINDOW + 2 * STEP)
+        position = [WINDOW + 2 * STEP]
+        answer = past.attend(0, self.capture.q[:1], position, position, explain=True)
+        self.assertTrue(answer.quality.exact)
+        self.assertEqual(past.state(0)["slots_used"], 0)
+        np.testing.assert_array_equal(answer.plan.tokens(0, 0)[0], np.arange(position[0]))
+        o = self.answer(Memory(self.capture.k[:, 0], self.capture.v[:, 0], 0), self.capture.q[0, 0].astype(float), [],
+                        np.arange(2 * STEP), np.arange(2 * STEP, position[0]), position[0], 2 * STEP)
+        np.testing.assert_allclose(answer.o[0, 0], o, rtol=0, atol=1e-5)
+
+
+class SinksAtZero(Camelot, unittest.TestCase):
+    parameters = PARAMETERS | {"sinks": 40, "positions": "zero"}
+    rule = "zero"
+
+
 class Zero(Camelot, unittest.TestCase):
     parameters = PARAMETERS | {"positions": "zero"}
     rule = "zero"
@@ -280,7 +309,7 @@ class Example(unittest.TestCase):
         self.addCleanup(self.live.close)
         shape = memd.Model(layers=1, query_heads=1, kv_heads=1, head_dim=8, dtype="float32")
         self.past = self.live.client.open("past", shape, method="camelot", create=True, parameters={
-            "slots": 2, "novelty": 0.9, "window": 1, "step": 1})
+            "slots": 2, "novelty": 0.9, "sinks": 0, "window": 1, "step": 1})
         for key, value in [*self.ROWS, ((0, 0), 0)]:
             k, v = np.zeros((2, 1, 1, 8), np.float32)
             k[0, 0, :2], v[0, 0, 0] = key, value
