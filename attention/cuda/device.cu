@@ -18,6 +18,7 @@
 
 extern "C" {
 #include "attention/cuda/device.h"
+#include "attention/cuda/import.h"
 #include "base/error.h"
 }
 
@@ -27,6 +28,7 @@ struct device {
     int ordinal;
     cudaStream_t streams[DEVICE_STREAMS];
     cudaEvent_t events[DEVICE_EVENTS];
+    struct import *imports;
 };
 
 static int failed(cudaError_t status, const char *what, struct error *err)
@@ -231,11 +233,36 @@ static int device_planes(struct device *device, enum device_stream stream, enum 
     return rc < 0 ? rc : stages[stage](args, device->streams[stream]);
 }
 
+static int device_pin(struct device *device, void *at, size_t bytes, struct error *err)
+{
+    int rc = enter(device);
+    return rc < 0 ? rc : import_pin(device->ordinal, at, bytes, err);
+}
+
+static void device_unpin(struct device *device, void *at)
+{
+    if (enter(device) == 0) import_unpin(at);
+}
+
+static int device_import(struct device *device, const struct device_export *from,
+                         void **ret_memory, struct error *err)
+{
+    int rc = enter(device);
+    if (rc < 0) return error_set(err, rc, "the CUDA device is gone");
+    return import_open(device->ordinal, from, &device->imports, ret_memory, err);
+}
+
+static void device_release(struct device *device, void *memory)
+{
+    if (enter(device) == 0) import_close(&device->imports, memory);
+}
+
 static const struct device_table table = {
     DEVICE_TABLE_VERSION, "cuda",         device_open,       device_close,   device_describe,
     device_alloc,         device_free,    device_alloc_host, device_free_host, device_copy,
     device_record,        device_await,   device_finish,     device_partial, device_gather,
-    device_merge,         device_rope,    device_planes,
+    device_merge,         device_rope,    device_planes,     device_pin,     device_unpin,
+    device_import,        device_release,
 };
 
 extern "C" __attribute__((visibility("default"))) const struct device_table *memd_device_table(void)

@@ -29,7 +29,7 @@ struct device;
 struct error;
 
 /* Raised whenever the table or a launch struct changes: a plugin of another build is refused. */
-enum { DEVICE_TABLE_VERSION = 2 };
+enum { DEVICE_TABLE_VERSION = 3 };
 
 enum device_stream { DEVICE_COMPUTE, DEVICE_TRANSFER, DEVICE_STREAMS };
 enum { DEVICE_EVENTS = 8 };
@@ -39,6 +39,19 @@ struct device_info {
     char name[DEVICE_NAME_BYTES]; /* "NVIDIA H200 (sm_90)" */
     int ordinal;
     uint64_t memory_bytes, free_bytes;
+};
+
+/* Memory of the device that another process allocated: how it was exported. */
+enum device_export_kind {
+    DEVICE_EXPORT_DESCRIPTOR, /* a POSIX descriptor of virtual memory management (cuMemExport…) */
+    DEVICE_EXPORT_HANDLE,     /* cudaIpcMemHandle_t */
+};
+enum { DEVICE_HANDLE_BYTES = 64 };
+struct device_export {
+    enum device_export_kind kind;
+    int descriptor; /* the caller's */
+    unsigned char handle[DEVICE_HANDLE_BYTES];
+    size_t bytes;
 };
 
 struct device_table {
@@ -69,6 +82,16 @@ struct device_table {
     int (*rope)(struct device *device, enum device_stream stream, const struct rope_launch *args);
     int (*planes)(struct device *device, enum device_stream stream, enum planes_stage stage,
                   const struct planes_launch *args);
+
+    /* Memory of the host that was mapped by the caller, whole pages: from now on as if it came from
+     * alloc_host. MEMD_EINVAL when it cannot be. */
+    int (*pin)(struct device *device, void *at, size_t bytes, struct error *err);
+    void (*unpin)(struct device *device, void *at);
+    /* Both need no stream, and wait for none. MEMD_EINVAL: it is no memory of this device, or there
+     * are fewer bytes. */
+    int (*import)(struct device *device, const struct device_export *from, void **ret_memory,
+                  struct error *err);
+    void (*release)(struct device *device, void *memory);
 };
 
 /* What a plugin exports under this name: a device_table_fn. */

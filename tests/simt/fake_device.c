@@ -9,11 +9,16 @@
 #include "tests/simt/fake_device.h"
 
 #include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
 
+#include "base/cleanup.h"
 #include "base/error.h"
 #include "base/tensor.h"
 #include "index/kernels/planes_launch.h"
@@ -45,10 +50,13 @@ struct operation {
     } as;
 };
 
+enum owner { OURS, PINNED, IMPORTED };
+
 struct piece {
     unsigned char *at;
     size_t bytes;
     bool on_device;
+    enum owner owner;
 };
 
 struct device {
@@ -150,7 +158,7 @@ static int take_memory(struct device *device, size_t bytes, bool on_device, void
     unsigned char *memory = malloc(bytes);
     if (memory == NULL) return MEMD_ENOMEM;
     memset(memory, 0xFF, bytes < 1 << 20 ? bytes : 1 << 20); /* NaN, as far as it costs nothing */
-    device->pieces[i] = (struct piece){ memory, bytes, on_device };
+    device->pieces[i] = (struct piece){ memory, bytes, on_device, OURS };
     counts.allocs++;
     *ret_memory = memory;
     return 0;
@@ -159,7 +167,7 @@ static int take_memory(struct device *device, size_t bytes, bool on_device, void
 static void give_back(struct device *device, void *memory)
 {
     struct piece *piece = piece_of(device, memory);
-    assert(piece != NULL && piece->at == memory);
+    assert(piece != NULL && piece->at == memory && piece->owner == OURS);
     called((struct fake_call){ .kind = FAKE_FREE });
     if (piece->on_device) counts.bytes -= piece->bytes;
     free(piece->at);
@@ -183,6 +191,76 @@ static int fake_alloc_host(struct device *device, size_t bytes, void **ret_memor
     int rc = called((struct fake_call){ .kind = FAKE_ALLOC });
     if (rc < 0) return error_set(err, rc, "the fake host has no memory, as it was told");
     return take_memory(device, bytes, false, ret_memory);
+}
+
+/* ---- memory of others ---- */
+
+static int add_piece(struct device *device, const struct piece *piece, struct error *err)
+{
+    struct piece *place = NULL;
+    for (size_t i = 0; i < PIECES_MAX; i++) {
+        struct piece *other = &device->pieces[i];
+        if (other->at == NULL) place = other;
+        else if (piece->at < other->at + other->bytes && other->at < piece->at + piece->bytes)
+            return error_set(err, MEMD_EINVAL, "the fake device has that memory already");
+    }
+    if (place == NULL) return error_set(err, MEMD_ENOMEM, "the fake device has no place left");
+    *place = *piece;
+    return 0;
+}
+
+static int fake_pin(struct device *device, void *at, size_t bytes, struct error *err)
+{
+    int rc = add_piece(device, &(struct piece){ at, bytes, false, PINNED }, err);
+    if (rc == 0) counts.pinned_bytes += bytes;
+    return rc;
+}
+
+static void fake_unpin(struct device *device, void *at)
+{
+    struct piece *piece = piece_of(device, at);
+    assert(piece != NULL && piece->at == at && piece->owner == PINNED);
+    counts.pinned_bytes -= piece->bytes;
+    piece->at = NULL;
+}
+
+/* Its memory is the host's, so what others export is a memfd; a handle is "pid descriptor". */
+static int open_export(const struct device_export *from)
+{
+    if (from->kind == DEVICE_EXPORT_DESCRIPTOR) return fcntl(from->descriptor, F_DUPFD_CLOEXEC, 0);
+    char text[DEVICE_HANDLE_BYTES + 1] = "", path[64];
+    unsigned pid = 0, descriptor = 0;
+    memcpy(text, from->handle, DEVICE_HANDLE_BYTES);
+    if (sscanf(text, "%u %u", &pid, &descriptor) != 2) return -1;
+    snprintf(path, sizeof path, "/proc/%u/fd/%u", pid, descriptor);
+    return open(path, O_RDWR | O_CLOEXEC);
+}
+
+static int fake_import(struct device *device, const struct device_export *from, void **ret_memory,
+                       struct error *err)
+{
+    CLEANUP(close_fd) int fd = open_export(from);
+    struct stat info = { .st_size = 0 };
+    if (fd < 0 || fstat(fd, &info) < 0 || !S_ISREG(info.st_mode) ||
+        (uint64_t)info.st_size < from->bytes)
+        return error_set(err, MEMD_EINVAL, "no memory of the fake device, or not %zu bytes",
+                         from->bytes);
+    void *at = mmap(NULL, from->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (at == MAP_FAILED) return error_set(err, MEMD_EINVAL, "mmap: %s", strerror(errno));
+    int rc = add_piece(device, &(struct piece){ at, from->bytes, true, IMPORTED }, err);
+    if (rc < 0) munmap(at, from->bytes);
+    counts.imports += rc == 0;
+    *ret_memory = rc == 0 ? at : NULL;
+    return rc;
+}
+
+static void fake_release(struct device *device, void *memory)
+{
+    struct piece *piece = piece_of(device, memory);
+    assert(piece->at == memory && piece->owner == IMPORTED);
+    munmap(piece->at, piece->bytes);
+    piece->at = NULL;
+    counts.imports--;
 }
 
 /* ---- running ---- */
@@ -509,6 +587,10 @@ const struct device_table fake_device_table = {
     .merge = fake_merge,
     .rope = fake_rope,
     .planes = fake_planes,
+    .pin = fake_pin,
+    .unpin = fake_unpin,
+    .import = fake_import,
+    .release = fake_release,
 };
 
 __attribute__((visibility("default"))) const struct device_table *memd_device_table(void);

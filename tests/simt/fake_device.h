@@ -58,6 +58,7 @@ size_t fake_device_watched(const struct fake_call **ret_calls);
 struct fake_device_counts {
     uint64_t allocs, copies, copied_bytes, launches, finishes;
     uint64_t bytes, devices; /* that are there now; bytes of device memory */
+    uint64_t pinned_bytes, imports; /* of others' memory, now */
 };
 struct fake_device_counts fake_device_counts(void);
 
