@@ -53,6 +53,7 @@ struct config {
     struct sync_choice sync;
     uint64_t connections_max, requests_in_flight_max;
     uint64_t memory_in_flight, request_memory_max, output_buffer_max;
+    uint64_t shared_memory;                              /* 0: clients share none */
     uint64_t idle_timeout, frame_timeout, write_timeout; /* ms; idle 0 = never */
     uint64_t default_deadline;                           /* ms, 0 = none */
     uint64_t drain_timeout;                              /* ms */

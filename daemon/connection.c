@@ -23,6 +23,7 @@
 #include "base/log.h"
 #include "base/object.h"
 #include "daemon/dispatch.h"
+#include "daemon/region.h"
 #include "daemon/reply.h"
 #include "daemon/request.h"
 #include "daemon/server.h"
@@ -42,8 +43,10 @@ int connection_new(struct server *server, bool is_tcp, struct connection **ret_c
     list_init(&conn->requests);
     list_init(&conn->ordered);
     list_init(&conn->held);
+    list_init(&conn->regions);
+    conn->came = conn->of_frame = DESCRIPTORS_NONE;
     int rc = is_tcp ? uv_tcp_init(&server->loop, &conn->uv.tcp)
-                    : uv_pipe_init(&server->loop, &conn->uv.pipe, 0);
+                    : uv_pipe_init(&server->loop, &conn->uv.pipe, 1); /* for descriptors */
     if (rc < 0) {
         free(conn);
         return MEMD_EIO;
@@ -64,6 +67,9 @@ static void free_when_done(struct connection *conn)
     list_remove(&conn->link);
     struct server *server = conn->server;
     server->connection_count--;
+    descriptors_close(&conn->came);
+    descriptors_close(&conn->of_frame);
+    region_drop_all(&server->regions, &conn->regions);
     free(conn->leftover);
     conn->magic = 0;
     free(conn);
@@ -266,13 +272,22 @@ static bool body_complete(const struct request *req)
     return req->filled_bytes == req->frame.message_bytes + req->frame.payload_bytes;
 }
 
-static void end_frame(struct connection *conn)
+/* `whole`: what was read ends with this frame. */
+static void end_frame(struct connection *conn, bool whole)
 {
     struct request *req = conn->incoming;
+    descriptors_move(&req->descriptors, &conn->of_frame);
+    if (whole) descriptors_move(&req->descriptors, &conn->came);
     conn->incoming = NULL;
     conn->header_bytes = 0;
     conn->frame_begun_ns = 0;
     dispatch_request(req);
+}
+
+/* Is a frame waiting for room? Its header is complete and nothing of its body was taken. */
+static bool is_held_back(const struct connection *conn)
+{
+    return conn->incoming == NULL && conn->header_bytes == FRAME_HEADER_BYTES;
 }
 
 /* Turn bytes into requests; how many bytes were used. Fewer than all: reading has to stop. */
@@ -292,8 +307,9 @@ static size_t consume(struct connection *conn, const unsigned char *data, size_t
         }
         used += fill_body(conn->incoming, data + used, bytes - used);
         if (!body_complete(conn->incoming)) break;
-        end_frame(conn);
+        end_frame(conn, used == bytes);
     }
+    if (!conn->closing && !is_held_back(conn)) descriptors_move(&conn->of_frame, &conn->came);
     conn->consuming = false;
     return used;
 }
@@ -302,12 +318,6 @@ static void stop_reading(struct connection *conn)
 {
     if (conn->reading) uv_read_stop(&conn->uv.stream);
     conn->reading = false;
-}
-
-/* Is a frame waiting for room? Its header is complete and nothing of its body was taken. */
-static bool is_held_back(const struct connection *conn)
-{
-    return conn->incoming == NULL && conn->header_bytes == FRAME_HEADER_BYTES;
 }
 
 static void keep_leftover(struct connection *conn, const unsigned char *data, size_t bytes)
@@ -344,12 +354,17 @@ static void on_read(uv_stream_t *stream, ssize_t count, const uv_buf_t *buf)
         connection_close(conn, count == UV_EOF ? "closed by client" : uv_strerror((int)count));
         return;
     }
+    if (!conn->is_tcp && descriptors_take(&conn->uv.pipe, &conn->came) < 0) {
+        connection_close(conn, "no memory for a descriptor");
+        return;
+    }
     size_t bytes = (size_t)count;
     conn->active_ns = clock_monotonic_ns();
     conn->server->stats.received_bytes_total += bytes;
     if ((unsigned char *)buf->base != conn->server->staging) {
         conn->incoming->filled_bytes += bytes;
-        if (body_complete(conn->incoming)) end_frame(conn);
+        descriptors_move(&conn->of_frame, &conn->came);
+        if (body_complete(conn->incoming)) end_frame(conn, true);
         return;
     }
     size_t used = consume(conn, conn->server->staging, bytes);

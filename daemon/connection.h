@@ -17,6 +17,7 @@
 #include <uv.h>
 
 #include "base/list.h"
+#include "daemon/descriptor.h"
 #include "proto/frame.h"
 #include "proto/method.h"
 
@@ -24,6 +25,9 @@ struct request;
 struct server;
 
 #define CONNECTION_MAGIC UINT32_C(0x4E4E4F43)
+
+/* What a client said in Hello that it is going to use, as bits. */
+enum { CONNECTION_SHARED_MEMORY = 1, CONNECTION_DEVICE_MEMORY = 2 };
 
 struct connection {
     uint32_t magic;
@@ -41,6 +45,7 @@ struct connection {
     enum role role;
     bool greeted; /* may ask: always on a Unix socket, after a valid Hello on TCP */
     bool is_tcp;
+    unsigned features;             /* of the latest Hello */
     uint64_t number;               /* for the log */
 
     unsigned char header[FRAME_HEADER_BYTES];
@@ -49,6 +54,11 @@ struct connection {
     unsigned char *leftover;       /* read but not consumed when reading stopped */
     size_t leftover_bytes, leftover_used;
     uint64_t frame_begun_ns;       /* 0 = between frames */
+    /* A descriptor belongs to the frame in which the read that brought it ends: the kernel ends a
+     * read where bytes end that were sent with one. */
+    struct descriptors came;     /* with what is being consumed */
+    struct descriptors of_frame; /* of the frame that is arriving */
+    struct list_link regions;    /* locked by server->regions.lock */
 
     struct list_link requests;     /* all, in any state */
     size_t requests_count;

@@ -53,6 +53,9 @@ static int check(struct request *req, const struct entry *entry, struct error *e
     if (!conn->greeted && method != METHOD_HELLO)
         return error_set(err, MEMD_EPERM, "%s before a Hello with a valid token",
                          method_name(method));
+    if (req->descriptors.count > 0 && method != METHOD_MAP_MEMORY)
+        return error_set(err, MEMD_EINVAL, "%u descriptors came with %s", req->descriptors.count,
+                         method_name(method));
     if (conn->role < entry->role)
         return error_set(err, MEMD_EPERM, "%s needs role %s, this connection has %s",
                          method_name(method), config_role_name(entry->role),
@@ -91,7 +94,7 @@ static int poll_parked(struct request *req)
     int status = req->operation->poll(req, &req->err);
     int stop = status == OPERATION_WAIT ? request_stop(req) : 0;
     if (stop == 0) return status;
-    return error_set(&req->err, stop, "appended, but not yet as safe as was asked: %s",
+    return error_set(&req->err, stop, "taken, but not yet as far as was asked: %s",
                      error_text(stop));
 }
 

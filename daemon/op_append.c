@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "daemon/dispatch.h"
+#include "daemon/region.h"
 #include "daemon/request.h"
 #include "daemon/server.h"
 #include "daemon/wire.h"
@@ -29,9 +30,7 @@ struct decoding {
 static int take(const struct decoding *decoding, const Memd__Tensor *wire,
                 const struct message_shape *shape, struct tensor *ret_tensor, struct error *err)
 {
-    const struct request *req = decoding->req;
-    return message_tensor(wire, req->payload, (size_t)req->frame.payload_bytes, shape, ret_tensor,
-                          err);
+    return region_tensor(decoding->req, wire, shape, ret_tensor, err);
 }
 
 /* What the tokens are stored as: k and v, or a state. */

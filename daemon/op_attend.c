@@ -10,6 +10,9 @@
  * Items that a device answers are one batch there, whatever their contexts and layers; what is left
  * is computed by the threads.
  *
+ * An answer that goes into memory that the client shares is computed in ours and copied there at
+ * once, by the thread that computed it; the frame then only names it.
+ *
  * An item may bring the client's own answer over its window, and may ask for its reading plan. Both
  * are rare and never answered by the loop; plans stay until the reply is packed, so few items of a
  * request may ask for one.
@@ -26,6 +29,7 @@
 #include "daemon/answers.h"
 #include "daemon/dispatch.h"
 #include "daemon/query.h"
+#include "daemon/region.h"
 #include "daemon/request.h"
 #include "daemon/server.h"
 #include "daemon/wire.h"
@@ -42,7 +46,8 @@ enum {
 struct item {
     struct context *context; /* NULL when it could not be pinned */
     struct query query;
-    struct partial part;     /* in the reply's payload */
+    struct partial part;                  /* each half in the reply's payload, or in `aside`: */
+    struct region_place into_o, into_lse; /* where it goes from there */
     uint64_t o_offset, lse_offset;
     struct partial local;    /* of the request's payload */
     struct plan plan;
@@ -59,8 +64,8 @@ struct batch {
     const Memd__AttendRequest *in;
     struct item *items;
     size_t count;
-    unsigned char *payload;
-    uint64_t payload_bytes;
+    unsigned char *payload, *aside; /* aside: what goes into regions */
+    uint64_t payload_bytes, aside_bytes;
 };
 
 static struct query_message message_of(const Memd__AttendItem *in)
@@ -73,19 +78,17 @@ static struct query_message message_of(const Memd__AttendItem *in)
 }
 
 /* The client's own partial, if there is one. */
-static int decode_local(const struct request *req, const Memd__AttendItem *in, struct item *item)
+static int decode_local(struct request *req, const Memd__AttendItem *in, struct item *item)
 {
     if (in->local_o == NULL && in->local_lse == NULL) return 0;
     const struct tensor *q = &item->query.q;
-    size_t bytes = (size_t)req->frame.payload_bytes;
     struct message_shape shape = { .what = "local_o", .dtype = DTYPE_FP32, .dims = 3,
                                    .shape = { q->shape[0], q->shape[1], q->shape[2] } };
     struct tensor o, lse;
-    int rc = message_tensor(in->local_o, req->payload, bytes, &shape, &o, &item->err);
+    int rc = region_tensor(req, in->local_o, &shape, &o, &item->err);
     shape.what = "local_lse";
     shape.dims = 2;
-    if (rc == 0)
-        rc = message_tensor(in->local_lse, req->payload, bytes, &shape, &lse, &item->err);
+    if (rc == 0) rc = region_tensor(req, in->local_lse, &shape, &lse, &item->err);
     if (rc < 0) return rc;
     item->local = (struct partial){ .o = (float *)(uintptr_t)o.data,
                                     .lse = (float *)(uintptr_t)lse.data,
@@ -104,6 +107,33 @@ static int decode_window(const Memd__AttendItem *in, struct item *item)
     }
 }
 
+/* Where the answer goes, if it is not the frame. */
+static int decode_into(struct request *req, const Memd__AttendItem *in, struct item *item)
+{
+    const struct tensor *q = &item->query.q;
+    struct message_shape shape = { .what = "into_o",
+                                   .dtype = DTYPE_FP32,
+                                   .dims = 3,
+                                   .shape = { q->shape[0], q->shape[1], q->shape[2] } };
+    int rc = 0;
+    if (in->into_o != NULL) rc = region_place(req, in->into_o, &shape, &item->into_o, &item->err);
+    shape.what = "into_lse";
+    shape.dims = 2;
+    if (rc < 0 || in->into_lse == NULL) return rc;
+    return region_place(req, in->into_lse, &shape, &item->into_lse, &item->err);
+}
+
+/* Room for `bytes`, in what leaves with the frame or beside it. */
+static uint64_t place(struct batch *batch, const struct region_place *into, size_t bytes)
+{
+    return message_place(into->region == NULL ? &batch->payload_bytes : &batch->aside_bytes, bytes);
+}
+
+static float *place_of(const struct batch *batch, const struct region_place *into, uint64_t offset)
+{
+    return (float *)(void *)((into->region == NULL ? batch->payload : batch->aside) + offset);
+}
+
 static void prepare_item(struct batch *batch, size_t idx)
 {
     struct item *item = &batch->items[idx];
@@ -116,6 +146,7 @@ static void prepare_item(struct batch *batch, size_t idx)
         item->status = query_decode(req, &message, item->context, &item->query, &item->err);
     if (item->status == 0) item->status = decode_local(req, in, item);
     if (item->status == 0) item->status = decode_window(in, item);
+    if (item->status == 0) item->status = decode_into(req, in, item);
     if (item->status == 0 && in->explain) {
         item->status = plan_init(&item->plan, &req->arena, &item->err);
         item->query.plan = &item->plan;
@@ -126,9 +157,9 @@ static void prepare_item(struct batch *batch, size_t idx)
     const struct tensor *q = &item->query.q;
     item->part.rows = q->shape[0] * q->shape[1];
     item->part.head_dim = q->shape[2];
-    item->o_offset =
-        message_place(&batch->payload_bytes, item->part.rows * item->part.head_dim * sizeof(float));
-    item->lse_offset = message_place(&batch->payload_bytes, item->part.rows * sizeof(float));
+    size_t lse_bytes = item->part.rows * sizeof(float);
+    item->o_offset = place(batch, &item->into_o, item->part.head_dim * lse_bytes);
+    item->lse_offset = place(batch, &item->into_lse, lse_bytes);
 }
 
 static void free_item(void *object)
@@ -153,14 +184,14 @@ static int give_arenas(struct batch *batch, struct error *err)
     return 0;
 }
 
-/* Where answers go: into the payload, of which the places are known now. */
+/* Where answers are computed: into what leaves with the frame, or beside it. */
 static void place_items(struct batch *batch)
 {
     for (size_t i = 0; i < batch->count; i++) {
         struct item *item = &batch->items[i];
         if (item->status < 0) continue;
-        item->part.o = (float *)(void *)(batch->payload + item->o_offset);
-        item->part.lse = (float *)(void *)(batch->payload + item->lse_offset);
+        item->part.o = place_of(batch, &item->into_o, item->o_offset);
+        item->part.lse = place_of(batch, &item->into_lse, item->lse_offset);
     }
 }
 
@@ -188,6 +219,15 @@ static int attend_together(struct batch *batch, struct error *err)
     return 0;
 }
 
+/* What was computed, to where the client reads it. */
+static int hand_over(struct item *item)
+{
+    const struct partial *part = &item->part;
+    size_t bytes = part->rows * sizeof(float);
+    int rc = region_write(&item->into_o, part->o, part->head_dim * bytes, &item->err);
+    return rc < 0 ? rc : region_write(&item->into_lse, part->lse, bytes, &item->err);
+}
+
 static void compute_item(void *arg, size_t idx)
 {
     struct batch *batch = arg;
@@ -196,6 +236,7 @@ static void compute_item(void *arg, size_t idx)
     if (!item->answered)
         item->status = context_attend(item->context, &item->query, item->arena, &item->part,
                                       &item->quality, &item->err);
+    if (item->status == 0) item->status = hand_over(item);
     const struct quality *quality = &item->quality;
     bool kept = quality->predicted_error != NULL || quality->mass != NULL ||
                 quality->level_mass != NULL || quality->limited != NULL;
@@ -225,8 +266,10 @@ static Memd__AttendAnswer *encode_item(struct batch *batch, struct item *item)
     answers_record(batch->req->server->answers, item->query.layer, &item->quality,
                    item->part.rows);
     const size_t *shape = item->query.q.shape;
-    answer->o = message_make_tensor(arena, DTYPE_FP32, 3, shape, item->o_offset);
-    answer->lse = message_make_tensor(arena, DTYPE_FP32, 2, shape, item->lse_offset);
+    answer->o = region_name(&item->into_o,
+                            message_make_tensor(arena, DTYPE_FP32, 3, shape, item->o_offset));
+    answer->lse = region_name(&item->into_lse,
+                              message_make_tensor(arena, DTYPE_FP32, 2, shape, item->lse_offset));
     answer->quality = wire_encode_quality(&item->quality, item->part.rows, arena);
     bool whole = answer->o != NULL && answer->lse != NULL && answer->quality != NULL;
     if (whole && item->query.plan != NULL) {
@@ -263,6 +306,17 @@ static int check_counts(const Memd__AttendRequest *in, struct error *err)
                      explained, LIMIT_EXPLAIN_ITEMS);
 }
 
+static int make_room(struct batch *batch, struct error *err)
+{
+    struct arena *arena = &batch->req->arena;
+    if (batch->payload_bytes > LIMIT_FRAME_PAYLOAD_BYTES)
+        return error_set(err, MEMD_ELIMIT, "answer of %" PRIu64 " bytes exceeds a frame",
+                         batch->payload_bytes);
+    batch->payload = arena_alloc_aligned(arena, (size_t)batch->payload_bytes, LIMIT_PAYLOAD_ALIGN);
+    batch->aside = arena_alloc_aligned(arena, (size_t)batch->aside_bytes, LIMIT_PAYLOAD_ALIGN);
+    return batch->payload == NULL || batch->aside == NULL ? wire_no_memory(err) : 0;
+}
+
 static int run(struct request *req, struct error *err)
 {
     const Memd__AttendRequest *in = (const Memd__AttendRequest *)req->in;
@@ -274,12 +328,8 @@ static int run(struct request *req, struct error *err)
     rc = give_arenas(&batch, err);
     if (rc < 0) return rc;
     for (size_t i = 0; i < batch.count; i++) prepare_item(&batch, i);
-    if (batch.payload_bytes > LIMIT_FRAME_PAYLOAD_BYTES)
-        return error_set(err, MEMD_ELIMIT, "answer of %" PRIu64 " bytes exceeds a frame",
-                         batch.payload_bytes);
-    batch.payload = arena_alloc_aligned(&req->arena, (size_t)batch.payload_bytes,
-                                        LIMIT_PAYLOAD_ALIGN);
-    if (batch.payload == NULL) return wire_no_memory(err);
+    rc = make_room(&batch, err);
+    if (rc < 0) return rc;
     /* Padding and the places of failed items leave the process too: nobody else's bytes in them. */
     memset(batch.payload, 0, (size_t)batch.payload_bytes);
     place_items(&batch);
@@ -302,6 +352,9 @@ static uint64_t cost(struct request *req, const Memd__AttendItem *in)
     struct context *context = NULL;
     if (in->explain || in->local_o != NULL || in->states != NULL) return UINT64_MAX;
     if (in->window == MEMD__WINDOW__WINDOW_RESIDENT) return UINT64_MAX; /* a device is waited for */
+    /* Touching memory of others may fault, and writing there may wait for a device. */
+    if (in->into_o != NULL || in->into_lse != NULL) return UINT64_MAX;
+    if (in->q != NULL && in->q->region != 0) return UINT64_MAX;
     if (!catalog_pin_resident(req->server->catalog, in->context_id, &req->arena, &context))
         return UINT64_MAX;
     if (in->layer >= context_model(context)->layers) return 0; /* an error, and that is cheap */

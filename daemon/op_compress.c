@@ -9,6 +9,7 @@
 #include "base/cleanup.h"
 #include "base/error.h"
 #include "daemon/dispatch.h"
+#include "daemon/region.h"
 #include "daemon/request.h"
 #include "daemon/server.h"
 #include "daemon/wire.h"
@@ -25,8 +26,7 @@ static int decode_layer(struct request *req, const Memd__CompressLayer *in,
     if (in->q == NULL) return 0;
     struct message_shape shape = { .what = "q", .dims = 3,
                                    .shape = { MESSAGE_ANY, model->query_heads, model->head_dim } };
-    int rc = message_tensor(in->q, req->payload, (size_t)req->frame.payload_bytes, &shape,
-                            &ret_args->q, err);
+    int rc = region_tensor(req, in->q, &shape, &ret_args->q, err);
     if (rc < 0 || ret_args->q.shape[0] <= LIMIT_ATTEND_QUERIES) return rc;
     return error_set(err, MEMD_ELIMIT, "%zu queries, must be 1 … %u", ret_args->q.shape[0],
                      LIMIT_ATTEND_QUERIES);

@@ -2,6 +2,8 @@
 /* op_hello.c — the two sides learn what the other speaks; on TCP it is also the door. */
 #include <string.h>
 
+#include "attention/cuda/neighbour.h"
+
 #include "base/error.h"
 #include "base/log.h"
 #include "daemon/connection.h"
@@ -15,6 +17,28 @@ static const char *const features[] = { "attend-batch", "append-batch", "deadlin
                                         "inputs",       "explain",      "local",
                                         "observe",      "compress",     "params",  "theta",
                                         "window" };
+enum { FEATURES = sizeof features / sizeof features[0] };
+static const char shared_memory[] = "shared-memory", device_memory[] = "device-memory";
+
+/* What depends on the connection and on what the daemon has. */
+static unsigned offered(const struct server *server, const struct connection *conn)
+{
+    struct accelerator *accelerator = server->backend.accelerator;
+    if (conn->is_tcp || server->config.shared_memory == 0) return 0;
+    bool device = accelerator != NULL && neighbour_is_offered(accelerator);
+    return CONNECTION_SHARED_MEMORY | (device ? CONNECTION_DEVICE_MEMORY : 0);
+}
+
+/* Of that, what the client is going to use. */
+static unsigned wanted(const Memd__HelloRequest *in)
+{
+    unsigned wanted = 0;
+    for (size_t i = 0; i < in->n_features; i++) {
+        if (strcmp(in->features[i], shared_memory) == 0) wanted |= CONNECTION_SHARED_MEMORY;
+        if (strcmp(in->features[i], device_memory) == 0) wanted |= CONNECTION_DEVICE_MEMORY;
+    }
+    return wanted;
+}
 
 /* A token on a Unix socket is not needed and not looked at: the kernel has said who asks. */
 static int admit(struct connection *conn, const char *token, struct error *err)
@@ -57,12 +81,22 @@ static int run(struct request *req, struct error *err)
     log_event(LOG_DEBUG, "hello", "connection=%llu client='%.100s'",
               (unsigned long long)conn->number, in->client);
 
+    unsigned offers = offered(req->server, conn);
+    conn->features = offers & wanted(in);
+    const char *names[FEATURES + 2];
+    size_t count = FEATURES;
+    memcpy(names, features, sizeof features);
+    if ((offers & CONNECTION_SHARED_MEMORY) != 0) names[count++] = shared_memory;
+    if ((offers & CONNECTION_DEVICE_MEMORY) != 0) names[count++] = device_memory;
+
     const char *const *methods = catalog_methods();
     Memd__HelloReply reply = MEMD__HELLO_REPLY__INIT;
     reply.version = FRAME_VERSION;
     reply.build = (char *)SERVER_BUILD;
-    reply.features = (char **)features;
-    reply.n_features = sizeof features / sizeof features[0];
+    reply.features = (char **)names;
+    reply.n_features = count;
+    reply.region_bytes_max = offers == 0 ? 0 : req->server->config.shared_memory;
+    reply.regions_max = offers == 0 ? 0 : LIMIT_REGIONS;
     reply.role = (char *)config_role_name(conn->role);
     frame_limits(&req->server->config, &reply);
     reply.requests_in_flight_max = req->server->config.requests_in_flight_max;

@@ -3,19 +3,19 @@
  * since its own window attended to them while they were young. */
 #include "base/error.h"
 #include "daemon/dispatch.h"
+#include "daemon/region.h"
 #include "daemon/request.h"
 #include "daemon/server.h"
 #include "memory/context.h"
 
-static int decode(const struct request *req, const Memd__ObserveRequest *in,
-                  const struct model *model, struct tensor *ret_mass, struct error *err)
+static int decode(struct request *req, const Memd__ObserveRequest *in, const struct model *model,
+                  struct tensor *ret_mass, struct error *err)
 {
     if (in->layer >= model->layers)
         return error_set(err, MEMD_EINVAL, "layer %u, the model has %u", in->layer, model->layers);
     struct message_shape shape = { .what = "mass", .dims = 2,
                                    .shape = { MESSAGE_ANY, model->query_heads } };
-    return message_tensor(in->mass, req->payload, (size_t)req->frame.payload_bytes, &shape,
-                          ret_mass, err);
+    return region_tensor(req, in->mass, &shape, ret_mass, err);
 }
 
 static int run(struct request *req, struct error *err)

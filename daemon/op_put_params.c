@@ -8,6 +8,7 @@
  */
 #include "base/error.h"
 #include "daemon/dispatch.h"
+#include "daemon/region.h"
 #include "daemon/request.h"
 #include "daemon/server.h"
 #include "daemon/wire.h"
@@ -60,7 +61,7 @@ static int find_target(struct request *req, const Memd__PutParamsRequest *in,
     return 0;
 }
 
-static int decode(const struct request *req, const Memd__Param *in, struct tensor *ret_value,
+static int decode(struct request *req, const Memd__Param *in, struct tensor *ret_value,
                   struct error *err)
 {
     const Memd__Tensor *wire = in->value;
@@ -68,8 +69,7 @@ static int decode(const struct request *req, const Memd__Param *in, struct tenso
     for (size_t i = 0; i < TENSOR_DIMS_MAX; i++) shape.shape[i] = MESSAGE_ANY;
     if (wire != NULL && wire->n_shape >= 1 && wire->n_shape <= TENSOR_DIMS_MAX)
         shape.dims = (uint32_t)wire->n_shape;
-    return message_tensor(wire, req->payload, (size_t)req->frame.payload_bytes, &shape, ret_value,
-                          err);
+    return region_tensor(req, wire, &shape, ret_value, err);
 }
 
 static int put(struct request *req, const struct target *target, const Memd__Param *in,

@@ -7,35 +7,76 @@
 #include "base/error.h"
 #include "daemon/dispatch.h"
 #include "daemon/query.h"
+#include "daemon/region.h"
 #include "daemon/request.h"
 #include "daemon/server.h"
 #include "daemon/wire.h"
 #include "memory/context.h"
 
 struct answer {
-    unsigned char *payload;
-    uint64_t payload_bytes, ids_offset, scores_offset;
+    unsigned char *payload, *aside; /* aside: what goes into regions */
+    uint64_t payload_bytes, aside_bytes;
+    uint64_t ids_offset, scores_offset;
+    struct region_place into_ids, into_scores;
     size_t shape[3]; /* (n, H, k) */
 };
 
-static int lay_out(struct request *req, const struct query *query, uint32_t k,
-                   struct answer *ret_answer, struct error *err)
+/* Where the hits go, if it is not the frame. */
+static int decode_into(struct request *req, const Memd__SearchRequest *in, struct answer *answer,
+                       struct error *err)
 {
-    struct answer answer = { .shape = { query->q.shape[0], query->q.shape[1], k } };
+    struct message_shape shape = { .what = "into_ids",
+                                   .dtype = DTYPE_U64,
+                                   .dims = 3,
+                                   .shape = { answer->shape[0], answer->shape[1],
+                                              answer->shape[2] } };
+    int rc = 0;
+    if (in->into_ids != NULL) rc = region_place(req, in->into_ids, &shape, &answer->into_ids, err);
+    shape.what = "into_scores";
+    shape.dtype = DTYPE_FP32;
+    if (rc < 0 || in->into_scores == NULL) return rc;
+    return region_place(req, in->into_scores, &shape, &answer->into_scores, err);
+}
+
+/* Room for `bytes`, in what leaves with the frame or beside it. */
+static uint64_t place(struct answer *answer, const struct region_place *into, size_t bytes)
+{
+    return message_place(into->region == NULL ? &answer->payload_bytes : &answer->aside_bytes,
+                         bytes);
+}
+
+static void *place_of(const struct answer *answer, const struct region_place *into, uint64_t offset)
+{
+    return (into->region == NULL ? answer->payload : answer->aside) + offset;
+}
+
+static int lay_out(struct request *req, struct answer *answer, struct error *err)
+{
     /* At most 4096 * 1024 * 65536 entries: no overflow in 64 bits. */
-    uint64_t entries = (uint64_t)answer.shape[0] * answer.shape[1] * k;
+    uint64_t entries = (uint64_t)answer->shape[0] * answer->shape[1] * answer->shape[2];
     if (entries * (sizeof(uint64_t) + sizeof(float)) > LIMIT_FRAME_PAYLOAD_BYTES)
         return error_set(err, MEMD_ELIMIT, "%" PRIu64 " hits exceed a frame; ask for fewer queries",
                          entries);
-    answer.ids_offset = message_place(&answer.payload_bytes, (size_t)entries * sizeof(uint64_t));
-    answer.scores_offset = message_place(&answer.payload_bytes, (size_t)entries * sizeof(float));
-    answer.payload =
-        arena_alloc_aligned(&req->arena, (size_t)answer.payload_bytes, LIMIT_PAYLOAD_ALIGN);
-    if (answer.payload == NULL) return wire_no_memory(err);
-    uint64_t ids_end = answer.ids_offset + entries * sizeof(uint64_t);
-    memset(answer.payload + ids_end, 0, answer.scores_offset - ids_end); /* padding leaves too */
-    *ret_answer = answer;
+    answer->ids_offset = place(answer, &answer->into_ids, (size_t)entries * sizeof(uint64_t));
+    uint64_t ids_end = answer->payload_bytes;
+    answer->scores_offset = place(answer, &answer->into_scores, (size_t)entries * sizeof(float));
+    struct arena *arena = &req->arena;
+    answer->payload = arena_alloc_aligned(arena, (size_t)answer->payload_bytes,
+                                          LIMIT_PAYLOAD_ALIGN);
+    answer->aside = arena_alloc_aligned(arena, (size_t)answer->aside_bytes, LIMIT_PAYLOAD_ALIGN);
+    if (answer->payload == NULL || answer->aside == NULL) return wire_no_memory(err);
+    if (answer->into_scores.region == NULL) /* padding leaves too */
+        memset(answer->payload + ids_end, 0, answer->scores_offset - ids_end);
     return 0;
+}
+
+/* What was found, to where the client reads it. */
+static int hand_over(const struct answer *answer, const struct index_hits *hits, struct error *err)
+{
+    size_t entries = answer->shape[0] * answer->shape[1] * answer->shape[2];
+    int rc = region_write(&answer->into_ids, hits->ids, entries * sizeof *hits->ids, err);
+    if (rc < 0) return rc;
+    return region_write(&answer->into_scores, hits->scores, entries * sizeof *hits->scores, err);
 }
 
 static int reply_hits(struct request *req, const struct answer *answer,
@@ -43,8 +84,12 @@ static int reply_hits(struct request *req, const struct answer *answer,
 {
     struct arena *arena = &req->arena;
     Memd__SearchReply reply = MEMD__SEARCH_REPLY__INIT;
-    reply.ids = message_make_tensor(arena, DTYPE_U64, 3, answer->shape, answer->ids_offset);
-    reply.scores = message_make_tensor(arena, DTYPE_FP32, 3, answer->shape, answer->scores_offset);
+    reply.ids = region_name(
+        &answer->into_ids,
+        message_make_tensor(arena, DTYPE_U64, 3, answer->shape, answer->ids_offset));
+    reply.scores = region_name(
+        &answer->into_scores,
+        message_make_tensor(arena, DTYPE_FP32, 3, answer->shape, answer->scores_offset));
     reply.quality = wire_encode_quality(quality, answer->shape[0] * answer->shape[1], arena);
     if (reply.ids == NULL || reply.scores == NULL || reply.quality == NULL)
         return wire_no_memory(err);
@@ -68,14 +113,17 @@ static int run(struct request *req, struct error *err)
     rc = query_decode(req, &message, context, &query, err);
     if (rc < 0) return rc;
 
-    struct answer answer;
-    rc = lay_out(req, &query, in->k, &answer, err);
+    struct answer answer = { .shape = { query.q.shape[0], query.q.shape[1], in->k } };
+    rc = decode_into(req, in, &answer, err);
+    if (rc == 0) rc = lay_out(req, &answer, err);
     if (rc < 0) return rc;
-    struct index_hits hits = { .ids = (uint64_t *)(void *)(answer.payload + answer.ids_offset),
-                               .scores = (float *)(void *)(answer.payload + answer.scores_offset),
+    struct index_hits hits = { .ids = place_of(&answer, &answer.into_ids, answer.ids_offset),
+                               .scores = place_of(&answer, &answer.into_scores,
+                                                  answer.scores_offset),
                                .k = in->k };
     struct quality quality = { 0 };
     rc = context_search(context, &query, &req->arena, &hits, &quality, err);
+    if (rc == 0) rc = hand_over(&answer, &hits, err);
     return rc < 0 ? rc : reply_hits(req, &answer, &quality, err);
 }
 

@@ -56,6 +56,12 @@ static void put_server(struct writer *out, struct server *server)
     put(out, (char *)"requests_inline_total", stats->inline_total);
     put(out, (char *)"queue_depth", pool_queued(server->pool));
     put(out, (char *)"memory_in_flight_bytes", server->memory_bytes);
+    uint64_t regions = 0, bytes = 0;
+    region_table_count(&server->regions, &regions, &bytes);
+    put(out, (char *)"shared_regions", regions);
+    put(out, (char *)"shared_bytes", bytes);
+    put(out, (char *)"shared_read_bytes_total", atomic_load(&server->regions.read_bytes));
+    put(out, (char *)"shared_written_bytes_total", atomic_load(&server->regions.written_bytes));
     for (size_t i = 0; i < STATS_METHOD_COUNT; i++)
         put(out, join(out->arena, "requests_", stats_method_name(i), "_total"), stats->requests[i]);
     for (size_t i = 0; i < STATS_ERROR_COUNT; i++)

@@ -41,6 +41,8 @@ static int run(struct request *req, struct error *err)
     reply.backend = backend;
     reply.backend_reason = reason;
     reply.draining = server->draining;
+    region_table_count(&server->regions, &reply.shared_regions, &reply.shared_bytes);
+    reply.shared_bytes_max = server->config.shared_memory;
     return request_reply(req, &reply.base, NULL, 0, err);
 }
 

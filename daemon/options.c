@@ -60,6 +60,8 @@ const struct option_info option_table[] = {
       true, "bytes that one request may use besides its own frame; more is MEMD_ENOMEM" },
     { "output_buffer_max", OPTION_BYTES, FIELD(output_buffer_max), "16MiB", 4 * KIB, 64 * TIB, true,
       "bytes of replies a connection may leave unread; then its socket is not read" },
+    { "shared_memory", OPTION_BYTES, FIELD(shared_memory), "4GiB", 0, 64 * TIB, true,
+      "bytes of memory that clients may share with the daemon, in all; 0 = none" },
     { "idle_timeout", OPTION_DURATION, FIELD(idle_timeout), "0", 0, DAY, true,
       "close a connection that asks nothing for so long; 0 = never" },
     { "frame_timeout", OPTION_DURATION, FIELD(frame_timeout), "10s", 10, DAY, true,

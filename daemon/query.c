@@ -5,6 +5,7 @@
 #include <inttypes.h>
 
 #include "base/error.h"
+#include "daemon/region.h"
 #include "daemon/request.h"
 #include "proto/limits.h"
 
@@ -46,8 +47,7 @@ static int decode_states(struct request *req, const struct query_message *messag
     struct message_shape shape = { .what = "states",
                                    .dims = 2,
                                    .shape = { query->q.shape[0], MESSAGE_ANY } };
-    int rc = message_tensor(message->states, req->payload, (size_t)req->frame.payload_bytes, &shape,
-                            &query->states, err);
+    int rc = region_tensor(req, message->states, &shape, &query->states, err);
     if (rc < 0) return rc;
     return context_encode_states(context, query->layer, &req->arena, &query->states, err);
 }
@@ -62,8 +62,7 @@ int query_decode(struct request *req, const struct query_message *message, struc
     struct message_shape shape = { .what = "q", .dims = 3,
                                    .shape = { MESSAGE_ANY, model->query_heads, model->head_dim } };
     struct query query = { .layer = message->layer, .stop = request_stop, .stop_arg = req };
-    int rc = message_tensor(message->q, req->payload, (size_t)req->frame.payload_bytes, &shape,
-                            &query.q, err);
+    int rc = region_tensor(req, message->q, &shape, &query.q, err);
     if (rc < 0) return rc;
     size_t n = query.q.shape[0];
     if (n == 0 || n > LIMIT_ATTEND_QUERIES)

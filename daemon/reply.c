@@ -72,6 +72,7 @@ void reply_send(struct request *req)
     if (req->status < 0) pack_error(req);
     stats_record(&conn->server->stats, req);
     arena_release(&req->arena);
+    descriptors_close(&req->descriptors);
     server_charge(req->server, req, req->arena.used_bytes);
 
     uv_buf_t bufs[3];

@@ -24,6 +24,7 @@
 #include "base/error.h"
 #include "base/list.h"
 #include "base/pool.h"
+#include "daemon/descriptor.h"
 #include "proto/frame.h"
 #include "proto/limits.h"
 #include "proto/message.h"
@@ -31,6 +32,7 @@
 
 struct connection;
 struct operation;
+struct region;
 struct server;
 
 #define REQUEST_MAGIC UINT32_C(0x51455152)
@@ -80,6 +82,8 @@ struct request {
     unsigned char *payload;            /* (frame.payload_bytes), aligned to LIMIT_PAYLOAD_ALIGN */
     uint64_t filled_bytes;             /* of message and payload together */
     uint64_t charged_bytes;            /* of server->memory_bytes */
+    struct descriptors descriptors;    /* that came beside the frame */
+    struct region *region;             /* of MapMemory and UnmapMemory; its ref is in the arena */
     ProtobufCMessage *in;              /* NULL until unpacked */
 
     int status;                        /* what run returned */

@@ -52,6 +52,7 @@ struct request *server_request_new(struct server *server)
     }
     req->magic = REQUEST_MAGIC;
     req->server = server;
+    req->descriptors = DESCRIPTORS_NONE;
     req->arena.limit_bytes = (size_t)server->config.request_memory_max;
     return req;
 }
@@ -59,6 +60,7 @@ struct request *server_request_new(struct server *server)
 void server_request_free(struct server *server, struct request *req)
 {
     server_charge(server, req, 0);
+    descriptors_close(&req->descriptors);
     if (server->free_request_count >= FREE_REQUESTS_MAX) {
         arena_fini(&req->arena);
         req->magic = 0;
@@ -290,6 +292,8 @@ static int open_store(struct server *server, struct error *err)
     int rc = pool_open(threads, (size_t)config->queue_limit, &server->pool, err);
     if (rc < 0) return rc;
     backend_open(config, &server->backend);
+    server->regions.pool = server->pool;
+    server->regions.accelerator = server->backend.accelerator;
     struct catalog_config catalog = {
         .path = config->data,
         .map_bytes = config->map_size,
@@ -331,6 +335,7 @@ int server_open(const struct config *config, const struct server_origin *origin,
     list_init(&server->resumable);
     list_init(&server->free_requests);
     list_init(&server->parked);
+    region_table_init(&server->regions);
     int rc = identity_load(config->token_file, &server->identity, err);
     if (rc == 0) rc = answers_new(&server->answers, err);
     if (rc == 0) rc = open_loop(server, err);
@@ -367,6 +372,7 @@ void server_close(struct server *server)
     stop(server);
     if (server->loop_open) uv_run(&server->loop, UV_RUN_DEFAULT);
     pool_close(server->pool);
+    region_table_fini(&server->regions);
     catalog_close(server->catalog);
     backend_close(&server->backend);
     if (server->loop_open) {

@@ -9,7 +9,7 @@
  *          server_close commits and syncs. SIGHUP reads the configuration again; a bad file changes
  *          nothing.
  * Threads  the loop's, but for `catalog`, `pool`, `answers` and `started_ns`, which are immutable
- *          after open and may be used by operations on workers
+ *          after open and may be used by operations on workers, and `regions`, which locks itself
  * Errors   of server_open: MEMD_EIO listeners, MEMD_EINVAL, MEMD_ENOMEM, and all of catalog_open
  */
 #ifndef MEMD_DAEMON_SERVER_H
@@ -26,6 +26,7 @@
 #include "daemon/heap.h"
 #include "daemon/identity.h"
 #include "daemon/listener.h"
+#include "daemon/region.h"
 #include "daemon/stats.h"
 #include "daemon/worker.h"
 
@@ -56,6 +57,7 @@ struct server {
     struct catalog *catalog;
     struct pool *pool;
     struct backend_choice backend;
+    struct region_table regions;
     uint64_t started_ns;
     struct stats stats;
     struct answers *answers; /* immutable after open; its inside is for any thread */

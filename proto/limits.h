@@ -37,6 +37,9 @@
 #define LIMIT_LIST 1024u              /* contexts of one List, records of one Dump */
 #define LIMIT_CURSOR_BYTES 512u
 
+#define LIMIT_REGIONS 64u      /* of memory that one connection shares */
+#define LIMIT_HANDLE_BYTES 64u /* of memory of a device */
+
 #define LIMIT_PIN_SECONDS (UINT64_C(30) * 24 * 3600)
 
 #endif

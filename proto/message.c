@@ -283,11 +283,11 @@ static int check_shape(const Memd__Tensor *wire, const struct message_shape *exp
     return 0;
 }
 
-int message_tensor(const Memd__Tensor *wire, const void *payload, size_t payload_bytes,
-                   const struct message_shape *expect, struct tensor *ret_tensor, struct error *err)
+/* All that can be said without the bytes, of which there are `room`. */
+static int check_tensor(const Memd__Tensor *wire, size_t room, const struct message_shape *expect,
+                        struct tensor *ret_tensor, struct error *err)
 {
     assert(expect->dims >= 1 && expect->dims <= TENSOR_DIMS_MAX);
-    if (wire == NULL) return error_set(err, MEMD_ESHAPE, "%s is missing", expect->what);
     int rc = check_dtype(wire, expect, err);
     if (rc < 0) return rc;
     struct tensor tensor = { .dtype = (uint32_t)wire->dtype, .dims = expect->dims };
@@ -298,14 +298,36 @@ int message_tensor(const Memd__Tensor *wire, const void *payload, size_t payload
         return error_set(err, MEMD_ESHAPE, "%s at offset %" PRIu64 ", must be a multiple of %u",
                          expect->what, wire->offset, LIMIT_PAYLOAD_ALIGN);
     }
-    if (wire->offset > payload_bytes || bytes > payload_bytes - wire->offset) {
-        return error_set(err, MEMD_ESHAPE,
-                         "%s of %zu bytes at offset %" PRIu64 " ends behind the payload of %zu",
-                         expect->what, bytes, wire->offset, payload_bytes);
+    if (wire->offset > room || bytes > room - wire->offset) {
+        return error_set(
+            err, MEMD_ESHAPE, "%s of %zu bytes at offset %" PRIu64 " ends behind the %s of %zu",
+            expect->what, bytes, wire->offset, wire->region == 0 ? "payload" : "region", room);
     }
+    *ret_tensor = tensor;
+    return 0;
+}
+
+int message_tensor(const Memd__Tensor *wire, const void *payload, size_t payload_bytes,
+                   const struct message_shape *expect, struct tensor *ret_tensor, struct error *err)
+{
+    if (wire == NULL) return error_set(err, MEMD_ESHAPE, "%s is missing", expect->what);
+    if (wire->region != 0)
+        return error_set(err, MEMD_ESHAPE, "%s lies in region %" PRIu64 ", where it may not",
+                         expect->what, wire->region);
+    struct tensor tensor;
+    int rc = check_tensor(wire, payload_bytes, expect, &tensor, err);
+    if (rc < 0) return rc;
     tensor.data = payload == NULL ? NULL : (const unsigned char *)payload + wire->offset;
     *ret_tensor = tensor;
     return 0;
+}
+
+int message_region_tensor(const Memd__Tensor *wire, size_t region_bytes,
+                          const struct message_shape *expect, struct tensor *ret_tensor,
+                          struct error *err)
+{
+    assert(wire != NULL && wire->region != 0);
+    return check_tensor(wire, region_bytes, expect, ret_tensor, err);
 }
 
 uint64_t message_place(uint64_t *cursor, size_t bytes)

@@ -54,11 +54,18 @@ int message_tensor(const Memd__Tensor *wire, const void *payload, size_t payload
                    const struct message_shape *expect, struct tensor *ret_tensor,
                    struct error *err);
 
+/* The same for a tensor that lies in a region (wire->region is not 0) of `region_bytes`; data is
+ * NULL: whoever owns the region knows how its bytes are had. message_tensor refuses such a one. */
+int message_region_tensor(const Memd__Tensor *wire, size_t region_bytes,
+                          const struct message_shape *expect, struct tensor *ret_tensor,
+                          struct error *err);
+
 /* Lay out reply tensors one after another: returns the offset where `bytes` go and moves *cursor
  * behind them, each at the next multiple of LIMIT_PAYLOAD_ALIGN. */
 uint64_t message_place(uint64_t *cursor, size_t bytes);
 
-/* Fill a wire tensor (shape array in the arena). NULL when the arena is full. */
+/* Fill a wire tensor (shape array in the arena). NULL when the arena is full. Of a region: set
+ * `region` afterwards. */
 Memd__Tensor *message_make_tensor(struct arena *arena, uint32_t dtype, uint32_t dims,
                                   const size_t *shape, uint64_t offset);
 

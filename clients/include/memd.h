@@ -31,7 +31,8 @@
  *             MEMD_EPROTO, MEMD_EVERSION  the other side does not speak this protocol
  *             MEMD_ENOMEM, MEMD_EIO
  *
- * MEMORY    Arrays of the caller are sent from where they are and never copied, so they must stay
+ * MEMORY    Arrays of the caller are sent from where they are and never copied (those in shared
+ *           memory do not even travel, see memd_region.h), so they must stay
  *           as they are until the call, or memd_wait on its ticket, has returned. Results (`const
  *           struct memd_x **ret_x`) belong to the client: read-only, valid until memd_free(result),
  *           and no longer than the client. Strings in results end in a zero.
@@ -562,5 +563,6 @@ MEMD_API void memd_ticket_free(struct memd_ticket *ticket);
 
 #include "memd_methods.h"   /* memory methods: which there are, what they take, what they tell */
 #include "memd_operation.h" /* health, statistics, proofs, repairs */
+#include "memd_region.h"    /* memory that is shared with a daemon on the same host */
 
 #endif

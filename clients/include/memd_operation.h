@@ -37,6 +37,7 @@ struct memd_status {
     uint64_t map_bytes, map_used_bytes, file_bytes;
     const char *backend, *backend_reason;
     bool draining;
+    uint64_t shared_regions, shared_bytes, shared_bytes_max; /* memory that clients share */
 };
 MEMD_API int memd_status(struct memd_client *client, const struct memd_status **ret_status,
                          struct memd_error *err);

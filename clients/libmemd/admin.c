@@ -95,6 +95,9 @@ static int place_status(struct memd_ticket *ticket, ProtobufCMessage *message)
         .backend = reply->backend,
         .backend_reason = reply->backend_reason,
         .draining = reply->draining,
+        .shared_regions = reply->shared_regions,
+        .shared_bytes = reply->shared_bytes,
+        .shared_bytes_max = reply->shared_bytes_max,
     };
     return 0;
 }

@@ -12,6 +12,7 @@
 
 #include "base/cleanup.h"
 #include "base/clock.h"
+#include "clients/libmemd/region.h"
 
 enum { TIMEOUT_DEFAULT_MS = 30000 };
 #define NS_PER_MS UINT64_C(1000000)
@@ -35,7 +36,7 @@ static int open_parts(struct memd_client *client, const char *address,
     uint64_t deadline_ns = client->timeout_ms == MEMD_NO_TIMEOUT
                                ? UINT64_MAX
                                : clock_monotonic_ns() + client->timeout_ms * NS_PER_MS;
-    return dial(&client->target, deadline_ns, &client->fd, &client->hello, err);
+    return dial(&client->target, NULL, deadline_ns, &client->fd, &client->hello, err);
 }
 
 static struct memd_client *make(void)
@@ -51,6 +52,7 @@ static struct memd_client *make(void)
     list_init(&client->queue);
     list_init(&client->flight);
     list_init(&client->spare);
+    list_init(&client->regions);
     receive_reset(&client->receiver);
     return client;
 }
@@ -83,6 +85,7 @@ void memd_close(struct memd_client *client)
     assert(!client->led);
     for (struct list_link *link; (link = list_take_first(&client->spare)) != NULL;)
         ticket_destroy(LIST_ENTRY(link, struct memd_ticket, link));
+    region_free_all(client);
     close_fd(&client->fd);
     close_fd(&client->wake_fd);
     dial_fini(&client->target);

@@ -7,6 +7,8 @@
 #ifndef MEMD_LIBMEMD_CLIENT_H
 #define MEMD_LIBMEMD_CLIENT_H
 
+#include <stdatomic.h>
+
 #include "clients/include/memd.h"
 
 #include "base/error.h"
@@ -39,6 +41,9 @@ struct memd_client {
     size_t flight_count;
     struct list_link spare; /* tickets to be used again */
     size_t spare_count;
+    struct list_link regions;    /* that the daemon has, or will have again */
+    _Atomic size_t region_count; /* of those; looked at without lock */
+    uint64_t region_numbers;     /* given out */
     uint64_t next_id; /* of requests; from 1, 0 is the daemon's own */
     struct receiver receiver;
     struct memd_counters counters;

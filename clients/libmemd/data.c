@@ -157,7 +157,14 @@ int memd_append(const struct memd_context *context, const struct memd_append *la
 struct attend_place {
     size_t queries, heads, head_dim; /* n, H, D */
     float *o, *lse;                  /* the caller's, or NULL */
+    bool shared_o, shared_lse;       /* it lies in a region, and the daemon was told so */
 };
+
+static int check_shared(struct memd_ticket *ticket, const Memd__Tensor *wire)
+{
+    if (wire != NULL && wire->region != 0) return 0;
+    return error_set(&ticket->err, MEMD_EPROTO, "an answer that is not where it was asked for");
+}
 
 static int place_answer(struct memd_ticket *ticket, const Memd__AttendAnswer *wire,
                         const struct attend_place *to, struct memd_answer *ret_answer)
@@ -171,12 +178,14 @@ static int place_answer(struct memd_ticket *ticket, const Memd__AttendAnswer *wi
                                    .dtype = DTYPE_FP32,
                                    .dims = 3,
                                    .shape = { to->queries, to->heads, to->head_dim } };
-    void *o = NULL, *lse = NULL;
-    int rc = ticket_receive(ticket, wire->o, &shape, to->o, &o);
+    void *o = to->o, *lse = to->lse; /* shared: it is there already */
+    int rc = to->shared_o ? check_shared(ticket, wire->o)
+                          : ticket_receive(ticket, wire->o, &shape, to->o, &o);
     if (rc < 0) return rc;
     shape.what = "lse";
     shape.dims = 2;
-    rc = ticket_receive(ticket, wire->lse, &shape, to->lse, &lse);
+    rc = to->shared_lse ? check_shared(ticket, wire->lse)
+                        : ticket_receive(ticket, wire->lse, &shape, to->lse, &lse);
     if (rc < 0) return rc;
     *ret_answer = (struct memd_answer){ .text = "", .o = o, .lse = lse };
     rc = wire_read_plan(ticket, wire->plan, &ret_answer->plan);
@@ -245,6 +254,24 @@ static int build_local(struct memd_ticket *ticket, const struct memd_query *quer
     return rc < 0 ? rc : ticket_tensor(ticket, &array, &wire->local_lse);
 }
 
+/* What of o and lse lies in regions the daemon writes there. */
+static int build_into(struct memd_ticket *ticket, const struct memd_query *query,
+                      Memd__AttendItem *wire)
+{
+    const struct memd_context *context = query->context;
+    struct ticket_array array = { .what = "o",
+                                  .data = query->o,
+                                  .dtype = DTYPE_FP32,
+                                  .dims = 3,
+                                  .shape = { query->queries, context->query_heads,
+                                             context->head_dim } };
+    int rc = query->o == NULL ? 0 : ticket_into(ticket, &array, &wire->into_o);
+    array.what = "lse";
+    array.data = query->lse;
+    array.dims = 2;
+    return rc < 0 || query->lse == NULL ? rc : ticket_into(ticket, &array, &wire->into_lse);
+}
+
 static int build_item(struct memd_ticket *ticket, const struct memd_query *query,
                       Memd__AttendItem *wire, struct attend_place *place)
 {
@@ -269,7 +296,11 @@ static int build_item(struct memd_ticket *ticket, const struct memd_query *query
     wire->rope_theta = query->rope_theta;
     wire->window = (Memd__Window)query->window;
     int rc = build_query(ticket, query, &wire->q, &wire->states);
-    return rc < 0 ? rc : build_local(ticket, query, wire);
+    if (rc == 0) rc = build_local(ticket, query, wire);
+    if (rc == 0) rc = build_into(ticket, query, wire);
+    place->shared_o = wire->into_o != NULL;
+    place->shared_lse = wire->into_lse != NULL;
+    return rc;
 }
 
 static int build_attend(struct memd_ticket *ticket, const struct memd_query *queries, size_t count)

@@ -21,6 +21,7 @@
 #include "base/cleanup.h"
 #include "base/clock.h"
 #include "base/error.h"
+#include "clients/libmemd/rights.h"
 #include "proto/frame.h"
 #include "proto/limits.h"
 #include "proto/message.h"
@@ -217,6 +218,8 @@ static int receive_all(int fd, unsigned char *data, size_t bytes, uint64_t deadl
     return 0;
 }
 
+static const char shared_memory[] = "shared-memory", device_memory[] = "device-memory";
+
 static int send_hello(int fd, const struct dial_target *target, uint64_t deadline_ns,
                       struct arena *arena, struct error *err)
 {
@@ -224,6 +227,9 @@ static int send_hello(int fd, const struct dial_target *target, uint64_t deadlin
     hello.version = FRAME_VERSION;
     hello.client = target->client_name;
     hello.token = target->token;
+    char *features[] = { (char *)shared_memory, (char *)device_memory };
+    if (target->is_unix) hello.features = features;
+    if (target->is_unix) hello.n_features = sizeof features / sizeof features[0];
     unsigned char *message = NULL;
     size_t bytes = 0;
     int rc = message_pack(&hello.base, arena, &message, &bytes, err);
@@ -250,6 +256,11 @@ static void take_limits(const Memd__HelloReply *reply, struct dial_hello *ret_he
         .payload_bytes_max = payload,
         .requests_in_flight_max = flight == 0 ? FLIGHT_DEFAULT : (size_t)flight,
     };
+    ret_hello->region_bytes_max = reply->region_bytes_max;
+    for (size_t i = 0; i < reply->n_features; i++) {
+        if (strcmp(reply->features[i], shared_memory) == 0) ret_hello->shared_memory = true;
+        if (strcmp(reply->features[i], device_memory) == 0) ret_hello->device_memory = true;
+    }
 }
 
 static int receive_hello(int fd, uint64_t deadline_ns, struct arena *arena,
@@ -287,8 +298,61 @@ static int receive_hello(int fd, uint64_t deadline_ns, struct arena *arena,
     return 0;
 }
 
-int dial(const struct dial_target *target, uint64_t deadline_ns, int *ret_fd,
-         struct dial_hello *ret_hello, struct error *err)
+/* ---- shared memory ---- */
+
+void dial_shares_fini(struct dial_shares *shares)
+{
+    for (size_t i = 0; i < shares->count; i++) close_fd(&shares->items[i].fd);
+    free(shares->items);
+    *shares = (struct dial_shares){ .count = 0 };
+}
+
+/* One request, whose first byte takes the descriptor along, and its answer. */
+static int send_share(int fd, const struct dial_share *share, uint64_t deadline_ns,
+                      struct arena *arena, struct error *err)
+{
+    Memd__MapMemoryRequest request = MEMD__MAP_MEMORY_REQUEST__INIT;
+    request.region = share->number;
+    request.kind = (Memd__MemoryKind)share->kind;
+    request.bytes = share->bytes;
+    if (share->fd < 0)
+        request.handle = (ProtobufCBinaryData){ sizeof share->handle, (uint8_t *)share->handle };
+    unsigned char *message = NULL, header[FRAME_HEADER_BYTES];
+    size_t bytes = 0;
+    int rc = message_pack(&request.base, arena, &message, &bytes, err);
+    if (rc < 0) return rc;
+    struct frame frame = { .kind = FRAME_REQUEST,
+                           .method = METHOD_MAP_MEMORY,
+                           .request_id = DIAL_REQUEST_ID,
+                           .message_bytes = (uint32_t)bytes };
+    frame_encode(&frame, header);
+    struct iovec first = { header, 1 };
+    ssize_t sent = rights_send(fd, &first, 1, share->fd);
+    if (sent != 1) return error_set(err, MEMD_ECLOSED, "the daemon hung up: %s", strerror(errno));
+    rc = send_all(fd, header + 1, sizeof header - 1, deadline_ns, err);
+    return rc < 0 ? rc : send_all(fd, message, bytes, deadline_ns, err);
+}
+
+static int share_one(int fd, const struct dial_share *share, uint64_t deadline_ns,
+                     struct arena *arena, struct error *err)
+{
+    unsigned char header[FRAME_HEADER_BYTES];
+    struct frame frame;
+    int rc = send_share(fd, share, deadline_ns, arena, err);
+    if (rc == 0) rc = receive_all(fd, header, sizeof header, deadline_ns, err);
+    if (rc == 0) rc = frame_decode(header, &frame, err);
+    if (rc < 0) return rc;
+    if (frame.kind != FRAME_REPLY || frame.request_id != DIAL_REQUEST_ID ||
+        frame.payload_bytes != 0)
+        return error_set(err, MEMD_EPROTO, "that is no reply to MapMemory");
+    unsigned char *message = arena_alloc(arena, frame.message_bytes);
+    if (message == NULL)
+        return error_set(err, MEMD_EPROTO, "reply of %u bytes", (unsigned)frame.message_bytes);
+    return receive_all(fd, message, frame.message_bytes, deadline_ns, err);
+}
+
+int dial(const struct dial_target *target, const struct dial_shares *shares, uint64_t deadline_ns,
+         int *ret_fd, struct dial_hello *ret_hello, struct error *err)
 {
     CLEANUP(close_fd) int fd = -1;
     int rc = target->is_unix ? connect_unix(target->path, deadline_ns, &fd, err)
@@ -298,6 +362,8 @@ int dial(const struct dial_target *target, uint64_t deadline_ns, int *ret_fd,
     arena_init(&arena, HELLO_ARENA_BYTES);
     rc = send_hello(fd, target, deadline_ns, &arena, err);
     if (rc == 0) rc = receive_hello(fd, deadline_ns, &arena, ret_hello, err);
+    for (size_t i = 0; rc == 0 && shares != NULL && i < shares->count; i++)
+        rc = share_one(fd, &shares->items[i], deadline_ns, &arena, err);
     if (rc < 0) return rc;
     *ret_fd = fd;
     fd = -1;

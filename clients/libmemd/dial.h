@@ -14,6 +14,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "proto/limits.h"
+
 struct error;
 
 struct dial_target {
@@ -28,7 +30,22 @@ struct dial_target {
 struct dial_hello {
     uint64_t message_bytes_max, payload_bytes_max;
     size_t requests_in_flight_max;
+    bool shared_memory, device_memory; /* it offers to take them */
+    uint64_t region_bytes_max;
 };
+
+/* Memory to be shared on the new connection (region.h). */
+struct dial_share {
+    uint64_t number, bytes;
+    int kind; /* Memd__MemoryKind */
+    int fd;   /* owned, or -1: */
+    unsigned char handle[LIMIT_HANDLE_BYTES];
+};
+struct dial_shares {
+    struct dial_share *items; /* (count), owned */
+    size_t count;
+};
+void dial_shares_fini(struct dial_shares *shares);
 
 int dial_parse(const char *address, struct dial_target *ret_target, struct error *err);
 void dial_fini(struct dial_target *target);
@@ -36,8 +53,10 @@ void dial_fini(struct dial_target *target);
 /* The id of the Hello; those of other requests are larger. */
 enum { DIAL_REQUEST_ID = 1 };
 
-/* A non-blocking socket. deadline_ns by clock_monotonic_ns. */
-int dial(const struct dial_target *target, uint64_t deadline_ns, int *ret_fd,
-         struct dial_hello *ret_hello, struct error *err);
+/* A non-blocking socket, on which the daemon has answered all `shares` as well (NULL: there are
+ * none). Those that it refuses are left out: requests that name them will tell. deadline_ns by
+ * clock_monotonic_ns. */
+int dial(const struct dial_target *target, const struct dial_shares *shares, uint64_t deadline_ns,
+         int *ret_fd, struct dial_hello *ret_hello, struct error *err);
 
 #endif

@@ -27,8 +27,11 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "base/cleanup.h"
 #include "base/clock.h"
 #include "clients/libmemd/client.h"
+#include "clients/libmemd/region.h"
+#include "clients/libmemd/rights.h"
 #include "proto/method.h"
 
 enum { SENDS_MAX = 8, SEND_PARTS = 64, PAUSE_FIRST_MS = 2, PAUSE_MAX_MS = 200 };
@@ -125,8 +128,9 @@ static int send_parts(struct memd_client *client, struct memd_ticket *ticket, st
         memcpy(parts, ticket->parts + ticket->part_idx, count * sizeof parts[0]);
         parts[0].iov_base = (char *)parts[0].iov_base + ticket->part_offset;
         parts[0].iov_len -= ticket->part_offset;
-        struct msghdr message = { .msg_iov = parts, .msg_iovlen = count };
-        ssize_t sent = sendmsg(client->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+        bool first = ticket->part_idx == 0 && ticket->part_offset == 0;
+        int beside = first && ticket->has_fd ? ticket->send_fd : -1;
+        ssize_t sent = rights_send(client->fd, parts, count, beside);
         if (sent < 0 && errno == EAGAIN) return 0;
         if (sent < 0 && errno == EINTR) continue;
         if (sent < 0) return error_set(err, MEMD_ECLOSED, "connection: %s", strerror(errno));
@@ -260,8 +264,10 @@ static void reconnect(struct memd_client *client, uint64_t deadline_ns)
     int fd = -1;
     struct dial_hello hello;
     struct error err = { 0 };
+    CLEANUP(dial_shares_fini) struct dial_shares shares = { .count = 0 };
+    int rc = region_snapshot_locked(client, &shares, &err);
     pthread_mutex_unlock(&client->lock);
-    int rc = dial(&client->target, deadline_ns, &fd, &hello, &err);
+    if (rc == 0) rc = dial(&client->target, &shares, deadline_ns, &fd, &hello, &err);
     pthread_mutex_lock(&client->lock);
     if (rc < 0) {
         dial_failed(client, &err);

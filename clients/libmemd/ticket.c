@@ -12,6 +12,7 @@
 
 #include "clients/libmemd/client.h"
 #include "clients/libmemd/exchange.h"
+#include "clients/libmemd/region.h"
 #include "proto/limits.h"
 
 enum {
@@ -120,13 +121,38 @@ void *ticket_alloc(struct memd_ticket *ticket, size_t count, size_t bytes)
 
 /* ---- the request ---- */
 
-int ticket_tensor(struct memd_ticket *ticket, const struct ticket_array *array,
-                  Memd__Tensor **ret_wire)
+/* SIZE_MAX: more than there can be. */
+static size_t array_bytes(const struct ticket_array *array)
 {
     size_t bytes = dtype_bytes(array->dtype);
     for (uint32_t i = 0; i < array->dims; i++) {
-        if (__builtin_mul_overflow(bytes, array->shape[i], &bytes)) bytes = SIZE_MAX;
+        if (__builtin_mul_overflow(bytes, array->shape[i], &bytes)) return SIZE_MAX;
     }
+    return bytes;
+}
+
+int ticket_into(struct memd_ticket *ticket, const struct ticket_array *array,
+                Memd__Tensor **ret_wire)
+{
+    *ret_wire = NULL;
+    struct region_at at;
+    int rc = region_locate(ticket->client, array->data, array_bytes(array), &at, &ticket->err);
+    if (rc < 0 || at.number == 0) return rc;
+    Memd__Tensor *wire = message_make_tensor(&ticket->arena, array->dtype, array->dims,
+                                             array->shape, at.offset);
+    if (wire == NULL)
+        return error_set(&ticket->err, MEMD_ENOMEM, "no memory to describe %s", array->what);
+    wire->region = at.number;
+    *ret_wire = wire;
+    return 0;
+}
+
+int ticket_tensor(struct memd_ticket *ticket, const struct ticket_array *array,
+                  Memd__Tensor **ret_wire)
+{
+    size_t bytes = array_bytes(array);
+    int rc = ticket_into(ticket, array, ret_wire);
+    if (rc < 0 || *ret_wire != NULL) return rc;
     uint64_t cursor = ticket->payload_bytes;
     if (bytes > LIMIT_FRAME_PAYLOAD_BYTES || cursor > LIMIT_FRAME_PAYLOAD_BYTES - bytes) {
         return error_set(&ticket->err, MEMD_ELIMIT,

@@ -70,6 +70,8 @@ struct memd_ticket {
     size_t part_count, part_limit;
     size_t part_idx, part_offset; /* lock: what is sent next */
     uint64_t payload_bytes;
+    bool has_fd; /* a descriptor goes beside the first bytes: */
+    int send_fd; /* the caller's */
 
     ticket_place_fn *place;
     const void *plan; /* what place wants to know about the request */
@@ -91,8 +93,8 @@ void ticket_destroy(struct memd_ticket *ticket); /* really free it */
 /* Pack the message. After the tensors: their offsets stand in it. */
 int ticket_pack(struct memd_ticket *ticket, const ProtobufCMessage *message);
 
-/* Send `data` (dense, of this shape) after what is in the payload already; *ret_wire describes
- * it. */
+/* Send `data` (dense, of this shape) after what is in the payload already, or not at all where it
+ * lies in a region of the client; *ret_wire describes it. */
 struct ticket_array {
     const char *what; /* for the error text */
     const void *data;
@@ -101,6 +103,11 @@ struct ticket_array {
 };
 int ticket_tensor(struct memd_ticket *ticket, const struct ticket_array *array,
                   Memd__Tensor **ret_wire);
+
+/* Describe the caller's array `array` for an answer to be written into, where it lies in a region
+ * of the client: *ret_wire, or NULL. It may be of a device and in no such place: MEMD_EINVAL. */
+int ticket_into(struct memd_ticket *ticket, const struct ticket_array *array,
+                Memd__Tensor **ret_wire);
 
 /* In place: the tensor `wire` of the reply, of shape `expect`, goes to `to`, or (NULL) to memory of
  * the ticket; *ret_data says where. Tensors come in the order in which they lie in the payload. */

@@ -42,6 +42,9 @@ static void print_json(const struct ctl *ctl, const struct memd_status *status)
     json_uint(&json, "map_bytes", status->map_bytes);
     json_uint(&json, "map_used_bytes", status->map_used_bytes);
     json_uint(&json, "file_bytes", status->file_bytes);
+    json_uint(&json, "shared_regions", status->shared_regions);
+    json_uint(&json, "shared_bytes", status->shared_bytes);
+    json_uint(&json, "shared_bytes_max", status->shared_bytes_max);
     json_close(&json);
 }
 
@@ -82,6 +85,9 @@ static int print_table(struct ctl *ctl, const struct memd_status *status)
     add_share(table, "map", status->map_used_bytes, status->map_bytes);
     table_add(table, "file");
     table_add(table, human_bytes(status->file_bytes).text);
+    table_add(table, "shared memory");
+    table_addf(table, "%s regions, %s of %s", human_count(status->shared_regions).text,
+               human_bytes(status->shared_bytes).text, human_bytes(status->shared_bytes_max).text);
     return ctl_print(ctl, table);
 }
 

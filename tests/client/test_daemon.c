@@ -27,6 +27,7 @@
 
 #include <cmocka.h>
 
+#include "tests/client/real.h"
 #include "tests/random.h"
 
 enum {
@@ -41,83 +42,7 @@ enum {
     STEP_MAX = 5, /* tokens of one append */
     KILLS = 8,
     ACKS_PER_KILL = 40,
-    PATH_BYTES = 128,
 };
-
-struct daemon {
-    char folder[PATH_BYTES], socket[PATH_BYTES + 8], data[PATH_BYTES + 8];
-    char address[PATH_BYTES + 16];
-    pid_t pid;
-};
-
-static void start(struct daemon *daemon)
-{
-    daemon->pid = fork();
-    if (daemon->pid != 0) return;
-    const char *memd = getenv("MEMD");
-    if (memd != NULL)
-        execl(memd, memd, "--data", daemon->data, "--socket", daemon->socket, "--log-level",
-              "error", (char *)NULL);
-    perror("cannot run $MEMD");
-    _exit(127);
-}
-
-static void stop(struct daemon *daemon, int signal)
-{
-    int status = 0;
-    kill(daemon->pid, signal);
-    assert_int_equal(waitpid(daemon->pid, &status, 0), daemon->pid);
-    if (signal == SIGTERM) assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
-}
-
-/* The first connection is not waited for: ask until the daemon listens. */
-static struct memd_client *connect_to(const struct daemon *daemon)
-{
-    struct memd_client *client = NULL;
-    struct memd_error err = { 0 };
-    int rc = MEMD_ECLOSED;
-    while (rc == MEMD_ECLOSED) {
-        if (waitpid(daemon->pid, NULL, WNOHANG) != 0) fail_msg("the daemon does not run");
-        rc = memd_connect(daemon->address, &(struct memd_options){ .timeout_ms = 60000 }, &client,
-                          &err);
-    }
-    if (rc < 0) fail_msg("connect: %s", err.text);
-    return client;
-}
-
-static int set_up(void **state)
-{
-    static struct daemon daemon;
-    if (getenv("MEMD") == NULL) return -1;
-    snprintf(daemon.folder, sizeof daemon.folder, "/tmp/memd-client-XXXXXX");
-    if (mkdtemp(daemon.folder) == NULL) return -1;
-    snprintf(daemon.socket, sizeof daemon.socket, "%s/socket", daemon.folder);
-    snprintf(daemon.data, sizeof daemon.data, "%s/data", daemon.folder);
-    snprintf(daemon.address, sizeof daemon.address, "unix:%s", daemon.socket);
-    start(&daemon);
-    *state = &daemon;
-    return 0;
-}
-
-/* The files in it, whatever the store is made of, and the folder. */
-static int remove_folder(const char *path)
-{
-    DIR *folder = opendir(path);
-    if (folder == NULL) return -1;
-    for (struct dirent *entry; (entry = readdir(folder)) != NULL;)
-        if (entry->d_name[0] != '.') unlinkat(dirfd(folder), entry->d_name, 0);
-    closedir(folder);
-    return rmdir(path);
-}
-
-static int tear_down(void **state)
-{
-    struct daemon *daemon = *state;
-    stop(daemon, SIGTERM);
-    int rc = remove_folder(daemon->data);
-    unlink(daemon->socket);
-    return rc < 0 ? rc : rmdir(daemon->folder);
-}
 
 static struct memd_context open_context(struct memd_client *client, const char *name)
 {
@@ -231,13 +156,13 @@ static void check_store(struct memd_client *client)
 
 static void appends_survive_kills(void **state)
 {
-    struct daemon *daemon = *state;
+    struct real *daemon = *state;
     struct memd_client *clients[WRITERS];
     static struct writer writers[WRITERS];
     sem_t acks;
     sem_init(&acks, 0, 0);
     for (unsigned i = 0; i < WRITERS; i++) {
-        clients[i] = i == 1 ? clients[0] : connect_to(daemon); /* two share one */
+        clients[i] = i == 1 ? clients[0] : real_connect(daemon); /* two share one */
         char name[32];
         snprintf(name, sizeof name, "writer %u", i);
         writers[i] = (struct writer){ .number = i,
@@ -253,8 +178,8 @@ static void appends_survive_kills(void **state)
         pthread_create(&writers[i].thread, NULL, write_all, &writers[i]);
     for (int kills = 0; kills < KILLS; kills++) {
         for (int i = 0; i < ACKS_PER_KILL; i++) sem_wait(&acks);
-        stop(daemon, SIGKILL);
-        start(daemon);
+        real_stop(daemon, SIGKILL);
+        real_start(daemon);
     }
     uint64_t reconnects = 0;
     for (unsigned i = 0; i < WRITERS; i++) {
@@ -279,8 +204,8 @@ static void appends_survive_kills(void **state)
 /* A context value outlives the daemon; what reads is answered by the next one. */
 static void every_call_over_a_restart(void **state)
 {
-    struct daemon *daemon = *state;
-    struct memd_client *client = connect_to(daemon);
+    struct real *daemon = *state;
+    struct memd_client *client = real_connect(daemon);
     struct memd_context context = open_context(client, "calls"), fork;
     float rows[3 * ROW], q[H * D], o[H * D], lse[H];
     for (size_t i = 0; i < 3 * ROW; i++) rows[i] = element(9, 0, i / ROW, i % ROW);
@@ -288,8 +213,8 @@ static void every_call_over_a_restart(void **state)
     struct memd_append layer = { .tokens = 3, .k = rows, .v = rows };
     struct memd_error err = { 0 };
     assert_int_equal(memd_append(&context, &layer, 1, MEMD_ACK_SYNCED, NULL, &err), 0);
-    stop(daemon, SIGKILL);
-    start(daemon);
+    real_stop(daemon, SIGKILL);
+    real_start(daemon);
 
     uint64_t position = 3, bytes = 0, tokens = 0, until = 0;
     struct memd_query query = {
@@ -333,8 +258,8 @@ static void every_call_over_a_restart(void **state)
 
 static void what_an_operator_asks(void **state)
 {
-    struct daemon *daemon = *state;
-    struct memd_client *client = connect_to(daemon);
+    struct real *daemon = *state;
+    struct memd_client *client = real_connect(daemon);
     struct memd_error err = { 0 };
     const struct memd_status *status = NULL;
     assert_int_equal(memd_status(client, &status, &err), 0);
@@ -353,26 +278,26 @@ static void what_an_operator_asks(void **state)
     assert_int_equal(memd_dump(client, &(struct memd_dump_args){ .limit = 2 }, &dump, &err), 0);
     assert_true(dump->count >= 1 && dump->count <= 2);
     memd_free(dump);
-    char path[4 * PATH_BYTES];
+    char path[4 * REAL_PATH_BYTES];
     snprintf(path, sizeof path, "%s/copy", daemon->folder);
     uint64_t before = 0, after = 0;
     assert_int_equal(memd_compact(client, "relative", &before, &after, &err), MEMD_EINVAL);
     if (memd_compact(client, path, &before, &after, &err) < 0) fail_msg("compact: %s", err.text);
     assert_true(after > 0 && after <= before);
-    assert_int_equal(remove_folder(path), 0);
+    assert_int_equal(real_remove(path), 0);
 
     uint64_t left = 99;
     assert_int_equal(memd_drain(client, 1000, &left, &err), 0);
     assert_int_equal(left, 0);
     memd_close(client);
     assert_int_equal(waitpid(daemon->pid, NULL, 0), daemon->pid);
-    start(daemon); /* for tear_down, and to see that it comes up again */
-    memd_close(connect_to(daemon));
+    real_start(daemon); /* for tear_down, and to see that it comes up again */
+    memd_close(real_connect(daemon));
 }
 
 int main(void)
 {
-#define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
+#define TEST(name) cmocka_unit_test_setup_teardown(name, real_set_up, real_tear_down)
     const struct CMUnitTest tests[] = {
         TEST(every_call_over_a_restart),
         TEST(what_an_operator_asks),

@@ -34,6 +34,7 @@ def good_requests(past):
     shape = model(rope=rope, rotated=True, attention_scale=0.125, fingerprint="f")
     item.update(target_error=0.05, max_bytes=1 << 20)
     item.update(window=1, explain=True, local_o=local_o, local_lse=local_lse)
+    item.update(into_o={**local_o, "region": 1}, into_lse={**local_lse, "region": 1})  # which is not there
     search = {key: item[key] for key in ("context_id", "layer", "q", "positions", "limits", "target_error",
                                          "max_bytes")}
     return {
@@ -60,6 +61,8 @@ def good_requests(past):
                         "params": [{"name": "gate", "layer": 1, "value": {"dtype": 1, "shape": [2, 64],
                                                                           "offset": 0}}]}, bytes(512)),
         "drop_params": ({"set": "gates"}, b""),
+        "map_memory": ({"region": 1, "kind": 0, "bytes": 4096, "handle": b""}, b""),  # without a descriptor
+        "unmap_memory": ({"region": 1}, b""),
         "recall": ({"context_id": past.id, "layer": 0, "target_error": 0.1, "max_bytes": 4096}, b""),
         "rebuild": ({"context_id": past.id, "cursor": b"", "ask": True}, b""),
         "explain": ({"context_id": past.id, "layer": 0, "query": 0, "target_error": 0.1, "max_bytes": 4096}, b""),
@@ -84,7 +87,8 @@ def mutations(name, fields):
             out[key] = [value] * 3 if repeated else value
             yield f"{key} = {str(value)[:40]!r}", out
         if repeated and kind in HUGE:
-            yield f"{key} * 70000", {**fields, key: HUGE[kind][1:2] * 70000}
+            many = 10000 if kind == "string" else 70000  # it has to fit into a frame
+            yield f"{key} * {many}", {**fields, key: HUGE[kind][1:2] * many}
         inner = fields.get(key)
         if kind in MESSAGES and inner:
             first = inner[0] if repeated else inner

@@ -238,11 +238,19 @@ class Client:
     def close(self):
         self.socket.close()
 
-    def send(self, method, fields=None, payload=b"", deadline_ms=0):
+    def send(self, method, fields=None, payload=b"", deadline_ms=0, fds=()):
         request_id, self.next_id = self.next_id, self.next_id + 1
         message = encode(METHODS[method][1] + "Request", fields or {})
-        self.socket.sendall(frame(method, message, payload, request_id, deadline_ms))
+        data = frame(method, message, payload, request_id, deadline_ms)
+        if fds:
+            data = data[self.send_with(data, fds):]
+        self.socket.sendall(data)
         return request_id
+
+    def send_with(self, data, fds):
+        """Bytes with descriptors beside them; how many bytes went."""
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))
+        return self.socket.sendmsg([data], [rights])
 
     def read(self, count):
         out = bytearray(count)
@@ -261,20 +269,20 @@ class Client:
         message = self.read(message_bytes)
         return Reply(method, request_id, status, message, self.read(payload_bytes))
 
-    def call(self, method, fields=None, payload=b"", deadline_ms=0):
-        request_id = self.send(method, fields, payload, deadline_ms)
+    def call(self, method, fields=None, payload=b"", deadline_ms=0, fds=()):
+        request_id = self.send(method, fields, payload, deadline_ms, fds)
         reply = self.receive()
         assert reply.request_id == request_id, (reply.request_id, request_id)
         reply.check()
         return reply
 
-    def ask(self, method, fields=None, payload=b"", deadline_ms=0):
-        return self.call(method, fields, payload, deadline_ms).message
+    def ask(self, method, fields=None, payload=b"", deadline_ms=0, fds=()):
+        return self.call(method, fields, payload, deadline_ms, fds).message
 
-    def fails(self, code, method, fields=None, payload=b"", deadline_ms=0):
+    def fails(self, code, method, fields=None, payload=b"", deadline_ms=0, fds=()):
         """The call must fail with this code; the text is returned."""
         try:
-            reply = self.ask(method, fields, payload, deadline_ms)
+            reply = self.ask(method, fields, payload, deadline_ms, fds)
         except Failed as error:
             assert error.name == code, f"{method}: expected {code}, got {error}"
             return error.text

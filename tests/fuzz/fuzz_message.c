@@ -4,7 +4,7 @@
  *
  * What is unpacked must stay within its arena, pack again, and be the same message after that:
  * packed twice, the bytes are equal. Tensors of an append are resolved against a payload of the
- * size that the message has, so that their offsets are tried as well.
+ * size that the message has, or a region of that size, so that their offsets are tried as well.
  */
 #include <assert.h>
 #include <stddef.h>
@@ -21,6 +21,17 @@ enum { ARENA_BYTES = 4 << 20, HEAD_BYTES = 2 };
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes);
 
+/* In a region that is as large as the message. */
+static void resolve_region(const Memd__Tensor *wire, size_t bytes,
+                           const struct message_shape *shape)
+{
+    struct tensor tensor;
+    struct error err = { 0 };
+    if (message_region_tensor(wire, bytes, shape, &tensor, &err) < 0) return;
+    assert(tensor.data == NULL && wire->offset <= bytes);
+    assert(tensor_bytes(&tensor) <= bytes - wire->offset);
+}
+
 static void resolve(const Memd__Tensor *wire, const uint8_t *payload, size_t bytes)
 {
     struct message_shape any = { .what = "k",
@@ -28,7 +39,9 @@ static void resolve(const Memd__Tensor *wire, const uint8_t *payload, size_t byt
                                  .shape = { MESSAGE_ANY, MESSAGE_ANY, MESSAGE_ANY } };
     struct tensor tensor;
     struct error err = { 0 };
+    if (wire != NULL && wire->region != 0) resolve_region(wire, bytes, &any);
     if (message_tensor(wire, payload, bytes, &any, &tensor, &err) < 0) return;
+    assert(wire->region == 0);
     const uint8_t *begin = tensor.data;
     assert(begin >= payload && begin + tensor_bytes(&tensor) <= payload + bytes);
     assert(tensor_elements(&tensor) > 0);

@@ -9,7 +9,8 @@ import subprocess
 import sys
 
 FOLDERS = ["base", "proto", "attention", "index", "memory", "daemon", "clients", "tests"]
-PUBLIC = ["clients/include/memd.h", "clients/include/memd_methods.h", "clients/include/memd_operation.h"]
+PUBLIC = ["clients/include/memd.h", "clients/include/memd_methods.h", "clients/include/memd_operation.h",
+          "clients/include/memd_region.h"]
 C17 = ["-O1", "-std=c17", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion"]
 C99 = ["-std=c99", "-pedantic-errors", "-Wall", "-Wextra"]
 # Kernels written once for all instruction sets stand on the vector type of one: it is included before them.

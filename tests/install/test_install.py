@@ -20,7 +20,7 @@ from wire import Daemon  # noqa: E402  (its folder is known only now)
 
 # Relative to the prefix; {lib} is libdir, {v} the version.
 FILES = {
-    "{sbin}/memd", "{bin}/memctl", "{include}/memd.h", "{include}/memd_methods.h",
+    "{sbin}/memd", "{bin}/memctl", "{include}/memd.h", "{include}/memd_methods.h", "{include}/memd_region.h",
     "{include}/memd_operation.h",
     "{lib}/libmemd.so", "{lib}/libmemd.so.1", "{lib}/libmemd.so.{v}", "{lib}/pkgconfig/memd.pc",
     "{man}/man1/memctl.1", "{man}/man3/libmemd.3", "{man}/man5/memd.conf.5", "{man}/man8/memd.8",
@@ -94,7 +94,7 @@ def configuration_stays(stage, build):
 def library(stage):
     """It exports what the header declares, and the manual names each."""
     header = "".join(stage.path(f"{{include}}/{name}").read_text(encoding="utf-8")
-                     for name in ("memd.h", "memd_methods.h", "memd_operation.h"))
+                     for name in ("memd.h", "memd_methods.h", "memd_operation.h", "memd_region.h"))
     declared = set(re.findall(r"^MEMD_API[^;]*?\b(memd_\w+)\(", header, re.M))
     shared = stage.path("{lib}/libmemd.so")
     exported = {line.split()[2].split("@")[0] for line in run("nm", "-D", "--defined-only", shared).splitlines()

@@ -359,6 +359,33 @@ static void tensors_that_do_not_fit(void **state)
     }
 }
 
+/* A tensor of a region is judged as one of a payload, and never taken for one. */
+static void tensors_in_a_region(void **state)
+{
+    size_t shape[3] = { 3, 2, 16 };
+    Memd__Tensor *wire = message_make_tensor(*state, DTYPE_FP16, 3, shape, 128);
+    struct message_shape expect = { .what = "k", .dims = 3, .shape = { MESSAGE_ANY, 2, 16 } };
+    struct tensor tensor = { .dims = 9 };
+    struct error err = { 0 };
+    size_t bytes = 128 + 3 * 2 * 16 * 2;
+    wire->region = 5;
+    assert_int_equal(resolve(wire, &expect, sizeof payload), MEMD_ESHAPE);
+    assert_int_equal(message_region_tensor(wire, bytes, &expect, &tensor, &err), 0);
+    assert_null(tensor.data);
+    assert_int_equal(tensor.shape[0], 3);
+    assert_int_equal(tensor.dtype, DTYPE_FP16);
+    assert_int_equal(message_region_tensor(wire, bytes - 1, &expect, &tensor, &err), MEMD_ESHAPE);
+    assert_non_null(strstr(err.text, "region of 319"));
+    static const uint64_t offsets[] = { 192, 1, UINT64_MAX - 63, UINT64_C(1) << 63 };
+    for (size_t i = 0; i < sizeof offsets / sizeof offsets[0]; i++) {
+        wire->offset = offsets[i];
+        assert_int_equal(message_region_tensor(wire, bytes, &expect, &tensor, NULL), MEMD_ESHAPE);
+    }
+    wire->offset = 0;
+    wire->shape[0] = UINT64_C(1) << 62;
+    assert_int_equal(message_region_tensor(wire, bytes, &expect, &tensor, NULL), MEMD_ESHAPE);
+}
+
 static void placing_is_aligned_and_disjoint(void **state)
 {
     (void)state;
@@ -398,6 +425,7 @@ int main(void)
         TEST(an_error_reply),
         TEST(a_tensor_that_fits),
         TEST(tensors_that_do_not_fit),
+        TEST(tensors_in_a_region),
         TEST(placing_is_aligned_and_disjoint),
         TEST(no_memory_for_a_tensor),
     };

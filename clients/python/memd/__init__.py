@@ -17,6 +17,7 @@ from .dtypes import bfloat16_to_float32, float32_to_bfloat16
 from .errors import *  # noqa: F401,F403  (one class per error code)
 from .errors import __all__ as _errors
 from .model import Model, Rope
+from .region import Region
 from .requests import MARK_LANDMARK, MARK_SPECIAL, Query, Tokens
 
 __version__ = "0.1.0"
@@ -27,6 +28,6 @@ __all__ = ["LEVELS", "MARK_LANDMARK", "MARK_SPECIAL", "PLAN_KINDS", "PLAN_MERGES
            "Answer", "Appended", "Built", "Client", "Context", "ContextInfo", "Explained", "Health",
            "Histogram", "Hits", "Method", "MethodTensor", "Model", "Option", "Partial", "Plan",
            "Quality", "Query", "Recall",
-           "Record", "Rope", "Rows", "Stats", "Status", "Summary", "Tokens", "VerifyReport",
+           "Record", "Region", "Rope", "Rows", "Stats", "Status", "Summary", "Tokens", "VerifyReport",
            "bfloat16_to_float32", "connect", "float32_to_bfloat16", "merge"]
 __all__ += _errors

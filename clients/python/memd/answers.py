@@ -7,7 +7,7 @@ from typing import Iterator, NamedTuple
 
 import numpy as np
 
-from .errors import ProtocolError
+from .errors import Error, ProtocolError, error_from_code
 from .model import Model
 
 
@@ -373,6 +373,9 @@ class Status:
     backend: str
     backend_reason: str
     draining: bool
+    shared_regions: int   # of memory that clients share
+    shared_bytes: int
+    shared_bytes_max: int
 
 
 @dataclass(frozen=True)
@@ -407,3 +410,20 @@ class Record:
     key: str
     bytes: int
     summary: str
+
+
+def read_answer(reply, wire, out) -> Answer | Error:
+    """One answer of an attend; out: where the caller wants (o, lse), or None."""
+    if wire.status:
+        return error_from_code(wire.status, wire.error)
+    o, lse = (_take(reply, tensor, array) for tensor, array in zip((wire.o, wire.lse), out or (None, None)))
+    plan = Plan._read(wire.plan) if wire.HasField("plan") else None
+    return Answer(o, lse, Quality._read(wire.quality, lse.shape), plan)
+
+
+def _take(reply, tensor, out: np.ndarray | None) -> np.ndarray:
+    if out is None:
+        return reply.tensor(tensor)
+    if not tensor.region:  # otherwise the daemon has written it there
+        np.copyto(out, reply.tensor(tensor))
+    return out

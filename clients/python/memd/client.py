@@ -14,12 +14,13 @@ from typing import Callable, Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from . import dtypes, wire
-from .answers import (Appended, Answer, Built, ContextInfo, Explained, Health, Hits, Method, Plan, Quality,
-                      Recall, Record, Rows, Stats, Status, VerifyReport, fill)
+from .answers import (Appended, Answer, Built, ContextInfo, Explained, Health, Hits, Method, Quality,
+                      Recall, Record, Rows, Stats, Status, VerifyReport, fill, read_answer)
 from .connection import Connection
-from .errors import Error, ProtocolError, error_from_code
+from .errors import Error, ProtocolError
 from .model import Model
-from .requests import Query, Tokens, add_params, add_query, add_tokens, add_wish
+from .region import Region
+from .requests import Query, Tokens, add_out, add_params, add_query, add_tokens, add_wish
 
 _ACKS = {"committed": 0, "memory": 1, "synced": 2}
 _ATTEND_ITEMS_MAX = 1024
@@ -89,6 +90,19 @@ class Client:
         """Memory methods that `open` accepts, by name: what they are and which parameters they take."""
         return {wire.name: Method._read(wire) for wire in self._simple("methods").methods}
 
+    def share(self, size: int) -> Region:
+        """Memory of `size` bytes that the daemon, on the same host, reads and writes: arrays in it do not
+        travel. A context manager, closed with the client at the latest.
+
+            with client.share(64 << 20) as region:
+                q, o, lse = region.array((n, H, D), np.float16), region.array((n, H, D)), region.array((n, H))
+                q[:] = …
+                book.attend(layer, q, positions, out=(o, lse))
+
+        UnsupportedError over TCP and where the daemon takes none; FullError, LimitError where it takes no more.
+        """
+        return self._connection.share(size)
+
     def open(self, name: str, model: Model | None = None, method: str | None = None,
              parameters: dict[str, object] | None = None, create: bool = False,
              must_create: bool = False) -> "Context":
@@ -146,19 +160,22 @@ class Client:
                     or len(requests[-1].message.items) >= _ATTEND_ITEMS_MAX
                     or reply_bytes + o_bytes > wire.PAYLOAD_BYTES_MAX // 2
                     or (reply_rows + rows) * _QUALITY_BYTES > wire.MESSAGE_BYTES_MAX // 2):
-                requests.append(wire.Request("attend"))
+                requests.append(self._connection.request("attend"))
                 reply_bytes = reply_rows = 0
             reply_bytes += o_bytes
             reply_rows += rows
-            add_query(requests[-1], requests[-1].message.items.add(), query)
+            item = requests[-1].message.items.add()
+            add_query(requests[-1], item, query)
+            add_out(requests[-1], item, query)
         answers: list = []
         for request, reply in zip(requests, self._connection.exchange(requests)):
             if isinstance(reply, Exception):
                 answers.extend([reply] * len(request.message.items))
-            else:
-                answers.extend(_read_answer(reply, answer) for answer in reply.message.answers)
-        if len(answers) != len(queries):
-            raise ProtocolError(f"{len(answers)} answers to {len(queries)} queries")
+                continue
+            if len(reply.message.answers) != len(request.message.items):
+                raise ProtocolError(f"{len(reply.message.answers)} answers to {len(request.message.items)} queries")
+            answers.extend(read_answer(reply, answer, query.out) for answer, query
+                           in zip(reply.message.answers, queries[len(answers):]))
         failures = [answer for answer in answers if isinstance(answer, Error)]
         if failures and not return_errors:
             raise failures[0]
@@ -169,7 +186,7 @@ class Client:
         """Upload tensors as the set `name`, which contexts share: those that are opened with the parameter
         `params` = name, with this model and method. Otherwise as `Context.put_params`; MismatchError where
         the set is for something else."""
-        request = wire.Request("put_params")
+        request = self._connection.request("put_params")
         request.message.set = name
         request.message.method = method
         model._write(request.message.model)
@@ -337,7 +354,7 @@ class Context:
 
         layers   Tokens, or tuples of their fields in order, (layer, k, v, …), with the shapes of `append`
         """
-        request = wire.Request("append")
+        request = self.client._connection.request("append")
         request.message.context_id = self.id
         if ack not in _ACKS:
             raise ValueError(f"ack is {ack!r}, must be one of {', '.join(_ACKS)}")
@@ -355,7 +372,8 @@ class Context:
                max_bytes: int | None = None, states: np.ndarray | None = None,
                explain: bool = False,
                local: tuple[np.ndarray, np.ndarray] | None = None,
-               rope_theta: float | None = None, window: str = "any") -> Answer:
+               rope_theta: float | None = None, window: str = "any",
+               out: tuple[np.ndarray | None, np.ndarray | None] | None = None) -> Answer:
         """Attention of n queries over the stored tokens of a layer.
 
         q (n, H, D)      float16, bfloat16 or float32 (others are rounded to float32)
@@ -378,12 +396,14 @@ class Context:
                          the daemon sees fit; "resident", the device is to answer, from those rows exactly,
                          while others travel (where it cannot, the CPU answers); "none", the CPU answers
                          and nothing is brought there. `quality.window_tokens` says what came of it.
+        out              (o, lse), float32 arrays to be filled, either may be None. What lies in shared memory
+                         (`Client.share`) the daemon writes itself.
         Returns o (n, H, D) and lse (n, H), float32, ready for `memd.merge`, and the answer's quality:
         what it was made from, and how wrong it is expected to be.
         """
         return self.client.attend_many([Query(self, layer, q, positions, limits, target_error,
                                               max_bytes, states, explain, local, rope_theta,
-                                              window)])[0]
+                                              window, out)])[0]
 
     def search(self, layer: int, q: np.ndarray, k: int, limits: Sequence[int] | None = None,
                positions: Sequence[int] | None = None, target_error: float | None = None,
@@ -394,7 +414,7 @@ class Context:
         that are not `rotated` need positions.
         Returns ids (n, H, k) uint64, best first, and scores (n, H, k); unpacks as `ids, scores = …`.
         """
-        request = wire.Request("search")
+        request = self.client._connection.request("search")
         request.message.context_id = self.id
         request.message.k = k
         if positions is None and not self.model.rotated:
@@ -433,7 +453,7 @@ class Context:
         mass (n, H)   of tokens position … position + n - 1, added to what is known; not negative. Tokens
                       that the method has taken into its state already are left out.
         """
-        request = wire.Request("observe")
+        request = self.client._connection.request("observe")
         request.message.context_id = self.id
         request.message.layer = layer
         request.message.position = position
@@ -455,7 +475,7 @@ class Context:
         """
         q = q or {}
         layers = list(layers if layers is not None else q or range(self.model.layers))
-        request = wire.Request("compress")
+        request = self.client._connection.request("compress")
         request.message.context_id = self.id
         for layer in layers:
             item = request.message.layers.add(layer=layer, tokens=tokens)
@@ -469,7 +489,7 @@ class Context:
 
         layer   None: for all layers. A tensor for the layer itself comes before one for all.
         """
-        request = wire.Request("put_params")
+        request = self.client._connection.request("put_params")
         request.message.context_id = self.id
         add_params(request, params, layer)
         self.client._connection.call(request)
@@ -568,11 +588,3 @@ class Context:
         for name, value in fields.items():
             setattr(request.message, name, value)
         return self.client._connection.call(request).message
-
-
-def _read_answer(reply: wire.Reply, answer) -> Answer | Error:
-    if answer.status:
-        return error_from_code(answer.status, answer.error)
-    lse = reply.tensor(answer.lse)
-    plan = Plan._read(answer.plan) if answer.HasField("plan") else None
-    return Answer(reply.tensor(answer.o), lse, Quality._read(answer.quality, lse.shape), plan)

@@ -14,13 +14,16 @@ from __future__ import annotations
 
 import select
 import socket
+import struct
 import threading
 import time
 from collections import deque
 from typing import Any
 
 from . import wire
-from .errors import ClosedError, DeadlineError, ProtocolError, error_from_code
+from .errors import (ClosedError, DeadlineError, InvalidError, LimitError, ProtocolError,
+                     UnsupportedError, error_from_code)
+from .region import Region
 
 _IOV_MAX = 512
 _PAUSE_FIRST_S, _PAUSE_MAX_S = 0.005, 0.2
@@ -87,6 +90,8 @@ class Connection:
         self._address = Address(address)
         self._token = token or ""
         self._client = client
+        self.regions: list[Region] = []  # that the daemon has, or will have again
+        self._region_numbers = 0
         self._lock = threading.RLock()
         self._socket: Any = None  # a socket.socket, or None while there is none
         self._next_id = 1
@@ -99,6 +104,51 @@ class Connection:
     def close(self) -> None:
         with self._lock:
             self._drop_socket()
+            while self.regions:
+                self.regions.pop()._forget()
+
+    def request(self, method: str) -> wire.Request:
+        """One whose tensors need not travel where they lie in a region."""
+        return wire.Request(method, self.regions)
+
+    def share(self, size: int) -> Region:
+        """Memory that the daemon reads and writes."""
+        with self._lock:
+            if "shared-memory" not in self.hello.features:
+                raise UnsupportedError("this daemon does not offer shared memory on this connection")
+            if size > self.hello.region_bytes_max:  # before it is allocated
+                raise LimitError(f"a region of {size} bytes, this daemon takes {self.hello.region_bytes_max}")
+            self._region_numbers += 1  # no number twice: requests that are sent again mean the same
+            region = Region(self, self._region_numbers, size)
+            try:
+                region.registered = self.call(self._map_request(region)).message.registered
+            except BaseException:
+                region._forget()
+                raise
+            self.regions.append(region)
+            return region
+
+    def unshare(self, region: Region) -> None:
+        with self._lock:
+            if region not in self.regions:
+                return
+            self.regions.remove(region)
+            request = wire.Request("unmap_memory")
+            request.message.region = region.number
+            try:
+                if self._socket is not None:  # otherwise no daemon has it
+                    self.call(request)
+            except InvalidError:  # another connection, on which it was never shared
+                pass
+            finally:
+                region._forget()
+
+    @staticmethod
+    def _map_request(region: Region) -> wire.Request:
+        request = wire.Request("map_memory", fd=region.fd)
+        request.message.region = region.number
+        request.message.bytes = region.size
+        return request
 
     def call(self, request: wire.Request) -> wire.Reply:
         """One request, its reply, or the error the daemon answered with."""
@@ -149,12 +199,15 @@ class Connection:
         hello.message.version = wire.VERSION
         hello.message.client = self._client
         hello.message.token = self._token
+        hello.message.features.append("shared-memory")
         replies: list = [None]
         self._run([hello], replies, deadline)
         if isinstance(replies[0], Exception):
             self._drop_socket()
             raise replies[0]
         self.hello = replies[0].message
+        for region in self.regions:  # what the daemon refuses, requests that name it will tell
+            self._run([self._map_request(region)], [None], deadline)
 
     def _is_alive(self) -> bool:
         """False when the daemon has closed its side while we were idle: a request that must not be
@@ -177,7 +230,8 @@ class Connection:
         flight: dict[int, int] = {}  # request id -> place in `requests`
         waiting = deque(i for i, reply in enumerate(replies) if reply is None)
         if len(waiting) == 1:
-            self._send(self._start(requests, waiting.popleft(), flight, deadline))
+            place = waiting.popleft()
+            self._send(self._start(requests, place, flight, deadline), requests[place].fd)
             self._receive(requests, replies, flight)
             return
         flight_max = max(1, min(64, self.hello.requests_in_flight_max or 1)) if self.hello else 1
@@ -202,10 +256,13 @@ class Connection:
         return [memoryview(part) for part in
                 requests[place].buffers(request_id, deadline.left_ms())]
 
-    def _send(self, parts: list) -> None:
+    def _send(self, parts: list, fd: int | None = None) -> None:
         out = deque(parts)
+        beside = [] if fd is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", fd))]
         while out:
-            self._advance(out, self._socket.sendmsg([out[i] for i in range(min(len(out), _IOV_MAX))]))
+            parts = [out[i] for i in range(min(len(out), _IOV_MAX))]
+            self._advance(out, self._socket.sendmsg(parts, beside))
+            beside = []
 
     def _send_some(self, out: deque) -> None:
         parts = [out[i] for i in range(min(len(out), _IOV_MAX))]

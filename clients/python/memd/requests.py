@@ -30,6 +30,7 @@ class Query(NamedTuple):
     local: tuple[np.ndarray, np.ndarray] | None = None
     rope_theta: float | None = None
     window: str = "any"
+    out: tuple[np.ndarray | None, np.ndarray | None] | None = None
 
 
 class Tokens(NamedTuple):
@@ -94,6 +95,19 @@ def add_query(request: wire.Request, item, query: Query) -> None:
     if query.local is not None:
         for wire_tensor, array in zip((item.local_o, item.local_lse), query.local):
             request.tensor(wire_tensor, np.ascontiguousarray(array, dtype="<f4"), dtypes.WIRE["float32"])
+
+
+def add_out(request: wire.Request, item, query: Query) -> None:
+    """Where the answer goes, as far as it lies in a region."""
+    shape = np.shape(query.q)
+    for name, array, wanted in zip(("o", "lse"), query.out or (None, None), (shape, shape[:-1])):
+        if array is None:
+            continue
+        if array.dtype != np.float32 or array.shape != wanted or not array.flags.c_contiguous:
+            raise ValueError(f"out: {name} is {array.dtype} {array.shape}, must be float32 {wanted}, contiguous")
+        field = getattr(item, "into_" + name)
+        if not request.place(field, array, dtypes.WIRE["float32"]):
+            item.ClearField("into_" + name)
 
 
 def add_wish(message, target_error: float | None, max_bytes: int | None) -> None:

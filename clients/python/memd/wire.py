@@ -13,6 +13,7 @@ import numpy as np
 
 from . import dtypes
 from .errors import LimitError, ProtocolError, VersionError
+from .region import locate
 from .schema import Schema
 
 HEADER = struct.Struct("<4sBBHQiIIIQ")
@@ -34,6 +35,7 @@ METHODS = {
     "methods": (27, "Methods", True),
     "observe": (28, "Observe", False), "compress": (29, "Compress", False),
     "put_params": (30, "PutParams", True), "drop_params": (31, "DropParams", False),
+    "map_memory": (32, "MapMemory", True), "unmap_memory": (33, "UnmapMemory", True),
     "status": (48, "Status", True), "stats": (49, "Stats", True),
     "verify": (50, "Verify", True), "dump": (51, "Dump", True),
     "compact": (52, "Compact", False), "drain": (53, "Drain", False),
@@ -52,15 +54,20 @@ class Request:
     """One request under construction: fill `message`, hand tensors to `tensor`, then let a connection
     send `buffers(...)`."""
 
-    def __init__(self, method: str):
+    def __init__(self, method: str, regions=(), fd: int | None = None):
+        """regions: in which tensors may lie; fd: goes beside the first bytes."""
         self.method = method
+        self.regions, self.fd = regions, fd
         self.number, _, self.repeatable = METHODS[method]
         self.message = _classes[method][0]()
         self.payload_bytes = 0
         self._payload: list = []
 
     def tensor(self, wire, array: np.ndarray, dtype: int) -> None:
-        """Describe `array` (C-contiguous) in the message field `wire` and send its bytes."""
+        """Describe `array` (C-contiguous) in the message field `wire` and send its bytes, if they do not lie
+        in a region."""
+        if self.place(wire, array, dtype):
+            return
         padding = -self.payload_bytes % ALIGN
         if padding:
             self._payload.append(_PADDING[:padding])
@@ -70,6 +77,16 @@ class Request:
         self.payload_bytes += padding + array.nbytes
         if array.nbytes:
             self._payload.append(array.reshape(-1).view(np.uint8).data)
+
+    def place(self, wire, array: np.ndarray, dtype: int) -> bool:
+        """Describe `array` in `wire` where it lies in a region; does it?"""
+        found = locate(self.regions, array)
+        if found is None:
+            return False
+        wire.dtype = dtype
+        wire.shape.extend(array.shape)
+        wire.region, wire.offset = found
+        return True
 
     def buffers(self, request_id: int, deadline_ms: int) -> list:
         """Header and message, then the tensors, in the order they are sent."""
@@ -111,6 +128,8 @@ class Reply(NamedTuple):
     def tensor(self, wire) -> np.ndarray:
         """The array a message field describes: a view of the payload, checked against its bounds."""
         dtype = dtypes.NUMPY.get(wire.dtype)
+        if wire.region:
+            raise ProtocolError(f"a tensor in region {wire.region}, where none was asked for")
         if dtype is None:
             raise ProtocolError(f"a tensor of unknown dtype {wire.dtype}")
         shape = tuple(wire.shape)

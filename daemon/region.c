@@ -1,0 +1,379 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* region.c — a memfd is checked before it is mapped, and copied from, never worked on.
+ *
+ * What could hurt the daemon is a file that becomes shorter under its mapping (SIGBUS). Hence the
+ * seal against shrinking, which cannot be taken back and is asked for before the size; hence no
+ * huge pages, of which a hole that is punched later may find none left. A hole in ordinary memory
+ * reads as zeros.
+ *
+ * One lock for all regions of a daemon: it is held for a walk over at most LIMIT_REGIONS entries,
+ * never while bytes are copied.
+ */
+#include "daemon/region.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <linux/magic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
+#include <unistd.h>
+
+#include "attention/cuda/neighbour.h"
+#include "base/error.h"
+#include "daemon/connection.h"
+#include "daemon/request.h"
+#include "daemon/server.h"
+#include "daemon/wire.h"
+
+void region_table_init(struct region_table *table)
+{
+    *table = (struct region_table){ .count = 0 };
+    pthread_mutex_init(&table->lock, NULL);
+}
+
+void region_table_fini(struct region_table *table)
+{
+    assert(table->count == 0);
+    map_fini(&table->by_memory);
+    pthread_mutex_destroy(&table->lock);
+}
+
+void region_table_count(struct region_table *table, uint64_t *ret_count, uint64_t *ret_bytes)
+{
+    pthread_mutex_lock(&table->lock);
+    *ret_count = table->count;
+    *ret_bytes = table->bytes;
+    pthread_mutex_unlock(&table->lock);
+}
+
+/* ---- the end ---- */
+
+/* Unmapping takes time by the page, unpinning waits for the device: not for the loop. */
+static void dispose(struct pool_job *job)
+{
+    struct region *region = LIST_ENTRY(job, struct region, job);
+    struct region_table *table = region->table;
+    if (region->pinned) neighbour_unpin(table->accelerator, region->at);
+    if (region->imported) neighbour_release(table->accelerator, region->device);
+    if (region->at != NULL) munmap(region->at, region->bytes);
+    pthread_mutex_lock(&table->lock);
+    table->bytes -= region->bytes;
+    table->count--;
+    pthread_mutex_unlock(&table->lock);
+    free(region);
+}
+
+/* With lock held: was it the last ref? Then nobody finds it any more. */
+static bool drop_ref(struct region *region)
+{
+    assert(region->refs > 0);
+    if (--region->refs > 0) return false;
+    assert(region->users == 0 && !list_linked(&region->link));
+    if (map_get(&region->table->by_memory, region->inode) == region)
+        map_remove(&region->table->by_memory, region->inode);
+    return true;
+}
+
+void region_put(struct region *region)
+{
+    while (region != NULL) {
+        struct region_table *table = region->table;
+        pthread_mutex_lock(&table->lock);
+        struct region *previous = region->previous;
+        bool last = drop_ref(region);
+        pthread_mutex_unlock(&table->lock);
+        if (!last) return;
+        region->job = (struct pool_job){ .run = dispose };
+        if (pool_submit(table->pool, &region->job) < 0) dispose(&region->job);
+        region = previous;
+    }
+}
+
+/* ---- the beginning ---- */
+
+/* A file that stays as long as it is, of ordinary memory. */
+static int check_memfd(int fd, uint64_t bytes, uint64_t *ret_inode, struct error *err)
+{
+    struct stat info;
+    struct statfs system;
+    int seals = fcntl(fd, F_GET_SEALS);
+    if (seals < 0 || fstat(fd, &info) < 0 || fstatfs(fd, &system) < 0 || !S_ISREG(info.st_mode))
+        return error_set(err, MEMD_EINVAL, "the descriptor is no memfd");
+    if ((seals & F_SEAL_SHRINK) == 0)
+        return error_set(err, MEMD_EINVAL, "the memfd is not sealed against shrinking");
+    if (system.f_type != TMPFS_MAGIC)
+        return error_set(err, MEMD_EINVAL, "the memfd is not of ordinary pages");
+    if ((uint64_t)info.st_size < bytes)
+        return error_set(err, MEMD_EINVAL, "%" PRIu64 " bytes of a memfd of %lld", bytes,
+                         (long long)info.st_size);
+    *ret_inode = info.st_ino;
+    return 0;
+}
+
+static int map_memfd(struct region *region, int fd, struct error *err)
+{
+    int rc = check_memfd(fd, region->bytes, &region->inode, err);
+    if (rc < 0) return rc;
+    void *at = mmap(NULL, region->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (at == MAP_FAILED)
+        return error_set(err, errno == ENOMEM ? MEMD_ENOMEM : MEMD_EINVAL,
+                         "the memfd cannot be mapped for reading and writing: %s", strerror(errno));
+    region->at = at;
+    return 0;
+}
+
+static int reserve(struct region_table *table, const struct region_wish *wish, struct error *err)
+{
+    pthread_mutex_lock(&table->lock);
+    uint64_t used = table->bytes;
+    bool fits = used <= wish->bytes_max && wish->bytes <= wish->bytes_max - used;
+    if (fits) {
+        table->bytes += wish->bytes;
+        table->count++;
+    }
+    pthread_mutex_unlock(&table->lock);
+    if (fits) return 0;
+    return error_set(err, MEMD_EFULL, "%" PRIu64 " bytes, clients share %" PRIu64 " of %" PRIu64,
+                     wish->bytes, used, wish->bytes_max);
+}
+
+int region_new(struct region_table *table, const struct region_wish *wish,
+               struct region **ret_region, struct error *err)
+{
+    if (wish->number == 0 || wish->bytes == 0)
+        return error_set(err, MEMD_EINVAL, "region %" PRIu64 " of %" PRIu64 " bytes", wish->number,
+                         wish->bytes);
+    if (wish->bytes > wish->bytes_max)
+        return error_set(err, MEMD_ELIMIT, "region of %" PRIu64 " bytes, limit %" PRIu64,
+                         wish->bytes, wish->bytes_max);
+    int rc = reserve(table, wish, err);
+    if (rc < 0) return rc;
+    struct region *region = calloc(1, sizeof *region);
+    if (region == NULL) {
+        pthread_mutex_lock(&table->lock);
+        table->bytes -= wish->bytes;
+        table->count--;
+        pthread_mutex_unlock(&table->lock);
+        return error_set(err, MEMD_ENOMEM, "no memory for a region");
+    }
+    *region = (struct region){ .table = table,
+                               .number = wish->number,
+                               .refs = 1,
+                               .bytes = (size_t)wish->bytes,
+                               .exported = wish->exported };
+    if (!wish->on_device) rc = map_memfd(region, wish->exported.descriptor, err);
+    if (rc < 0)
+        region_put(region);
+    else
+        *ret_region = region;
+    return rc;
+}
+
+/* With lock held. */
+static struct region *find(const struct connection *conn, uint64_t number)
+{
+    LIST_FOR(link, &conn->regions)
+    {
+        struct region *region = LIST_ENTRY(link, struct region, link);
+        if (region->number == number) return region;
+    }
+    return NULL;
+}
+
+static size_t count_regions(const struct connection *conn)
+{
+    size_t count = 0;
+    LIST_FOR(link, &conn->regions) count++;
+    return count;
+}
+
+/* Whoever had the memory loses it. With lock held. */
+static int take_over(struct region *region)
+{
+    struct map *by_memory = &region->table->by_memory;
+    if (region->at == NULL) return 0; /* what others export of a device has no name */
+    struct region *previous = map_get(by_memory, region->inode);
+    int rc = map_put(by_memory, region->inode, region);
+    if (rc < 0 || previous == NULL) return rc;
+    previous->revoked = true;
+    previous->refs++;
+    region->previous = previous;
+    return 0;
+}
+
+int region_enter(struct region *region, struct connection *conn, struct error *err)
+{
+    struct region_table *table = region->table;
+    int rc = 0;
+    pthread_mutex_lock(&table->lock);
+    if (count_regions(conn) >= LIMIT_REGIONS)
+        rc = error_set(err, MEMD_ELIMIT, "more than %u regions", LIMIT_REGIONS);
+    else if (find(conn, region->number) != NULL)
+        rc = error_set(err, MEMD_EEXIST, "region %" PRIu64 " is mapped already", region->number);
+    else if (take_over(region) < 0)
+        rc = error_set(err, MEMD_ENOMEM, "no memory for a region");
+    if (rc == 0) {
+        list_append(&conn->regions, &region->link);
+        region->refs++;
+    }
+    pthread_mutex_unlock(&table->lock);
+    return rc;
+}
+
+int region_register(struct region *region, struct error *err)
+{
+    struct accelerator *accelerator = region->table->accelerator;
+    bool offered = accelerator != NULL && neighbour_is_offered(accelerator);
+    if (region->at != NULL) {
+        struct error why = { 0 };
+        size_t page = (size_t)sysconf(_SC_PAGESIZE);
+        size_t bytes = (region->bytes + page - 1) / page * page;
+        region->pinned = offered && neighbour_pin(accelerator, region->at, bytes, &why) == 0;
+        return 0;
+    }
+    if (!offered) return error_set(err, MEMD_EUNSUPPORTED, "the daemon uses no device");
+    int rc = neighbour_import(accelerator, &region->exported, &region->device, err);
+    region->imported = rc == 0;
+    return rc;
+}
+
+/* ---- leaving ---- */
+
+int region_leave(struct connection *conn, uint64_t number, struct region **ret_region,
+                 struct error *err)
+{
+    struct region_table *table = &conn->server->regions;
+    pthread_mutex_lock(&table->lock);
+    struct region *region = find(conn, number);
+    if (region != NULL) list_remove(&region->link);
+    pthread_mutex_unlock(&table->lock);
+    if (region == NULL) return error_set(err, MEMD_EINVAL, "there is no region %" PRIu64, number);
+    *ret_region = region;
+    return 0;
+}
+
+bool region_is_idle(struct region *region, bool all)
+{
+    struct region_table *table = region->table;
+    bool idle = true;
+    pthread_mutex_lock(&table->lock);
+    for (struct region *at = all ? region : region->previous; at != NULL; at = at->previous)
+        idle = idle && at->users == 0;
+    struct region *previous = idle ? region->previous : NULL;
+    if (idle) region->previous = NULL;
+    pthread_mutex_unlock(&table->lock);
+    region_put(previous);
+    return idle;
+}
+
+void region_drop_all(struct region_table *table, struct list_link *regions)
+{
+    for (;;) {
+        pthread_mutex_lock(&table->lock);
+        struct list_link *link = list_take_first(regions);
+        pthread_mutex_unlock(&table->lock);
+        if (link == NULL) return;
+        region_put(LIST_ENTRY(link, struct region, link));
+    }
+}
+
+/* ---- use ---- */
+
+static void release(void *object)
+{
+    struct region *region = object;
+    pthread_mutex_lock(&region->table->lock);
+    assert(region->users > 0);
+    region->users--;
+    pthread_mutex_unlock(&region->table->lock);
+    region_put(region);
+}
+
+/* Until the request's arena is released. */
+static int pin(struct request *req, uint64_t number, struct region **ret_region, struct error *err)
+{
+    struct region_table *table = &req->server->regions;
+    pthread_mutex_lock(&table->lock);
+    struct region *region = find(req->connection, number);
+    bool revoked = region != NULL && region->revoked;
+    bool found = region != NULL && !revoked;
+    if (found) region->users++;
+    if (found) region->refs++;
+    pthread_mutex_unlock(&table->lock);
+    if (revoked)
+        return error_set(err, MEMD_EINVAL, "the memory of region %" PRIu64 " was mapped anew since",
+                         number);
+    if (!found) return error_set(err, MEMD_EINVAL, "there is no region %" PRIu64, number);
+    if (arena_on_reset(&req->arena, release, region) < 0) return wire_no_memory(err);
+    *ret_region = region;
+    return 0;
+}
+
+int region_tensor(struct request *req, const Memd__Tensor *wire, const struct message_shape *shape,
+                  struct tensor *ret_tensor, struct error *err)
+{
+    if (wire == NULL || wire->region == 0)
+        return message_tensor(wire, req->payload, (size_t)req->frame.payload_bytes, shape,
+                              ret_tensor, err);
+    struct region *region = NULL;
+    struct tensor tensor;
+    int rc = pin(req, wire->region, &region, err);
+    if (rc == 0) rc = message_region_tensor(wire, region->bytes, shape, &tensor, err);
+    if (rc < 0) return rc;
+    size_t bytes = tensor_bytes(&tensor);
+    void *copy = arena_alloc_aligned(&req->arena, bytes, LIMIT_PAYLOAD_ALIGN);
+    if (copy == NULL) return wire_no_memory(err);
+    if (region->at != NULL)
+        memcpy(copy, region->at + wire->offset, bytes);
+    else
+        rc = neighbour_read(region->table->accelerator,
+                            (const unsigned char *)region->device + wire->offset, bytes, copy, err);
+    if (rc < 0) return rc;
+    atomic_fetch_add_explicit(&region->table->read_bytes, bytes, memory_order_relaxed);
+    tensor.data = copy;
+    *ret_tensor = tensor;
+    return 0;
+}
+
+int region_place(struct request *req, const Memd__Tensor *wire, const struct message_shape *shape,
+                 struct region_place *ret_place, struct error *err)
+{
+    if (wire == NULL || wire->region == 0)
+        return error_set(err, MEMD_ESHAPE, "%s names no region", shape->what);
+    struct region *region = NULL;
+    struct tensor tensor;
+    int rc = pin(req, wire->region, &region, err);
+    if (rc == 0) rc = message_region_tensor(wire, region->bytes, shape, &tensor, err);
+    if (rc == 0) *ret_place = (struct region_place){ .region = region, .offset = wire->offset };
+    return rc;
+}
+
+int region_write(const struct region_place *place, const void *from, size_t bytes,
+                 struct error *err)
+{
+    struct region *region = place->region;
+    if (region == NULL) return 0;
+    assert(place->offset <= region->bytes && bytes <= region->bytes - place->offset);
+    int rc = 0;
+    if (region->at != NULL)
+        memcpy(region->at + place->offset, from, bytes);
+    else
+        rc = neighbour_write(region->table->accelerator, from, bytes,
+                             (unsigned char *)region->device + place->offset, err);
+    if (rc == 0)
+        atomic_fetch_add_explicit(&region->table->written_bytes, bytes, memory_order_relaxed);
+    return rc;
+}
+
+Memd__Tensor *region_name(const struct region_place *place, Memd__Tensor *wire)
+{
+    if (wire == NULL || place->region == NULL) return wire;
+    wire->region = place->region->number;
+    wire->offset = place->offset;
+    return wire;
+}
