@@ -2,26 +2,31 @@
 /* sketches.h — a few numbers of a long vector from which its product with another can be guessed: a
  * first look at a large set, behind which the best are looked at exactly.
  *
- * A vector less the mean μ of the first SKETCHES_MEAN vectors is rotated (rotation.h, which spreads
- * it evenly) and the last S of its W coordinates are kept, as 7-bit codes with one scale, beside
- * its product with the mean:
+ * A vector less the mean μ of the first SKETCHES_SAMPLE vectors is projected on S directions: half
+ * of them those in which the sample differs most, half at random in the rest (subspace.h, P),
+ * mixed by a rotation, so that all S numbers are about as large. They are kept as 7-bit codes with
+ * one scale, beside the vector's product with the mean:
  *
  *     q·c = q·μ + μ·(c - μ) + (q - μ)·(c - μ)
- *         ≈ q·μ + μ·(c - μ) + W/S Σ_S (R(q - μ))_i (R(c - μ))_i
+ *         ≈ q·μ + μ·(c - μ) + Σ_S (P (q - μ))_i (P (c - μ))_i
  *
- * The error of a product is about |q - μ| |c - μ| / √S, so that candidates of rank r ≪ n are found
- * among the best few hundred guesses where vectors are clustered as states of a model are (figures
- * in docs/METHODS.md). Nothing is trained but the mean, so a vector's sketch never changes.
+ * Candidates of rank r ≪ n are among the best few r guesses where vectors are of low rank or
+ * clustered, as states of a model are; docs/decisions/0048 has what was measured and what else was
+ * tried. Nothing is trained but mean and directions, once, from the first vectors of a layer: a
+ * vector's sketch never changes, is the same however appends were cut, and can be read as of any
+ * earlier token.
  *
- * Rejected: inverted lists (seconds of k-means in front of a query, lists that go stale as a ring
- * turns over), FAISS (nothing in it is exact as of an earlier token), 4-bit codes of all W
- * coordinates (at W 1,024 a scan reads three times as much, for an accuracy that the exact look
- * behind it makes up for anyway).
+ * Rejected: random directions alone (half as many of the nearest are missed by principal ones with
+ * random ones beside them, at the same S), principal ones alone (blind to what the sample did not
+ * show), another basis for each stretch of a ring (better by as little as a few more S, and queries
+ * would be projected for each), inverted lists (seconds of k-means in front of a query, lists that
+ * go stale as a ring turns over), FAISS (nothing in it is exact as of an earlier token).
  *
- * Shapes   vectors are states of one head (vectors.h): W = 2 * rows.head_dim ≤ 1024, S a multiple
- *          of 8 up to 256, less than W
- * Cost     coding: a rotation, 5 us at W 1,024; scores: S bytes of each vector
- * Memory   S + 8 bytes of each vector
+ * Shapes   vectors are states of one head (vectors.h): W = 2 * rows.head_dim ≤ 2048, S a multiple
+ *          of 8 up to 256, at most W / 2
+ * Cost     coding: (S + 1) W multiplications, 3 us at W 1,024; the basis once, 0.1 s; scores: S
+ *          bytes of each vector
+ * Memory   S + 8 bytes of each vector, 4 (S + 2) W bytes of a layer
  * Threads  advance alone, everything else beside each other
  * Errors   MEMD_ENOMEM
  * Tests    tests/unit/test_vectors.c
@@ -40,17 +45,18 @@
 struct error;
 
 enum {
-    SKETCHES_MEAN = 1024,
+    SKETCHES_SAMPLE = 2048,
     SKETCHES_TILE = PLANE_TILES, /* vectors that are scored together */
     SKETCHES_QUERIES = 16,
     SKETCHES_DIMS_MAX = 256,
-    SKETCHES_WIDTH_MAX = 1024,
+    SKETCHES_WIDTH_MAX = 2048,
 };
 
 struct sketches {
     size_t width, dims;  /* W, S; S 0 = there are none */
-    uint64_t count;      /* vectors 0 … count-1 are coded; none before SKETCHES_MEAN are there */
+    uint64_t count;      /* vectors 0 … count-1 are coded; none before SKETCHES_SAMPLE are there */
     float *mean;         /* (W) */
+    float *basis;        /* (S + 1, W): P, and the mean once more */
     struct grown codes;  /* (1, count) of S bytes, in tiles as plane_centroid wants them */
     struct grown scales; /* (1, count) fp32 */
     struct grown biases; /* (1, count) fp32, μ·(c - μ) */
@@ -72,8 +78,8 @@ struct sketches_queries {
     size_t count;
 };
 
-/* q (queries, W) fp32; queries ≤ SKETCHES_QUERIES; there are sketches. */
-void sketches_ask(const struct sketches *sketches, const float *q, size_t queries,
+/* q (queries, W) fp32; queries ≤ SKETCHES_QUERIES; there are sketches. room (queries, W + S + 1) */
+void sketches_ask(const struct sketches *sketches, const float *q, size_t queries, float *room,
                   struct sketches_queries *ret_queries);
 
 /* Guesses of q·c, less what sketches_biases says, for the vectors tile * SKETCHES_TILE and the ones

@@ -104,8 +104,9 @@ void vectors_load(const struct rows *rows, const uint64_t *positions, size_t cou
     }
 }
 
-void vectors_products(const float *q, const float *rows, size_t count, size_t width,
-                      float *ret_products)
+/* Of one query, whose numbers are more than the kernel takes at once. */
+static void products_in_parts(const float *q, const float *rows, size_t count, size_t width,
+                              float *ret_products)
 {
     float some[TILE];
     memset(ret_products, 0, count * sizeof *ret_products);
@@ -124,4 +125,22 @@ void vectors_products(const float *q, const float *rows, size_t count, size_t wi
             for (size_t i = 0; i < part; i++) ret_products[begin + i] += some[i];
         }
     }
+}
+
+void vectors_products(const float *q, size_t queries, const float *rows, size_t count, size_t width,
+                      float *ret_products)
+{
+    if (width <= LIMIT_HEAD_DIM) {
+        backend_get()->score(&(struct score_args){ .q = q,
+                                                   .queries = queries,
+                                                   .head_dim = width,
+                                                   .k = rows,
+                                                   .k_stride_bytes = width * sizeof *rows,
+                                                   .tokens = count,
+                                                   .dtype = DTYPE_FP32,
+                                                   .scores = ret_products });
+        return;
+    }
+    for (size_t i = 0; i < queries; i++)
+        products_in_parts(q + i * width, rows, count, width, ret_products + i * count);
 }

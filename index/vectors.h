@@ -91,8 +91,8 @@ int vectors_search(const struct vectors_args *args, struct arena *arena, uint64_
 void vectors_load(const struct rows *rows, const uint64_t *positions, size_t count,
                   float *ret_states);
 
-/* ret_products[i] (count) = q · row i; q (W), rows (count, W) fp32, W a multiple of 8. */
-void vectors_products(const float *q, const float *rows, size_t count, size_t width,
+/* ret_products (n, count) = q · rows; q (n, W), rows (count, W) fp32, W a multiple of 8. */
+void vectors_products(const float *q, size_t queries, const float *rows, size_t count, size_t width,
                       float *ret_products);
 
 #endif

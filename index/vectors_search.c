@@ -6,9 +6,15 @@
  * A score is the sum of two products, of the halves that are stored apart; the kernel sums a pair
  * in the same order whatever it is called with, so a result does not depend on how the ring was
  * cut.
+ *
+ * Where states are guessed from their sketches, pieces tell one another how good the worst guess is
+ * that is still wanted (`floors`): every piece would else begin with collecting what is passed over
+ * in the end. States that are looked at again lie anywhere: some are fetched while those before
+ * them are copied side by side, where the kernel takes them together.
  */
 #include <assert.h>
 #include <math.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <string.h>
 
@@ -17,7 +23,9 @@
 #include "base/error.h"
 #include "base/pool.h"
 #include "base/tensor.h"
+#include "index/backend.h"
 #include "index/bucketed.h"
+#include "index/gathered.h"
 #include "index/index.h"
 #include "index/topk.h"
 #include "index/vectors.h"
@@ -27,10 +35,10 @@ enum {
     PIECE_STATES = 8192,   /* of the ring, at least */
     PIECES = 64,           /* at most */
     PIECES_PER_THREAD = 2, /* more would cost more results to merge */
-    AHEAD = 4,             /* states that are fetched before they are looked at */
     CACHE_LINE = 64,
-    LOOK = 16, /* scores that are compared with the worst at once */
-    WORTH = 4, /* times rerank: fewer states are all scored exactly */
+    LOOK_STATES = 16,      /* that are looked at again together, */
+    LOOK_BYTES = 16 << 10, /* if their halves fit in as much */
+    WORTH = 16,            /* times rerank: fewer states are all scored exactly */
 };
 
 struct piece {
@@ -46,52 +54,17 @@ struct scanning {
     size_t room;         /* entries of a result: k, the buckets, or rerank */
     bool sketched;       /* this batch: guesses are scanned, and room is rerank */
     struct sketches_queries *asked;
+    float *asking; /* (batch, 2 W) for sketches_ask */
+    _Atomic float floors[VECTORS_BATCH]; /* as many guesses as are wanted are at least this good */
     float *halves; /* (2, batch, W/2) */
-    uint64_t *ids; /* (pieces, batch, 2 room) slots */
-    float *scores; /* (pieces, batch, 2 room) */
+    uint64_t *ids; /* (pieces, batch, GATHERED_TIMES room) slots, or positions of guesses */
+    float *scores; /* (pieces, batch, GATHERED_TIMES room) */
     struct result *results; /* (pieces, batch) */
     struct piece pieces[PIECES];
     size_t piece_count;
     uint64_t *ret_slots; /* (n, k) */
     float *ret_scores;   /* (n, k) */
 };
-
-/* The best of a stream, unordered: those that may be among them are collected, and as soon as there
- * are twice as many as are wanted the worse half is thrown away. A heap of hundreds costs more. */
-struct gathered {
-    uint64_t *ids; /* (2 room) */
-    float *scores; /* (2 room) */
-    size_t count, room;
-    float least; /* worse than this need not be collected */
-};
-
-static void keep_best(struct gathered *gathered)
-{
-    if (gathered->count <= gathered->room) return;
-    struct topk all = { gathered->ids, gathered->scores, gathered->count };
-    topk_select(&all, gathered->room);
-    gathered->count = gathered->room;
-    gathered->least = gathered->scores[0];
-    for (size_t i = 1; i < gathered->count; i++)
-        if (gathered->scores[i] < gathered->least) gathered->least = gathered->scores[i];
-}
-
-/* A block of scores none of which would be collected is passed over at once. */
-static void gather(struct gathered *gathered, const float *scores, size_t count, uint64_t slot)
-{
-    for (size_t at = 0; at < count; at += LOOK) {
-        size_t some = count - at < LOOK ? count - at : LOOK;
-        int any = 0;
-        for (size_t i = 0; i < some; i++) any |= scores[at + i] >= gathered->least;
-        if (any == 0) continue;
-        for (size_t i = at; i < at + some; i++) {
-            if (scores[i] < gathered->least) continue;
-            gathered->ids[gathered->count] = slot + i;
-            gathered->scores[gathered->count++] = scores[i];
-            if (gathered->count == 2 * gathered->room) keep_best(gathered);
-        }
-    }
-}
 
 /* What a piece finds for a query of the batch. */
 struct result {
@@ -102,11 +75,10 @@ struct result {
 static void clear(const struct scanning *scanning, size_t piece, size_t query)
 {
     struct result *result = &scanning->results[piece * scanning->batch + query];
-    size_t at = (piece * scanning->batch + query) * 2 * scanning->room;
-    *result = (struct result){
-        .buckets = { scanning->ids + at, scanning->scores + at, scanning->args->buckets },
-        .gathered = { scanning->ids + at, scanning->scores + at, 0, scanning->room, -INFINITY }
-    };
+    size_t at = (piece * scanning->batch + query) * GATHERED_TIMES * scanning->room;
+    result->buckets = (struct bucketed){ scanning->ids + at, scanning->scores + at,
+                                         scanning->args->buckets };
+    gathered_clear(&result->gathered, scanning->ids + at, scanning->scores + at, scanning->room);
     if (scanning->args->buckets > 0) bucketed_clear(&result->buckets);
 }
 
@@ -116,7 +88,7 @@ static void offer(const struct scanning *scanning, struct result *result, const 
     if (scanning->args->buckets > 0)
         bucketed_offer(&result->buckets, scores, count, slot);
     else
-        gather(&result->gathered, scores, count, slot);
+        gathered_offer(&result->gathered, scores, count, slot);
 }
 
 static const unsigned char *row_of(const void *rows, size_t stride_bytes, size_t row)
@@ -129,60 +101,60 @@ struct askers {
     size_t first, count;
 };
 
-/* Products with states that lie together. ret_products (askers, count); second: as much room */
-static void multiply(const struct scanning *scanning, struct askers askers, uint64_t position,
-                     size_t count, float *ret_products, float *second)
+/* States whose halves lie together. */
+struct stretch {
+    const unsigned char *k, *v;
+    size_t k_stride_bytes, v_stride_bytes, count;
+    uint32_t dtype;
+};
+
+static struct stretch stretch_from(const struct rows *rows, uint64_t position, size_t count)
 {
-    const struct rows *rows = &scanning->args->rows;
     const struct view *view = rows_view(rows, 0, position);
-    size_t row = (size_t)(position - view->position), half = rows->head_dim;
+    size_t row = (size_t)(position - view->position);
+    return (struct stretch){ row_of(view->k, view->k_stride_bytes, row),
+                             row_of(view->v, view->v_stride_bytes, row),
+                             view->k_stride_bytes,
+                             view->v_stride_bytes,
+                             count,
+                             view->dtype };
+}
+
+/* ret_products (askers, count); second: as much room */
+static void multiply(const struct scanning *scanning, struct askers askers,
+                     const struct stretch *stretch, float *ret_products, float *second)
+{
+    size_t half = scanning->args->rows.head_dim;
     struct score_args args = { .q = scanning->halves + askers.first * half,
                                .queries = askers.count,
                                .head_dim = half,
-                               .k = row_of(view->k, view->k_stride_bytes, row),
-                               .k_stride_bytes = view->k_stride_bytes,
-                               .tokens = count,
-                               .dtype = view->dtype,
+                               .k = stretch->k,
+                               .k_stride_bytes = stretch->k_stride_bytes,
+                               .tokens = stretch->count,
+                               .dtype = stretch->dtype,
                                .scores = ret_products };
     backend_get()->score(&args);
     args.q += scanning->batch * half;
-    args.k = row_of(view->v, view->v_stride_bytes, row);
-    args.k_stride_bytes = view->v_stride_bytes;
+    args.k = stretch->v;
+    args.k_stride_bytes = stretch->v_stride_bytes;
     args.scores = second;
     backend_get()->score(&args);
-    for (size_t i = 0; i < askers.count * count; i++) ret_products[i] += second[i];
+    for (size_t i = 0; i < askers.count * stretch->count; i++) ret_products[i] += second[i];
 }
 
-/* Products with states that lie together, or guesses of them, become scores. (queries, stride) */
+/* Products (queries, count) with states that lie together become scores. */
 static void finish_scores(const struct scanning *scanning, uint64_t position, size_t count,
-                          float *scores, size_t stride, size_t queries)
+                          size_t queries, float *scores)
 {
     if (scanning->args->metric == VECTORS_DOT) return;
     for (size_t done = 0, some = 0; done < count; done += some) {
         const float *squares = grown_rows(&scanning->args->vectors->squares, 0, position + done,
                                           count - done, &some);
         for (size_t q = 0; q < queries; q++) {
-            float *row = scores + q * stride + done;
+            float *row = scores + q * count + done;
             for (size_t i = 0; i < some; i++) row[i] = 2.0F * row[i] - squares[i];
         }
     }
-}
-
-/* Guesses (batch, SKETCHES_TILE) become scores, those of `count` states from `position` on. */
-static void finish_guesses(const struct scanning *scanning, uint64_t position, size_t count,
-                           float *scores)
-{
-    const struct vectors *vectors = scanning->args->vectors;
-    bool squared = scanning->args->metric == VECTORS_L2;
-    float factor = squared ? 2.0F : 1.0F, terms[SKETCHES_TILE];
-    size_t some = 0;
-    const float *biases = sketches_biases(&vectors->sketches, position);
-    const float *squares = grown_rows(&vectors->squares, 0, position, count, &some);
-    for (size_t i = 0; i < count; i++)
-        terms[i] = squared ? 2.0F * biases[i] - squares[i] : biases[i];
-    for (size_t q = 0; q < scanning->batch; q++)
-        for (size_t i = 0; i < count; i++)
-            scores[q * SKETCHES_TILE + i] = factor * scores[q * SKETCHES_TILE + i] + terms[i];
 }
 
 /* How many of a listed ring's slots at … hold neighbours, at most `count`. */
@@ -202,66 +174,129 @@ static size_t together(const struct scanning *scanning, uint64_t at, uint64_t en
     uint64_t position = listed == NULL ? at : listed[at];
     if (listed != NULL) count = neighbours_from(listed, at, count);
     if (count > slots - at % slots) count = slots - at % slots;
-    if (scanning->sketched) {
-        uint64_t left = SKETCHES_TILE - position % SKETCHES_TILE;
-        return (size_t)(count < left ? count : left);
-    }
     const struct view *view = rows_view(&scanning->args->rows, 0, position);
     uint64_t left = view->position + view->tokens - position;
     if (count > left) count = left;
     return count < TILE ? (size_t)count : TILE;
 }
 
-/* What one tile gives: scores (batch, stride) of `count` states. */
-struct tile {
-    _Alignas(64) float room[VECTORS_BATCH * TILE];
-    float second[VECTORS_BATCH * TILE];
-    float *scores;
-    size_t count, stride;
-};
-
-static void scan_tile(const struct scanning *scanning, uint64_t at, uint64_t end, struct tile *tile)
+/* What a query of the batch sees of begin … end-1. */
+static struct piece seen_by(const struct scanning *scanning, size_t q, uint64_t begin, uint64_t end)
 {
-    const uint64_t *listed = scanning->args->listed;
-    uint64_t position = listed == NULL ? at : listed[at];
-    tile->count = together(scanning, at, end);
-    tile->stride = scanning->sketched ? SKETCHES_TILE : tile->count;
-    tile->scores = tile->room;
-    if (!scanning->sketched) {
-        struct askers all = { 0, scanning->batch };
-        multiply(scanning, all, position, tile->count, tile->room, tile->second);
-        finish_scores(scanning, position, tile->count, tile->scores, tile->stride, scanning->batch);
-        return;
+    uint64_t slots = scanning->args->slots, limit = scanning->args->limits[scanning->first + q];
+    uint64_t oldest = limit > slots ? limit - slots : 0;
+    if (begin < oldest) begin = oldest < end ? oldest : end;
+    if (end > limit) end = limit > begin ? limit : begin;
+    return (struct piece){ .begin = begin, .end = end };
+}
+
+static bool stopped(const struct vectors_args *args, uint64_t tiles, struct piece *piece)
+{
+    if (tiles % 16 == 0 && args->stop != NULL) piece->code = args->stop(args->stop_arg);
+    return piece->code != 0;
+}
+
+/* ---- states themselves ---- */
+
+static void scan_states(const struct scanning *scanning, struct piece *piece,
+                        struct result *results)
+{
+    const struct vectors_args *args = scanning->args;
+    struct askers all = { 0, scanning->batch };
+    _Alignas(64) float scores[VECTORS_BATCH * TILE];
+    float second[VECTORS_BATCH * TILE];
+    size_t count = 0;
+    for (uint64_t at = piece->begin, tiles = 0; at < piece->end; at += count, tiles++) {
+        if (stopped(args, tiles, piece)) return;
+        uint64_t position = args->listed == NULL ? at : args->listed[at];
+        count = together(scanning, at, piece->end);
+        struct stretch stretch = stretch_from(&args->rows, position, count);
+        multiply(scanning, all, &stretch, scores, second);
+        finish_scores(scanning, position, count, scanning->batch, scores);
+        for (size_t q = 0; q < scanning->batch; q++) {
+            struct piece seen = seen_by(scanning, q, at, at + count);
+            offer(scanning, &results[q], scores + q * count + (seen.begin - at),
+                  (size_t)(seen.end - seen.begin), seen.begin % args->slots);
+        }
     }
-    sketches_products(&scanning->args->vectors->sketches, scanning->asked, at / SKETCHES_TILE,
-                      tile->room);
-    tile->scores += at % SKETCHES_TILE;
-    finish_guesses(scanning, at, tile->count, tile->scores);
+}
+
+/* ---- guesses ---- */
+
+static void raise_floor(_Atomic float *to, float least)
+{
+    float before = atomic_load_explicit(to, memory_order_relaxed);
+    while (before < least &&
+           !atomic_compare_exchange_weak_explicit(to, &before, least, memory_order_relaxed,
+                                                  memory_order_relaxed)) {
+    }
+}
+
+/* What a product lacks to rank states as their scores do: of the states of a tile. */
+static void explain_tile(const struct scanning *scanning, uint64_t position, float *ret_extra)
+{
+    const struct vectors *vectors = scanning->args->vectors;
+    size_t some = 0;
+    const float *biases = sketches_biases(&vectors->sketches, position);
+    const float *squares = grown_rows(&vectors->squares, 0, position, SKETCHES_TILE, &some);
+    float factor = scanning->args->metric == VECTORS_L2 ? 0.5F : 0.0F;
+    uint64_t left = vectors->sketches.count - position;
+    if (left < some) some = (size_t)left;
+    memset(ret_extra, 0, SKETCHES_TILE * sizeof *ret_extra);
+    for (size_t i = 0; i < some; i++) ret_extra[i] = biases[i] - factor * squares[i];
+}
+
+/* Bits of what a query sees of a piece in the tile from `position` on. */
+static uint64_t seen_bits(const struct scanning *scanning, size_t q, const struct piece *piece,
+                          uint64_t position)
+{
+    uint64_t begin = position > piece->begin ? position : piece->begin;
+    uint64_t end = position + SKETCHES_TILE;
+    struct piece seen = seen_by(scanning, q, begin, end < piece->end ? end : piece->end);
+    if (seen.begin == seen.end) return 0;
+    uint64_t below = seen.end == end ? ~(uint64_t)0 : ((uint64_t)1 << (seen.end - position)) - 1;
+    return below & ~(uint64_t)0 << (seen.begin - position);
+}
+
+static void scan_guesses(struct scanning *scanning, struct piece *piece, struct result *results)
+{
+    const struct vectors_args *args = scanning->args;
+    _Alignas(64) float scores[VECTORS_BATCH * SKETCHES_TILE];
+    float extra[SKETCHES_TILE], least[VECTORS_BATCH];
+    uint64_t above[VECTORS_BATCH];
+    for (uint64_t tile = piece->begin / SKETCHES_TILE, tiles = 0;
+         tile * SKETCHES_TILE < piece->end; tile++, tiles++) {
+        uint64_t position = tile * SKETCHES_TILE;
+        if (stopped(args, tiles, piece)) return;
+        sketches_products(&args->vectors->sketches, scanning->asked, tile, scores);
+        explain_tile(scanning, position, extra);
+        for (size_t q = 0; q < scanning->batch; q++) {
+            gathered_raise(&results[q].gathered,
+                           atomic_load_explicit(&scanning->floors[q], memory_order_relaxed));
+            least[q] = results[q].gathered.least;
+        }
+        plane_backend_get()->above(&(struct plane_above_args){
+            scores, extra, least, scanning->batch, above });
+        for (size_t q = 0; q < scanning->batch; q++) {
+            if (above[q] == 0) continue;
+            gathered_take(&results[q].gathered, scores + q * SKETCHES_TILE,
+                          above[q] & seen_bits(scanning, q, piece, position), position);
+            if (results[q].gathered.least > least[q])
+                raise_floor(&scanning->floors[q], results[q].gathered.least);
+        }
+    }
 }
 
 static void scan_piece(void *arg, size_t idx)
 {
     struct scanning *scanning = arg;
-    const struct vectors_args *args = scanning->args;
-    struct piece *piece = &scanning->pieces[idx];
-    struct tile tile;
     for (size_t q = 0; q < scanning->batch; q++) clear(scanning, idx, q);
-    for (uint64_t at = piece->begin, tiles = 0; at < piece->end; tiles++) {
-        if (tiles % 16 == 0 && args->stop != NULL) piece->code = args->stop(args->stop_arg);
-        if (piece->code != 0) return;
-        scan_tile(scanning, at, piece->end, &tile);
-        for (size_t q = 0; q < scanning->batch; q++) {
-            uint64_t limit = args->limits[scanning->first + q], begin = at, end = at + tile.count;
-            uint64_t oldest = limit > args->slots ? limit - args->slots : 0;
-            if (begin < oldest) begin = oldest < end ? oldest : end;
-            if (end > limit) end = limit > begin ? limit : begin;
-            struct result *result = &scanning->results[idx * scanning->batch + q];
-            offer(scanning, result, tile.scores + q * tile.stride + (begin - at),
-                  (size_t)(end - begin), begin % args->slots);
-        }
-        at += tile.count;
-    }
+    struct result *results = scanning->results + idx * scanning->batch;
+    if (scanning->sketched) scan_guesses(scanning, &scanning->pieces[idx], results);
+    else scan_states(scanning, &scanning->pieces[idx], results);
 }
+
+/* ---- results ---- */
 
 /* What the pieces found for a query, in the result of the first. */
 static struct result *merge(const struct scanning *scanning, size_t q)
@@ -288,37 +323,54 @@ static void offer_unwritten(const struct scanning *scanning, size_t q, struct re
     }
 }
 
-/* The rows of a state that is looked at soon: what waits for memory is most of what a look costs.
- * */
-static void fetch_soon(const struct rows *rows, uint64_t position)
+/* The rows of states that are looked at soon: what waits for memory is most of what a look costs.
+ */
+static void fetch_soon(const struct rows *rows, const uint64_t *positions, size_t count)
 {
-    const struct view *view = rows_view(rows, 0, position);
-    size_t row = (size_t)(position - view->position);
-    size_t bytes = rows->head_dim * dtype_bytes(view->dtype);
-    const unsigned char *k = row_of(view->k, view->k_stride_bytes, row);
-    const unsigned char *v = row_of(view->v, view->v_stride_bytes, row);
-    for (size_t i = 0; i < bytes; i += CACHE_LINE) {
-        __builtin_prefetch(k + i);
-        __builtin_prefetch(v + i);
+    for (size_t i = 0; i < count; i++) {
+        struct stretch at = stretch_from(rows, positions[i], 1);
+        size_t bytes = rows->head_dim * dtype_bytes(at.dtype);
+        for (size_t b = 0; b < bytes; b += CACHE_LINE) __builtin_prefetch(at.k + b);
+        for (size_t b = 0; b < bytes; b += CACHE_LINE) __builtin_prefetch(at.v + b);
     }
+}
+
+/* Exact scores of some states, which are copied side by side. */
+static void score_some(const struct scanning *scanning, size_t q, const uint64_t *positions,
+                       size_t count, float *ret_scores)
+{
+    const struct rows *rows = &scanning->args->rows;
+    _Alignas(64) unsigned char k[LOOK_BYTES], v[LOOK_BYTES];
+    size_t bytes = rows->head_dim * dtype_bytes(rows->views->dtype);
+    float second[LOOK_STATES];
+    for (size_t i = 0; i < count; i++) {
+        struct stretch at = stretch_from(rows, positions[i], 1);
+        memcpy(k + i * bytes, at.k, bytes);
+        memcpy(v + i * bytes, at.v, bytes);
+    }
+    struct stretch together = { k, v, bytes, bytes, count, rows->views->dtype };
+    multiply(scanning, (struct askers){ q, 1 }, &together, ret_scores, second);
+    for (size_t i = 0; i < count; i++) finish_scores(scanning, positions[i], 1, 1, ret_scores + i);
 }
 
 /* Exact scores of the guesses for query q of the batch, into `top`. */
 static void look_again(const struct scanning *scanning, size_t q, const struct gathered *guessed,
                        const struct topk *top)
 {
-    const struct vectors_args *args = scanning->args;
-    uint64_t limit = args->limits[scanning->first + q];
-    for (size_t i = 0; i < guessed->count + AHEAD; i++) {
-        if (i < guessed->count)
-            fetch_soon(&args->rows, vectors_position(args->slots, limit, guessed->ids[i]));
-        if (i < AHEAD) continue;
-        float score, second;
-        uint64_t slot = guessed->ids[i - AHEAD];
-        uint64_t position = vectors_position(args->slots, limit, slot);
-        multiply(scanning, (struct askers){ q, 1 }, position, 1, &score, &second);
-        finish_scores(scanning, position, 1, &score, 1, 1);
-        topk_offer(top, score, slot);
+    const struct rows *rows = &scanning->args->rows;
+    float scores[LOOK_STATES];
+    size_t most = LOOK_BYTES / (rows->head_dim * dtype_bytes(rows->views->dtype)), some = 0;
+    if (most > LOOK_STATES) most = LOOK_STATES;
+    fetch_soon(rows, guessed->ids, guessed->count < most ? guessed->count : most);
+    for (size_t at = 0; at < guessed->count; at += some) {
+        const uint64_t *positions = guessed->ids + at;
+        size_t left = guessed->count - at;
+        some = left < most ? left : most;
+        left -= some;
+        fetch_soon(rows, positions + some, left < most ? left : most);
+        score_some(scanning, q, positions, some, scores);
+        for (size_t i = 0; i < some; i++)
+            topk_offer(top, scores[i], positions[i] % scanning->args->slots);
     }
 }
 
@@ -335,7 +387,7 @@ static void finish_query(void *arg, size_t q)
         bucketed_best(&all->buckets, &top);
         return;
     }
-    keep_best(&all->gathered);
+    gathered_keep(&all->gathered);
     topk_clear(&top);
     if (scanning->sketched) look_again(scanning, q, &all->gathered, &top);
     for (size_t i = 0; !scanning->sketched && i < all->gathered.count; i++)
@@ -375,15 +427,16 @@ static int reserve(struct scanning *scanning, struct arena *arena, struct error 
     size_t room = args->buckets > args->k ? args->buckets : args->k;
     if (room < args->rerank) room = args->rerank;
     size_t results = (pieces < PIECES ? (size_t)pieces : PIECES) * batch;
-    size_t entries = results * 2 * room;
+    size_t entries = results * GATHERED_TIMES * room;
     size_t floats = 2 * batch * args->rows.head_dim;
     scanning->halves = arena_alloc_aligned(arena, floats * sizeof(float), 64);
     scanning->ids = arena_calloc(arena, entries, sizeof *scanning->ids);
     scanning->scores = arena_calloc(arena, entries, sizeof *scanning->scores);
     scanning->results = arena_calloc(arena, results, sizeof *scanning->results);
     scanning->asked = arena_alloc_aligned(arena, sizeof *scanning->asked, 64);
+    scanning->asking = arena_alloc_aligned(arena, 2 * floats * sizeof(float), 64);
     if (scanning->halves != NULL && scanning->ids != NULL && scanning->scores != NULL &&
-        scanning->results != NULL && scanning->asked != NULL)
+        scanning->results != NULL && scanning->asked != NULL && scanning->asking != NULL)
         return 0;
     return error_set(err, MEMD_ENOMEM, "no memory to search with %zu entries", entries);
 }
@@ -393,7 +446,7 @@ static int reserve(struct scanning *scanning, struct arena *arena, struct error 
 static bool is_sketched(const struct vectors_args *args, size_t query)
 {
     uint64_t limit = args->limits[query], seen = limit < args->slots ? limit : args->slots;
-    return args->rerank > 0 && args->vectors->sketches.dims > 0 && limit >= SKETCHES_MEAN &&
+    return args->rerank > 0 && args->vectors->sketches.dims > 0 && limit >= SKETCHES_SAMPLE &&
            seen > WORTH * args->rerank;
 }
 
@@ -423,7 +476,8 @@ static int search_batch(struct scanning *scanning, uint64_t *ret_states, struct 
     }
     if (scanning->sketched)
         sketches_ask(&args->vectors->sketches, args->q + scanning->first * 2 * half,
-                     scanning->batch, scanning->asked);
+                     scanning->batch, scanning->asking, scanning->asked);
+    for (size_t q = 0; q < scanning->batch; q++) atomic_init(&scanning->floors[q], -INFINITY);
     pool_for(args->pool, scanning->piece_count, scan_piece, scanning);
     for (size_t p = 0; p < scanning->piece_count; p++) {
         const struct piece *piece = &scanning->pieces[p];

@@ -76,9 +76,21 @@ struct plane_centroid_args {
     const struct plane_queries *queries;
     const uint8_t *centroids; /* 7-bit codes: value = scale (n - 63.5) */
     const float *scale;       /* (64) */
+    const uint8_t *soon;      /* as many codes that are scored next, fetched meanwhile; or NULL */
     float *scores;            /* (M, 64) out */
 };
 typedef void plane_centroid_fn(const struct plane_centroid_args *args);
+
+/* Something is added to 64 scores of each query row, and which of them are large enough is told as
+ * bits: a stream of scores of which few are wanted is looked through without a branch for each. */
+struct plane_above_args {
+    float *scores;      /* (M, 64) in, out: scores + extra */
+    const float *extra; /* (64) */
+    const float *least; /* (M) */
+    size_t queries;
+    uint64_t *above;    /* (M) out: bit i where score i ≥ least */
+};
+typedef void plane_above_fn(const struct plane_above_args *args);
 
 /* What a cluster may hold. s is the deviation of the scores inside it, deviation[m] *
  * sqrt(key_spread[c]), and its logarithms are
@@ -162,6 +174,7 @@ typedef void plane_row_fn(const struct plane_row_args *args);
 plane_turn_fn plane_turn_ref, plane_turn_avx2, plane_turn_avx512, plane_turn_neon;
 plane_score_fn plane_score_ref, plane_score_avx2, plane_score_vnni, plane_score_neon;
 plane_centroid_fn plane_centroid_ref, plane_centroid_avx2, plane_centroid_vnni, plane_centroid_neon;
+plane_above_fn plane_above_ref, plane_above_avx2, plane_above_avx512, plane_above_neon;
 plane_rank_fn plane_rank_ref, plane_rank_avx2, plane_rank_avx512, plane_rank_neon;
 plane_estimate_fn plane_estimate_ref, plane_estimate_avx2, plane_estimate_avx512,
     plane_estimate_neon;

@@ -37,11 +37,13 @@ INLINE void centroid_rows(const struct plane_centroid_args *args, size_t c, size
 {
     const size_t head_dim = args->queries->head_dim;
     const int8_t *q8 = args->queries->q8 + first * head_dim; /* (rows, D) */
+    const uint8_t *soon = centroid_soon(args, c, first);
     for (size_t half = 0; half < PLANE_TILE; half += HALF) {
         const uint8_t *at = args->centroids + c * head_dim + 4 * half;
         __m256i sums[CENTROID_ROWS];
         for (size_t m = 0; m < rows; m++) sums[m] = _mm256_setzero_si256();
         for (size_t d = 0; d < head_dim; d += 4, at += CENTROID_STEP_BYTES) {
+            __builtin_prefetch(soon + d * PLANE_TILE);
             __m256i codes = _mm256_load_si256((const __m256i *)(const void *)at);
             for (size_t m = 0; m < rows; m++)
                 sums[m] = add_products(sums[m], codes, q8 + m * head_dim + d);

@@ -15,6 +15,15 @@ enum {
     CENTROID_STEP_BYTES = 64, /* 16 centroids × 4 dimensions */
 };
 
+/* What is fetched while the codes from centroid c on are scored: of the next ones as much, once for
+ * all query rows, spread over the work. (All at once they would be waited for.) Codes that are
+ * being scored where there is nothing to fetch. */
+INLINE const uint8_t *centroid_soon(const struct plane_centroid_args *args, size_t c, size_t first)
+{
+    const uint8_t *from = args->soon == NULL || first > 0 ? args->centroids : args->soon;
+    return from + c * args->queries->head_dim;
+}
+
 /* Centroids c … c + 15 for the query rows first … first + rows - 1; `rows` ≤ CENTROID_ROWS is a
  * constant at each call. */
 typedef void centroid_rows_fn(const struct plane_centroid_args *args, size_t c, size_t first,

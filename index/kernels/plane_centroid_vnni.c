@@ -19,10 +19,12 @@ INLINE void centroid_rows(const struct plane_centroid_args *args, size_t c, size
     const struct plane_queries *queries = args->queries;
     const size_t head_dim = queries->head_dim;
     const int8_t *q8 = queries->q8 + first * head_dim; /* (rows, D) */
-    const uint8_t *at = args->centroids + c * head_dim;
+    const uint8_t *at = args->centroids + c * head_dim, *soon = centroid_soon(args, c, first);
     __m512i sums[CENTROID_ROWS][2];
     for (size_t m = 0; m < rows; m++) sums[m][0] = sums[m][1] = _mm512_setzero_si512();
     for (size_t d = 0; d < head_dim; d += 8, at += 2 * CENTROID_STEP_BYTES) {
+        __builtin_prefetch(soon + d * PLANE_TILE);
+        __builtin_prefetch(soon + d * PLANE_TILE + CENTROID_STEP_BYTES);
         __m512i even = _mm512_loadu_si512(at), odd = _mm512_loadu_si512(at + CENTROID_STEP_BYTES);
         for (size_t m = 0; m < rows; m++) {
             sums[m][0] = add_centroids(sums[m][0], even, q8 + m * head_dim + d);

@@ -4,8 +4,9 @@
  * each token, keys and values made of what it found.
  *
  *     granularity  states of W numbers instead of keys and values; the newest `memory`, a ring
- *     selector     k nearest for each token, all heads alike: bucketed as published with
- *                  min(max(k, 512), memory) buckets, or exact; by L2 or dot (index/vectors.h)
+ *     selector     k nearest for each token, all heads alike: exact, of the best guesses in a large
+ *                  ring (the default), or bucketed as published with min(max(k, 512), memory)
+ *                  buckets; by L2 or dot (index/vectors.h)
  *     modifiers    `neighbours` of each hit by slot (index/bucketed.h); `window` tokens read
  *                  together what each of them found
  *     positions    none
@@ -64,12 +65,12 @@ enum {
     RERANK,
     OPTIONS
 };
-enum { BUCKETED, EXACT, SKETCHED };
+enum { BUCKETED, EXACT, SKETCHED, AUTO };
 enum { FIFO, LRU };
 enum { RAW_VIEW, TRANSPOSED };
 enum { BUCKETS_LEAST = 512, LRU_MEMORY_MAX = 65536 };
 
-static const char *const searches[] = { "bucketed", "exact", "sketched" };
+static const char *const searches[] = { "bucketed", "exact", "sketched", "auto" };
 static const char *const metrics[] = { "l2", "dot" };
 static const char *const orders[] = { "fifo", "lru" };
 static const char *const layouts[] = { "raw-view", "transposed" };
@@ -86,9 +87,11 @@ static const struct option_spec specs[OPTIONS] = {
                             1, 64),
     [SEARCH] = OPTION_CHOICE("search",
                              "bucketed: the best of each of min(max(k, 512), memory) "
-                             "buckets, which must divide memory, and of those the best k; exact: "
-                             "the best k; sketched: the best k of the rerank best guesses",
-                             BUCKETED, searches),
+                             "buckets, which must divide memory, and of those the best k (as "
+                             "published); exact: the best k; sketched: the best k of the rerank "
+                             "best guesses, exact where at most 16 rerank states are seen; auto: "
+                             "sketched where the ring allows it, else exact",
+                             AUTO, searches),
     [METRIC] = OPTION_CHOICE("metric", "what is nearest: by squared distance or product",
                              VECTORS_L2, metrics),
     [EVICTION] = OPTION_CHOICE("eviction",
@@ -112,9 +115,10 @@ static const struct option_spec specs[OPTIONS] = {
                              1e-6, 0, 1),
     [SKETCH] = OPTION_WHOLE("sketch",
                             "numbers of a state that guesses are made from, a multiple "
-                            "of 8",
+                            "of 8, at most half the width",
                             192, 8, SKETCHES_DIMS_MAX),
-    [RERANK] = OPTION_WHOLE("rerank", "best guesses that are scored exactly", 128, 1, 65536),
+    [RERANK] = OPTION_WHOLE("rerank", "best guesses that are scored exactly, at least k", 64, 1,
+                            65536),
 };
 static const struct option_table options = { "neurocache", specs, OPTIONS };
 
@@ -137,11 +141,25 @@ static uint64_t reach(const double *values, uint64_t tokens)
     return tokens;
 }
 
+/* Can states be guessed? Not where they lie anywhere: sketches are read side by side. */
+static bool guessable(const double *values)
+{
+    return values[EVICTION] == FIFO && 2.0 * values[SKETCH] <= values[WIDTH] &&
+           fmod(values[SKETCH], 8.0) == 0.0 && values[RERANK] >= values[K];
+}
+
+/* The search that `auto` stands for: of these options alone, so that a context keeps its answers.
+ */
+static bool sketched(const double *values)
+{
+    return values[SEARCH] == SKETCHED || (values[SEARCH] == AUTO && guessable(values));
+}
+
 static int open_fold(const struct fold_source *source, struct fold **ret_fold, struct error *err)
 {
     struct vectors *vectors = NULL;
     const double *values = source->options;
-    size_t sketch = values[SEARCH] == SKETCHED ? (size_t)values[SKETCH] : 0;
+    size_t sketch = sketched(values) ? (size_t)values[SKETCH] : 0;
     int rc = vectors_new(&states_fold, (size_t)values[WIDTH], sketch, &vectors, err);
     if (rc == 0) *ret_fold = &vectors->base;
     return rc;
@@ -186,25 +204,22 @@ static size_t buckets_of(const double *values)
 
 static int check_sketches(const double *values, struct error *err)
 {
-    size_t sketch = (size_t)values[SKETCH], width = (size_t)values[WIDTH];
-    if (values[SEARCH] != SKETCHED) return 0;
-    if (sketch % 8 != 0 || sketch >= width || width > SKETCHES_WIDTH_MAX)
-        return error_set(err, MEMD_EINVAL,
-                         "neurocache: sketches of %zu numbers of states of %zu; "
-                         "must be a multiple of 8 below the width, and the width at most %u",
-                         sketch, width, SKETCHES_WIDTH_MAX);
-    if (values[RERANK] >= values[K]) return 0;
-    return error_set(err, MEMD_EINVAL, "neurocache: rerank is less than k");
-}
-
-/* Such a ring is stored whole, and its states lie anywhere: sketches are read side by side. */
-static int check_lru(const double *values, struct error *err)
-{
-    if (values[EVICTION] != LRU) return 0;
-    if (values[SEARCH] == SKETCHED)
+    if (values[SEARCH] != SKETCHED || guessable(values)) return 0;
+    if (values[EVICTION] == LRU)
         return error_set(err, MEMD_EINVAL, "neurocache: eviction = lru needs search = exact or "
                                            "bucketed");
-    if (values[MEMORY] <= LRU_MEMORY_MAX) return 0;
+    if (values[RERANK] < values[K])
+        return error_set(err, MEMD_EINVAL, "neurocache: rerank is less than k");
+    return error_set(err, MEMD_EINVAL,
+                     "neurocache: sketches of %g numbers of states of %g; must be a multiple of 8 "
+                     "and at most half the width",
+                     values[SKETCH], values[WIDTH]);
+}
+
+/* Such a ring is stored whole with every commit. */
+static int check_lru(const double *values, struct error *err)
+{
+    if (values[EVICTION] != LRU || values[MEMORY] <= LRU_MEMORY_MAX) return 0;
     return error_set(err, MEMD_EINVAL, "neurocache: memory %g with eviction = lru, at most %d",
                      values[MEMORY], LRU_MEMORY_MAX);
 }
@@ -279,7 +294,7 @@ static int encode(const struct encoding *encoding, struct arena *arena, float *r
     for (size_t i = 0; i < given->shape[0]; i++) {
         size_t at = i * hidden * dtype_bytes(given->dtype);
         half_load((const unsigned char *)given->data + at, given->dtype, hidden, h);
-        vectors_products(h, project->data, width, hidden, ret_states + i * width);
+        vectors_products(h, 1, project->data, width, hidden, ret_states + i * width);
         normalise(encoding->options, weight, bias, ret_states + i * width);
     }
     return 0;
@@ -341,7 +356,7 @@ static int retrieve(const struct reading *reading, struct vectors_args *args, st
         .rows = { reading->attend.views, reading->attend.view_count, width_of(values) / 2, NULL },
         .slots = (uint64_t)values[MEMORY],
         .listed = reading->ring == NULL ? NULL : reading->ring->positions,
-        .rerank = values[SEARCH] == SKETCHED ? (size_t)values[RERANK] : 0,
+        .rerank = sketched(values) ? (size_t)values[RERANK] : 0,
         .k = (size_t)values[K],
         .buckets = buckets_of(values),
         .metric = (enum vectors_metric)values[METRIC],

@@ -103,10 +103,10 @@ static void attend_transposed(const struct wave *wave, size_t idx, size_t g, flo
         load_query(wave, wave->first + idx, head, q);
         memset(inward, 0, 2 * width * sizeof *inward);
         for (size_t d = 0; d < dim; d++) add(inward, q[d], key + d * width, width);
-        vectors_products(inward, states, wave->sets, width, scores);
+        vectors_products(inward, 1, states, wave->sets, width, scores);
         wave->partial->lse[row] = soften(wave, idx, scores);
         for (size_t i = 0; i < wave->sets; i++) add(mean, scores[i], states + i * width, width);
-        vectors_products(mean, value, dim, width, wave->partial->o + row * dim);
+        vectors_products(mean, 1, value, dim, width, wave->partial->o + row * dim);
     }
 }
 
@@ -124,8 +124,8 @@ static void attend_raw(const struct wave *wave, size_t idx, size_t g, float *scr
         if (!is_read(wave, idx, state)) continue;
         const float *c = states + state * width;
         size_t block = flat % kv_heads * dim * width;
-        vectors_products(c, attention->key + block, dim, width, k + count * dim);
-        vectors_products(c, attention->value + block, dim, width, v + count * dim);
+        vectors_products(c, 1, attention->key + block, dim, width, k + count * dim);
+        vectors_products(c, 1, attention->value + block, dim, width, v + count * dim);
         count++;
     }
     uint32_t visible[LIMIT_HEADS];

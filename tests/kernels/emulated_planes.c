@@ -2,6 +2,7 @@
 /* emulated_planes.c — the index's AVX-512 and VNNI twins, emulated. */
 #include "tests/kernels/emulated.h"
 
+#include "index/kernels/plane_above_avx512.c"
 #include "index/kernels/plane_centroid_vnni.c"
 #include "index/kernels/plane_estimate_avx512.c"
 #include "index/kernels/plane_means_avx512.c"

@@ -17,7 +17,7 @@ attention="attention/backend.c attention/rope.c attention/softmax.c
     attention/kernels/rotate.c attention/kernels/rotate_neon.c
     attention/kernels/score.c attention/kernels/score_neon.c"
 planes="index/backend.c"
-for op in turn score centroid rank estimate soften weigh means row; do
+for op in turn score centroid above rank estimate soften weigh means row; do
     planes="$planes index/kernels/plane_$op.c index/kernels/plane_${op}_neon.c"
 done
 coding="index/encode_backend.c index/rotation.c index/kernels/encode.c index/kernels/encode_neon.c"

@@ -5,6 +5,7 @@
  * truth is computed from those codes and not by the reference, which is tested like the others.
  *
  *     turn             the rotation 1e-6 of the row's length, codes half a step, sums 1e-5
+ *     above            the bits of the reference
  *     score, centroid  exact integers, then a few roundings of fp32: 2^-22 of the two terms
  *     soften           2e-7 of exp and the rounding of score - shift
  *     weigh            half a unit of 8 bits of the tile's largest weight, times |h - 7.5|, summed
@@ -343,7 +344,7 @@ static void check_centroid(const struct bench *bench)
     double truth[PLANE_TILES], bound[PLANE_TILES];
     bench->backend->centroid(&(struct plane_centroid_args){
         .queries = &data->queries, .centroids = data->centroids, .scale = data->centroid_scale,
-        .scores = scores });
+        .soon = bench->shape->queries % 2 == 0 ? data->centroids : NULL, .scores = scores });
     for (size_t m = 0; m < bench->shape->queries; m++) {
         for (size_t c = 0; c < PLANE_TILES; c++) {
             double dot = 0.0;
@@ -356,6 +357,34 @@ static void check_centroid(const struct bench *bench)
         within(bench, "centroid", scores + m * PLANE_TILES, truth, bound, PLANE_TILES);
     }
     free(scores);
+}
+
+/* Bit by bit what the reference does: one addition has one result. */
+static void check_above(const struct bench *bench, uint64_t *random)
+{
+    size_t m = bench->shape->queries, all = m * PLANE_TILES;
+    float *scores = aligned(all * sizeof *scores), *wanted = aligned(all * sizeof *wanted);
+    float extra[PLANE_TILES], *least = aligned(m * sizeof *least);
+    uint64_t *above = aligned(m * sizeof *above), *bits = aligned(m * sizeof *bits);
+    for (size_t i = 0; i < all; i++) scores[i] = wanted[i] = random_float(random);
+    for (size_t i = 0; i < PLANE_TILES; i++) extra[i] = random_float(random);
+    for (size_t i = 0; i < m; i++) least[i] = i % 3 == 0 ? -INFINITY : random_float(random);
+    least[0] = scores[5] + extra[5]; /* as good is good enough */
+    plane_above_ref(&(struct plane_above_args){ wanted, extra, least, m, bits });
+    bench->backend->above(&(struct plane_above_args){ scores, extra, least, m, above });
+    bool same = memcmp(scores, wanted, all * sizeof *scores) == 0 &&
+                memcmp(above, bits, m * sizeof *bits) == 0 && (above[0] >> 5 & 1) == 1;
+    for (size_t i = 0; i < m; i++)
+        for (size_t c = 0; c < PLANE_TILES; c++)
+            same = same && (bits[i] >> c & 1) == (scores[i * PLANE_TILES + c] >= least[i]);
+    double truth = 1.0, bound = 0.0;
+    float result = same ? 1.0F : 0.0F;
+    within(bench, "above", &result, &truth, &bound, 1);
+    free(scores);
+    free(wanted);
+    free(least);
+    free(above);
+    free(bits);
 }
 
 /* Weights of a row, then its sums and squares tile by tile. Scores lie between 40 over and 120
@@ -512,6 +541,7 @@ static void check_shape(const struct bench *base, const struct shape *shape, uin
     if (shape->count == 1) check_turn(&bench, random); /* lists of tiles do not matter to it */
     check_score(&bench);
     check_centroid(&bench);
+    check_above(&bench, random);
     check_soften(&bench);
     check_weigh(&bench);
     check_means(&bench);

@@ -115,7 +115,7 @@ class Neurocache(unittest.TestCase):
 
     def check(self, past, tokens, limit, lru=None, written=None):
         """Queries of some tokens, one request: what each finds, and attention over it."""
-        memory, exact = int(past.parameters["memory"]), past.parameters.get("search") == "exact"
+        memory, exact = int(past.parameters["memory"]), past.parameters.get("search") != "bucketed"
         stored = self.states.astype(past.model.dtype).astype(float)
         asked = stored[tokens].astype(np.float32)
         q = self.q[:len(tokens)]
@@ -178,7 +178,7 @@ class Neurocache(unittest.TestCase):
         self.replay("float16", memory=256, head_layout="transposed")
 
     def test_buckets(self):
-        self.replay("float32", memory=1024)
+        self.replay("float32", memory=1024, search="bucketed")
 
     def replay_lru(self, dtype, **parameters):
         """Segments ask before they are appended, now and then one asks again for what is old."""
@@ -226,7 +226,7 @@ class Neurocache(unittest.TestCase):
         self.replay_lru("float16", memory=128, head_layout="transposed")
 
     def test_lru_buckets(self):
-        self.replay_lru("float32", memory=1024)
+        self.replay_lru("float32", memory=1024, search="bucketed")
 
     def test_lru_that_never_fills(self):
         """Is FIFO: the same answers, and truncate."""

@@ -429,6 +429,10 @@ static void test_refused(void **state)
     struct error err = { 0 };
     assert_int_equal(method_parse(neurocache(), NULL, 0, options, &err), 0);
     assert_int_equal(method_check(neurocache(), &model, options, &err), 0);
+    options[MEMORY] = 1000; /* by default nothing depends on what divides it */
+    assert_int_equal(method_check(neurocache(), &model, options, &err), 0);
+    options[MEMORY] = 16384;
+    options[SEARCH] = 0;
     static const struct {
         size_t option;
         double value;
