@@ -154,14 +154,16 @@ class LongDocument(unittest.TestCase):
         ids = np.random.default_rng(SEED).integers(0, Tiny.words, TOKENS)
         comparison = compare.Comparison(compare.Text(model, ids, 40, 150), 16, shown.append)
         cases = [compare.Case("full"), compare.Case("full", rotated=False), compare.Case("unheard-of"),
-                 compare.Case("streaming", {"window": 8}), compare.Case("snapkv", {"capacity": 64})]
+                 compare.Case("streaming", {"window": 8}), compare.Case("snapkv", {"capacity": 64}),
+                 compare.Case("retroinfer"), compare._progressive(0.1)]
         with mock.patch.object(compare, "CASES", cases), memd.connect(daemon.address, timeout=60) as client:
             comparison.in_process()
             self.assertEqual(len(shown), 2)
             comparison.through_memd(client, ["all"])
             self.assertEqual(client.contexts(), [])
         self.assertEqual(comparison.missing, ["unheard-of"])
-        self.assertEqual(comparison.table().splitlines()[2:-2], shown)
+        self.assertEqual(comparison.table().splitlines()[2:-4], shown)
+        self.assertIn("progressive target_error 0.1 reads 100.0%", comparison.table())  # below 1,024 tokens, as both
         self.assertEqual(comparison.table().splitlines()[-1], "Not in this build: unheard-of")
         rows = comparison.rows
         for name in ("full", "full, moved"):
