@@ -5,6 +5,7 @@
  * The frequencies come out of launch_rope as they went in: a turn of 2^64 is 2 pi.
  */
 #include <assert.h>
+#include <float.h>
 #include <math.h>
 
 #include "attention/cuda/launch.h"
@@ -32,7 +33,7 @@ static double score(const struct gather_launch *args, const struct gather_run *r
     const float *q = args->q + (size_t)(run->query + m) * args->head_dim; /* (D) */
     load_key(args, run, i, key);
     for (uint32_t d = 0; d < args->head_dim; d++) sum += (double)q[d] * key[d];
-    return sum;
+    return sum < -(double)FLT_MAX ? -INFINITY : sum; /* what fp32 makes of it: not visible */
 }
 
 static void attend_one(const struct gather_launch *args, const struct gather_run *run, uint32_t m)

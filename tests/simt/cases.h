@@ -29,6 +29,35 @@ enum {
     CASE_COUNTS = sizeof case_counts / sizeof case_counts[0],
 };
 
+/* Which values of any two properties have met in one launch: not every combination can be run,
+ * every pair can, and a test shows that it was. */
+enum { CASE_AXES = 7, CASE_VALUES = 8 };
+struct case_pairs {
+    const char *names[CASE_AXES];
+    unsigned values[CASE_AXES]; /* 0 … values-1 each; 0: there is no such property */
+    bool met[CASE_AXES][CASE_AXES][CASE_VALUES][CASE_VALUES];
+};
+
+static inline void case_meet(struct case_pairs *pairs, const unsigned *values)
+{
+    for (unsigned a = 0; a < CASE_AXES; a++)
+        for (unsigned b = 0; b < CASE_AXES; b++) pairs->met[a][b][values[a]][values[b]] = true;
+}
+
+static inline void case_pairs_end(struct checks *checks, const struct case_pairs *pairs)
+{
+    for (unsigned a = 0; a < CASE_AXES; a++)
+        for (unsigned b = 0; b < a; b++)
+            for (unsigned i = 0; i < pairs->values[a] * pairs->values[b]; i++) {
+                unsigned x = i / pairs->values[b], y = i % pairs->values[b];
+                if (pairs->met[a][b][x][y]) checks->passed++;
+                else checks->failed++;
+                if (!pairs->met[a][b][x][y])
+                    printf("FAILED %s %u never met %s %u\n", pairs->names[a], x, pairs->names[b],
+                           y);
+            }
+}
+
 static inline float case_key(enum fill fill, uint32_t d, uint64_t *random)
 {
     if (fill == FILL_NORMAL) return checks_normal(random);

@@ -2,7 +2,8 @@
 /* test_merge.c — merge.cu, emulated, against merge.c and attention over everything at once.
  *
  * The truth that does not know of merging: tokens are dealt out to parts, each part's (o, lse) is
- * computed in float64, and the merge has to be float64 attention over all tokens.
+ * computed in float64, and the merge has to be float64 attention over all tokens. Then lists of all
+ * lengths, of parts with any lse, against the algebra in float64.
  */
 #include "tests/simt/cases.h"
 
@@ -89,6 +90,47 @@ static void check_dims(struct checks *checks, uint32_t dims, double spread, uint
     end(&fixture);
 }
 
+/* `rows` answers of `parts` parts each, out of one pool: huge and empty ones among them. */
+static void check_lists(struct checks *checks, uint32_t dims, uint32_t rows, uint32_t parts,
+                        uint64_t *random)
+{
+    enum { POOL = 64 };
+    float *o = checks_alloc(sizeof *o * POOL * dims), lse[POOL];
+    uint32_t *begin = checks_alloc((rows + 1) * sizeof *begin);
+    uint32_t *list = checks_alloc(((size_t)rows * parts + 1) * sizeof *list);
+    float *ret_o = case_results((size_t)rows * dims), *ret_lse = case_results(rows);
+    float *truth = case_results((size_t)rows * dims), *truth_lse = case_results(rows);
+    for (size_t i = 0; i < (size_t)POOL * dims; i++) o[i] = checks_normal(random);
+    for (size_t i = 0; i < POOL; i++)
+        lse[i] = i % 8 == 0 ? -INFINITY : checks_normal(random) * (i % 8 == 1 ? 1e30F : 3.0F);
+    for (uint32_t row = 0; row <= rows; row++) begin[row] = row * parts;
+    for (size_t i = 0; i < (size_t)rows * parts; i++)
+        list[i] = (uint32_t)random_below(random, POOL);
+    for (uint32_t row = 0; row < rows; row++) {
+        double top = -INFINITY, sum = 0.0;
+        const uint32_t *mine = list + begin[row];
+        for (uint32_t i = 0; i < parts; i++) top = fmax(top, (double)lse[mine[i]]);
+        for (uint32_t i = 0; top > -INFINITY && i < parts; i++)
+            sum += exp((double)lse[mine[i]] - top);
+        for (uint32_t d = 0; d < dims; d++) {
+            double value = 0.0;
+            for (uint32_t i = 0; sum > 0.0 && i < parts; i++)
+                value += exp((double)lse[mine[i]] - top) / sum * (double)o[mine[i] * dims + d];
+            truth[(size_t)row * dims + d] = (float)value;
+        }
+        truth_lse[row] = sum > 0.0 ? (float)(top + log(sum)) : -INFINITY;
+    }
+    struct merge_launch launch = { .begin = begin, .parts = list, .count = rows, .head_dim = dims,
+                                   .o = o, .lse = lse, .ret_o = ret_o, .ret_lse = ret_lse };
+    char what[64];
+    snprintf(what, sizeof what, "merge D=%u rows=%u parts=%u", dims, rows, parts);
+    case_launched(checks, what, merge_launch(&launch, NULL));
+    checks_close(checks, what, ret_o, truth, (size_t)rows * dims, (struct near){ 4e-6F, 4e-6F });
+    checks_close(checks, what, ret_lse, truth_lse, rows, (struct near){ 4e-6F, 4e-6F });
+    void *all[] = { o, begin, list, ret_o, ret_lse, truth, truth_lse };
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) free(all[i]);
+}
+
 int main(void)
 {
     struct checks checks = { 0 };
@@ -98,5 +140,13 @@ int main(void)
         check_dims(&checks, case_dims[i], 1.0, &random);
         check_dims(&checks, case_dims[i], 1e4, &random);
     }
+    for (unsigned i = 0; i < CASE_COUNTS; i++)
+        for (unsigned j = 0; j < CASE_COUNTS; j++) {
+            bool large = case_counts[i] > 100 && case_counts[j] > 1;
+            simt_set_order((enum simt_order)((i + j) % SIMT_ORDERS), random);
+            if (!large)
+                check_lists(&checks, case_dims[(i + j) % CASE_DIMS], case_counts[i],
+                            case_counts[j], &random);
+        }
     return checks_end(&checks);
 }

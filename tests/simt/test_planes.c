@@ -17,7 +17,13 @@
 #include "tests/kernels/tolerance.h"
 #include "tests/simt/emulator.h"
 
+/* RUNS and so on are what there may be; a fixture has as many KV heads as it says. */
 enum { G = 2, SEGMENTS = 2, RUNS = G * SEGMENTS, ROWS_MAX = G * LAUNCH_QUERIES };
+
+struct shape {
+    uint32_t heads, head_dim, group; /* KV heads, D, query rows of each */
+    uint32_t dtype;                  /* of the rows */
+};
 
 struct fixture {
     struct coded coded;
@@ -55,30 +61,32 @@ static void make_scratch(struct fixture *fixture)
     launch->total_lse = fixture->total_lse = past_alloc(ROWS_MAX, sizeof(float));
 }
 
-static void make(struct fixture *fixture, uint32_t head_dim, uint32_t group, uint64_t *random)
+static void make(struct fixture *fixture, const struct shape *shape, uint64_t *random)
 {
+    uint32_t heads = shape->heads, head_dim = shape->head_dim, group = shape->group;
+    uint32_t runs = heads * SEGMENTS;
     *fixture = (struct fixture){ .group = group };
     struct past *past = &fixture->coded.past;
-    *past = (struct past){ .query_heads = (size_t)G * group, .kv_heads = G, .head_dim = head_dim,
-                           .tokens = (size_t)SEGMENTS * PLANES_TOKENS, .queries = 1,
-                           .dtype = DTYPE_FP16 };
+    *past = (struct past){ .query_heads = (size_t)heads * group, .kv_heads = heads,
+                           .head_dim = head_dim, .tokens = (size_t)SEGMENTS * PLANES_TOKENS,
+                           .queries = 1, .dtype = shape->dtype };
     past_make(past, random);
     for (size_t h = 0; h < past->query_heads; h++) /* from flat to peaked */
         for (size_t d = 0; d < head_dim; d++)
             past->q[h * head_dim + d] *= 1.0F + 2.0F * (float)(h % 3);
     code(&fixture->coded, 0, true);
     struct planes_launch *launch = &fixture->launch;
-    *launch = (struct planes_launch){ .runs = fixture->runs, .count = RUNS, .head_dim = head_dim,
-                                      .queries = G * group, .signs = fixture->signs,
+    *launch = (struct planes_launch){ .runs = fixture->runs, .count = runs, .head_dim = head_dim,
+                                      .queries = heads * group, .signs = fixture->signs,
                                       .target = 0.02F };
     planes_layout_init(head_dim, &launch->layout);
     memcpy(fixture->signs, rotation_signs(0), 128);
     memcpy(fixture->signs + 128, rotation_signs(1), 128);
-    fixture->q = past_alloc((size_t)G * group * head_dim, sizeof(float));
-    for (size_t i = 0; i < (size_t)G * group * head_dim; i++)
+    fixture->q = past_alloc((size_t)heads * group * head_dim, sizeof(float));
+    for (size_t i = 0; i < (size_t)heads * group * head_dim; i++)
         fixture->q[i] = past->q[i] / sqrtf((float)head_dim);
     launch->q = fixture->q;
-    for (uint32_t i = 0; i < RUNS; i++) {
+    for (uint32_t i = 0; i < runs; i++) {
         uint32_t g = i / SEGMENTS;
         const struct view *view = &past->views[i];
         fixture->runs[i] = (struct planes_run){
@@ -90,7 +98,7 @@ static void make(struct fixture *fixture, uint32_t head_dim, uint32_t group, uin
             .position = view->position, .query = g * group, .queries = group,
             .result = i * 3 * group };
     }
-    for (uint32_t row = 0; row < G * group; row++) {
+    for (uint32_t row = 0; row < heads * group; row++) {
         fixture->limits[row] = past->tokens;
         fixture->begin[row + 1] = fixture->begin[row] + SEGMENTS * 3;
         for (uint32_t s = 0; s < SEGMENTS; s++)
@@ -125,7 +133,7 @@ static void merge(struct fixture *fixture)
 
 static void no_refined(struct fixture *fixture)
 {
-    for (size_t i = 0; i < (size_t)RUNS * 3 * fixture->group; i++)
+    for (size_t i = 0; i < (size_t)fixture->launch.count * 3 * fixture->group; i++)
         if (i / fixture->group % 3 != 0) fixture->lse[i] = -INFINITY;
 }
 
@@ -133,13 +141,13 @@ static void refined(struct fixture *fixture)
 {
     const struct planes_launch *launch = &fixture->launch;
     assert_int_equal(partial_launch(&(struct partial_launch){
-                         .runs = launch->lo_runs, .count = RUNS, .head_dim = launch->head_dim,
-                         .q = launch->q, .limits = fixture->limits, .o = fixture->o,
-                         .lse = fixture->lse }, NULL), 0);
+                         .runs = launch->lo_runs, .count = launch->count,
+                         .head_dim = launch->head_dim, .q = launch->q, .limits = fixture->limits,
+                         .o = fixture->o, .lse = fixture->lse }, NULL), 0);
     assert_int_equal(gather_partial_launch(&(struct gather_launch){
-                         .runs = launch->exact_runs, .count = RUNS, .head_dim = launch->head_dim,
-                         .q = launch->q, .limits = fixture->limits, .o = fixture->o,
-                         .lse = fixture->lse }, NULL), 0);
+                         .runs = launch->exact_runs, .count = launch->count,
+                         .head_dim = launch->head_dim, .q = launch->q, .limits = fixture->limits,
+                         .o = fixture->o, .lse = fixture->lse }, NULL), 0);
 }
 
 /* The whole of it, with a target; the answer is in total. */
@@ -182,8 +190,7 @@ static float *copy_of(const void *from, size_t count)
 static void check_scores(struct fixture *fixture)
 {
     struct planes_launch *launch = &fixture->launch;
-    size_t count = (size_t)RUNS * LAUNCH_QUERIES * PLANES_TOKENS;
-    size_t squares = (size_t)RUNS * LAUNCH_QUERIES;
+    size_t squares = (size_t)launch->count * LAUNCH_QUERIES, count = squares * PLANES_TOKENS;
     memset(launch->histogram, 0xFF, (size_t)launch->queries * PLANES_BINS * sizeof(uint64_t));
     assert_int_equal(planes_score_launch(launch, NULL), 0);
     for (size_t i = 0; i < (size_t)launch->queries * PLANES_BINS; i++)
@@ -204,7 +211,7 @@ static void check_scores(struct fixture *fixture)
 static void check_weighing(struct fixture *fixture)
 {
     struct planes_launch *launch = &fixture->launch;
-    size_t rows = (size_t)RUNS * 3 * fixture->group, floats = rows * launch->head_dim;
+    size_t rows = (size_t)launch->count * 3 * fixture->group, floats = rows * launch->head_dim;
     assert_int_equal(planes_weigh_launch(launch, NULL), 0);
     CLEANUP(free_ptr) float *o = copy_of(fixture->o, floats);
     CLEANUP(free_ptr) float *lse = copy_of(fixture->lse, rows);
@@ -240,38 +247,41 @@ static void check_judging(struct fixture *fixture)
 static void check_picking(struct fixture *fixture)
 {
     struct planes_launch *launch = &fixture->launch;
-    size_t tokens = (size_t)RUNS * PLANES_TOKENS, decoded = 0, other = 0;
+    size_t runs = launch->count, tokens = runs * PLANES_TOKENS, decoded = 0, other = 0;
     assert_int_equal(planes_pick_launch(launch, NULL), 0);
-    CLEANUP(free_ptr) float *left = copy_of(launch->left, (size_t)RUNS * LAUNCH_QUERIES);
+    CLEANUP(free_ptr) float *left = copy_of(launch->left, runs * LAUNCH_QUERIES);
     CLEANUP(free_ptr) uint8_t *levels = past_alloc(tokens, 1);
     memcpy(levels, launch->levels, tokens);
     planes_pick_ref(launch);
     for (size_t i = 0; i < tokens; i++) other += levels[i] != launch->levels[i];
     assert_in_range(other, 0, 2);
-    expect_near("left", left, launch->left, (size_t)RUNS * LAUNCH_QUERIES,
+    expect_near("left", left, launch->left, runs * LAUNCH_QUERIES,
                 (struct near){ 1e-12F, 1e-2F });
     assert_int_equal(planes_pick_launch(launch, NULL), 0);
     assert_int_equal(planes_decode_launch(launch, NULL), 0);
-    size_t floats = (size_t)RUNS * PLANES_LO_ROWS * 2 * launch->head_dim;
+    size_t floats = runs * PLANES_LO_ROWS * 2 * launch->head_dim;
     CLEANUP(free_ptr) float *rows = copy_of(launch->decoded, floats);
     planes_decode_ref(launch);
     expect_near("decoded", rows, launch->decoded, floats, (struct near){ 2e-6F, 4e-6F });
-    for (size_t i = 0; i < RUNS; i++) decoded += launch->lo_runs[i].count;
+    for (size_t i = 0; i < runs; i++) decoded += launch->lo_runs[i].count;
     assert_true(decoded > 0);
     launch->again = 1; /* without what was picked */
     check_weighing(fixture);
     launch->again = 0;
 }
 
+/* Every number of query rows, head dimension, dtype of rows and order of threads. */
 static void test_kernels(void **state)
 {
     (void)state;
     static const uint32_t dims[] = { 64, 80, 96, 128, 256 };
+    static const uint32_t dtypes[] = { DTYPE_FP16, DTYPE_BF16, DTYPE_FP32 };
     uint64_t random = random_seed();
-    for (size_t i = 0; i < sizeof dims / sizeof dims[0]; i++) {
+    for (uint32_t group = 1; group <= LAUNCH_QUERIES; group++) {
         struct fixture fixture;
-        make(&fixture, dims[i], (uint32_t)(3 * i) % LAUNCH_QUERIES + 1, &random);
-        simt_set_order((enum simt_order)(i % SIMT_ORDERS), random);
+        make(&fixture, &(struct shape){ .heads = group == 3 ? 2 : 1, .head_dim = dims[group % 5],
+                                        .group = group, .dtype = dtypes[group % 3] }, &random);
+        simt_set_order((enum simt_order)(group % SIMT_ORDERS), random);
         check_scores(&fixture);
         check_weighing(&fixture);
         no_refined(&fixture);
@@ -311,10 +321,38 @@ static double predicted_error(const struct fixture *fixture, size_t row)
     return sqrt(left);
 }
 
+/* A query of zeros, to which all tokens are equal, and one whose scores are thousands apart: no
+ * NaN, and exact where everything may be read. Of the first nothing has to be read again, as the
+ * codes of its tokens cancel out; what is left of random values then is as small as the codes of
+ * means. */
+static void test_extremes(void **state)
+{
+    (void)state;
+    uint64_t random = random_seed();
+    struct fixture fixture;
+    make(&fixture, &(struct shape){ 1, 64, 3, DTYPE_FP16 }, &random);
+    for (uint32_t d = 0; d < 64; d++) {
+        fixture.q[d] = fixture.coded.past.q[d] = 0.0F;
+        fixture.q[64 + d] *= 3e3F;
+        fixture.coded.past.q[64 + d] *= 3e3F;
+    }
+    simt_set_order(SIMT_DOWN, random);
+    run(&fixture, 1e-9F);
+    for (size_t row = 0; row < 3; row++) {
+        double error = true_error(&fixture, row);
+        if (!(error < (row == 0 ? 0.2 : 1e-5))) fail_msg("row %zu: error %g", row, error);
+        assert_true(isfinite(fixture.total_lse[row]));
+    }
+    run(&fixture, 0.5F);
+    for (size_t i = 0; i < (size_t)3 * 64; i++) assert_true(isfinite(fixture.total_o[i]));
+    for (size_t row = 0; row < 3; row++) assert_true(isfinite(predicted_error(&fixture, row)));
+    end(&fixture);
+}
+
 static size_t tokens_at(const struct fixture *fixture, enum planes_level level)
 {
     size_t count = 0;
-    for (size_t i = 0; i < (size_t)RUNS * PLANES_TOKENS; i++)
+    for (size_t i = 0; i < (size_t)fixture->launch.count * PLANES_TOKENS; i++)
         count += fixture->launch.levels[i] == level;
     return count;
 }
@@ -325,7 +363,7 @@ static void test_target(void **state)
     static const float targets[] = { 1.0F, 0.05F, 0.02F, 0.005F };
     uint64_t random = random_seed();
     struct fixture fixture;
-    make(&fixture, 128, 4, &random);
+    make(&fixture, &(struct shape){ G, 128, 4, DTYPE_FP16 }, &random);
     simt_set_order(SIMT_SHUFFLED, random);
     size_t before = 0;
     for (size_t i = 0; i < sizeof targets / sizeof targets[0]; i++) {
@@ -360,7 +398,7 @@ static void test_missing(void **state)
     (void)state;
     uint64_t random = random_seed();
     struct fixture fixture;
-    make(&fixture, 64, 2, &random);
+    make(&fixture, &(struct shape){ G, 64, 2, DTYPE_FP16 }, &random);
     for (size_t i = 0; i < RUNS; i++) fixture.runs[i].rows.k = NULL;
     run(&fixture, 0.001F);
     assert_int_equal(tokens_at(&fixture, PLANES_AT_EXACT), 0);
@@ -412,7 +450,7 @@ static void test_barriers(void **state)
     uint64_t random = random_seed();
     struct fixture fixture;
     int lines[64];
-    make(&fixture, 96, 8, &random);
+    make(&fixture, &(struct shape){ 1, 96, 8, DTYPE_FP16 }, &random);
     simt_set_order(SIMT_UP, 5);
     simt_take_barriers(lines, 64);
     run(&fixture, 0.02F);
@@ -434,6 +472,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_kernels),
+        cmocka_unit_test(test_extremes),
         cmocka_unit_test(test_target),
         cmocka_unit_test(test_missing),
         cmocka_unit_test(test_barriers),
