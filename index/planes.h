@@ -88,6 +88,12 @@ struct planes_layout {
 };
 void planes_layout_init(size_t head_dim, struct planes_layout *ret_layout);
 
+/* What codes of keys are relative to. */
+struct planes_space {
+    uint64_t queries; /* observed; 0: query_square says nothing */
+    const float *balance, *query_square, *key_mean; /* (D) */
+};
+
 /* One head of one segment, opened: pointers into the payloads. lo may be NULL (not resident,
  * damaged): hi still answers. */
 struct planes {
@@ -100,6 +106,9 @@ struct planes {
     const uint16_t *key_scale, *value_scale;  /* (1024) fp16 */
     const uint8_t *key_hi, *value_hi, *lo;
     const uint64_t *checks; /* (3, 64) */
+    /* An entry of centroid_table.h, and what its codes are relative to; NULL: none. */
+    const struct planes_space *space;
+    const uint8_t *table;
 };
 
 /* hi: hi_bytes at a multiple of 64; lo: lo_bytes or NULL. Everything is checked, codes excepted

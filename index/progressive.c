@@ -131,6 +131,7 @@ static void lane_segments(struct lane_memory *memory, size_t rows, size_t head_d
 {
     size_t clusters = segments * PLANES_CLUSTERS, at = segments * rows;
     block->segments = lane_take(memory, segments * sizeof *block->segments);
+    block->sampled = lane_take(memory, segments * sizeof *block->sampled);
     block->fresh = lane_take(memory, segments * sizeof *block->fresh);
     block->q8 = lane_take(memory, at * head_dim);
     block->scale = take_floats(memory, at);
@@ -139,14 +140,27 @@ static void lane_segments(struct lane_memory *memory, size_t rows, size_t head_d
     block->deviation = take_floats(memory, at);
     block->square = take_floats(memory, at);
     block->centre = take_floats(memory, clusters * rows);
+    block->scores = take_floats(memory, PLANES_CLUSTERS * rows);
     block->mass = take_floats(memory, clusters * rows);
     block->priority = take_floats(memory, clusters * rows);
     block->mass_top = take_floats(memory, at);
+    block->priority_log = take_floats(memory, at);
     block->priority_top = take_floats(memory, at);
     block->chunks = lane_take(memory, segments * (BLOCK_ROUNDS + 1) * sizeof *block->chunks);
     block->tiles = lane_take(memory, clusters * sizeof *block->tiles);
     block->tile_sums = take_floats(memory, 3 * clusters * rows);
     block->weights = take_floats(memory, clusters * rows * PLANES_CLUSTER);
+}
+
+static void lane_shared(struct lane_memory *memory, size_t rows, size_t head_dim,
+                        struct block_space *ret_shared)
+{
+    ret_shared->q8 = lane_take(memory, rows * head_dim);
+    ret_shared->scale = take_floats(memory, rows);
+    ret_shared->offset = take_floats(memory, rows);
+    ret_shared->deviation = take_floats(memory, rows);
+    ret_shared->square = take_floats(memory, rows);
+    ret_shared->sum = lane_take(memory, rows * sizeof *ret_shared->sum);
 }
 
 static void lane_rows(struct lane_memory *memory, size_t rows, size_t head_dim,
@@ -159,7 +173,8 @@ static void lane_rows(struct lane_memory *memory, size_t rows, size_t head_dim,
         *values[i] = take_floats(memory, rows * head_dim);
     double **sums[] = { &block->mass_shut, &block->priority_shut, &block->mass_open,
                         &block->correction_mass, &block->total, &block->norm, &block->shut_error,
-                        &block->code_error, &block->priority_unit, &block->priority_all };
+                        &block->code_error, &block->priority_unit, &block->priority_all,
+                        &block->mass_removed };
     for (size_t i = 0; i < sizeof sums / sizeof sums[0]; i++)
         *sums[i] = lane_take(memory, rows * sizeof(double));
     block->shift = take_floats(memory, rows);
@@ -184,6 +199,7 @@ static size_t lane_layout(unsigned char *at, const struct progressive *call, siz
 {
     struct lane_memory memory = { .at = at };
     lane_segments(&memory, call->block_rows, call->scan.head_dim, segments, block);
+    lane_shared(&memory, call->block_rows, call->scan.head_dim, &block->shared);
     lane_rows(&memory, call->block_rows, call->scan.head_dim, block);
     if (call->hits != NULL) {
         size_t count = call->block_rows * PROGRESSIVE_SCRATCH(call->hits->k);
@@ -204,14 +220,16 @@ static void begin_block(struct block *block, const struct progressive *call, siz
     if (block->rows > call->block_rows) block->rows = call->block_rows;
     block->head_dim = head_dim;
     block->q = call->scan.q + (block->kv_head * rows_all + block->first) * head_dim;
-    block->segment_count = block->chunk_count = block->tiles_used = block->coded = 0;
+    block->segment_count = block->segments_all = 0;
+    block->chunk_count = block->tiles_used = block->coded = 0;
     block->limited = false;
+    block->shared.space = NULL;
     size_t bytes = block->rows * head_dim * sizeof(float);
     float *values[] = { block->base, block->removed, block->residual, block->correction };
     for (size_t i = 0; i < sizeof values / sizeof values[0]; i++) memset(values[i], 0, bytes);
     double *sums[] = { block->mass_shut, block->priority_shut, block->priority_all,
                        block->mass_open, block->correction_mass, block->total, block->norm,
-                       block->shut_error, block->code_error };
+                       block->shut_error, block->code_error, block->mass_removed };
     for (size_t i = 0; i < sizeof sums / sizeof sums[0]; i++)
         memset(sums[i], 0, block->rows * sizeof(double));
     block_clear_state(block, &block->exact);

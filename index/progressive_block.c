@@ -16,7 +16,8 @@
  *
  * base: mean values of all clusters, by W or, of opened ones, by their tokens' weights (W is at
  * most e² times that, so that exchanging one for the other in a sum costs no digits); residual:
- * V-hi; removed: both, of tokens that were refined.
+ * V-hi; removed: both, of tokens that were refined (where that takes the digits with it,
+ * everything is read exactly).
  *
  * Rejected: opening clusters segment by segment (those of a context compete with each other); a
  * fixed share of them (layers differ by 100×).
@@ -41,6 +42,7 @@ enum {
 static const double shut_share = 0.9;   /* of the target, for shut clusters */
 static const double aim = 0.95;         /* of that, when clusters are opened */
 static const double first_guess = 0.1; /* error per priority left shut, before any sample */
+static const double digits_lost = 1e-6; /* of what was taken out of sums of floats, at most */
 static const double sampled_fully = 0.05; /* targets up to here get the whole sample */
 
 uint64_t block_bytes_left(const struct block *block)
@@ -118,6 +120,7 @@ void block_sort_views(struct block *block,
             assert(view->tokens == PLANES_TOKENS);
             block->segments[block->segment_count++] =
                 (struct block_segment){ .planes = planes[i], .view = view };
+            block->segments_all = block->segment_count;
             if (row > exact_from) read(block, exact_from, row);
             exact_from = row + tokens;
         }
@@ -185,6 +188,12 @@ static size_t choose_sinks(struct block *block)
     return count;
 }
 
+/* Of the exact rows that planes stand for. */
+static uint64_t rows_bytes(const struct block *block)
+{
+    return (uint64_t)block->segment_count * PLANES_TOKENS * 4 * block->head_dim;
+}
+
 /* Would reading `fresh` too take longer than reading all rows exactly? Only where the caller leaves
  * the choice to the measured rule. */
 static bool exact_is_cheaper(const struct block *block)
@@ -199,12 +208,11 @@ static bool exact_is_cheaper(const struct block *block)
     }
     /* Half of those that are opened will want their values (0042). */
     double opened = 0.5 * ((double)(keys + values) + 0.5 * (double)shut);
-    uint64_t bytes = (uint64_t)all * PLANES_CLUSTER * 4 * block->head_dim;
     /* What a token costs in codes falls with D against what it costs as a row (0034). */
     double share = 0.3 + (double)block->head_dim / 640.0;
     if (share > 0.7) share = 0.7;
-    return block->call->args->exact_below == UINT64_MAX && bytes < block_bytes_left(block) &&
-           opened > share * (double)all;
+    return block->call->args->exact_below == UINT64_MAX &&
+           rows_bytes(block) < block_bytes_left(block) && opened > share * (double)all;
 }
 
 /* Half of the draws of a sample. What is asked coarsely is judged by fewer: at 0.3, reading a point
@@ -243,15 +251,16 @@ static void guess(const struct block *block, double wanted, double *ret_allowed)
     }
 }
 
-/* One segment in SAMPLED to the front: their number. The order of segments means nothing. */
+/* One segment in SAMPLED to the front: their number. The others keep their order, in which they
+ * stand in tables. */
 static size_t sample_segments(struct block *block)
 {
-    size_t count = 0;
-    for (size_t p = SAMPLED / 2; p < block->segment_count; p += SAMPLED, count++) {
-        struct block_segment segment = block->segments[count];
-        block->segments[count] = block->segments[p];
-        block->segments[p] = segment;
-    }
+    size_t all = block->segment_count, count = 0, end = all;
+    for (size_t p = SAMPLED / 2; p < all; p += SAMPLED)
+        block->sampled[count++] = block->segments[p];
+    for (size_t p = all; p-- > 0;)
+        if (p % SAMPLED != SAMPLED / 2) block->segments[--end] = block->segments[p];
+    memcpy(block->segments, block->sampled, count * sizeof *block->segments);
     return count;
 }
 
@@ -336,8 +345,6 @@ static void write_row(struct block *block, size_t m)
 
 static void finish(struct block *block)
 {
-    turn_exact(block);
-    block_sum_up(block);
     rotation_invert(block->output, block->rows, block->head_dim);
     for (size_t m = 0; m < block->rows; m++) write_row(block, m);
 }
@@ -355,10 +362,27 @@ static void finish_exactly(struct block *block)
     }
 }
 
+/* Tokens that were refined are taken out of sums that had them by their codes. One whose codes
+ * scored it far too high (a key hundreds of times longer than others, 20 nats off by rounding)
+ * leaves nothing but rounding behind. That is an error of codes too; is it too large for a row? */
+static bool is_cancelled(struct block *block)
+{
+    bool cancelled = false;
+    for (size_t m = 0; m < block->rows; m++) {
+        if (!(block->mass_removed[m] > 0.0)) continue;
+        double total = fmax(block->total[m], 1e-300);
+        double left = digits_lost * block->mass_removed[m] / total;
+        block->code_error[m] = hypot(block->code_error[m], left);
+        cancelled |= left > 0.01 * (double)block->call->target;
+    }
+    return cancelled;
+}
+
 /* Forget what planes said and read every row. */
 static void start_again_exactly(struct block *block)
 {
     block_clear_state(block, &block->exact);
+    block_clear_state(block, &block->refined);
     for (size_t m = 0; m < block->rows; m++) {
         block->mass_shut[m] = block->correction_mass[m] = 0.0;
         block->shut_error[m] = block->code_error[m] = 0.0;
@@ -390,5 +414,14 @@ void block_run(struct block *block)
         return;
     }
     block_refine(block);
+    turn_exact(block);
+    block_sum_up(block);
+    if (is_cancelled(block)) {
+        if (rows_bytes(block) < block_bytes_left(block)) {
+            start_again_exactly(block);
+            return;
+        }
+        block->limited = true;
+    }
     finish(block);
 }

@@ -41,6 +41,7 @@ enum {
     BLOCK_PROBES_LEAST = 16, /* where the target is coarse */
     BLOCK_ROUNDS = 4,    /* of opening clusters */
     BLOCK_GATHER = 64,   /* refined rows that go through attention together */
+    BLOCK_LINE_BYTES = 64,
     BLOCK_BINS = 1024,   /* of a histogram of floats ≥ 0: quarter octaves */
 };
 
@@ -96,6 +97,7 @@ struct block_segment {
     uint64_t opened; /* bit c: K-hi of cluster c was read */
     uint64_t valued; /* V-hi too; never without K-hi */
     bool blank;      /* no cluster counts for any row: masses and priorities are not there */
+    bool turned;     /* the queries are in its space */
 };
 
 /* Opened tiles of one segment, with the weights of their tokens. */
@@ -130,22 +132,34 @@ struct block {
 
     struct block_segment *segments;
     size_t segment_count;
+    struct block_segment *sampled; /* scratch */
+    size_t segments_all; /* segment_count, also while only some of them are looked at */
 
     /* Queries, per segment. */
     int8_t *q8;        /* (P, M, D) */
     float *scale;      /* (P, M) */
     float *offset;     /* (P, M) */
     int32_t *sum;      /* (P, M) */
-    float *deviation;  /* (P, M): times sqrt(key_spread) = deviation of a score in a cluster */
+    float *deviation;  /* (P, M): times sqrt(key_spread) = deviation of a score in a cluster, in the
+                        * space that its centroids were scored in */
     float *square;     /* (P, M): |q'|² */
     float *turned;     /* (M, D) fp32 queries of one segment */
+    /* The same of a space that segments share (centroid_table.h), the one asked for last. */
+    struct block_space {
+        const struct planes_space *space; /* NULL: none was */
+        int8_t *q8;                       /* (M, D) */
+        float *scale, *offset, *deviation, *square; /* (M) */
+        int32_t *sum;                     /* (M) */
+    } shared;
 
     /* Clusters, per segment. */
-    float *centre;     /* (P, M, 64): score of the centroid */
+    float *centre;     /* (P, M, 64): score of the centroid, where the segment is not blank */
+    float *scores;     /* (M, 64) of one segment */
     float *mass;       /* (P, M, 64): W, 16 exp(centroid score + …); of opened ones the sum */
     float *priority;   /* (P, M, 64): which to read more of first; own unit per query row */
     float *shift;      /* (M) */
     float *mass_top;       /* (P, M): the largest logarithm of a mass per token */
+    float *priority_log;   /* (P, M): the same of a priority */
     float *priority_top;   /* (P, M): no priority of the segment is larger */
     float *priority_shift; /* (M): priority = exp(… - priority_shift) */
     double *priority_unit; /* (M): from weights to priorities, exp(shift - priority_shift) */
@@ -154,6 +168,7 @@ struct block {
     double *priority_shut; /* (M) of clusters without V */
     double *priority_all;  /* (M) of all priorities that ever went into priority_shut */
     float *base, *removed, *residual; /* (M, D), see progressive_block.c */
+    double *mass_removed; /* (M) of the tokens that were taken out of it to be refined */
     double *mass_open; /* (M) of the tokens that are answered from hi */
     uint64_t *fresh;   /* (P) */
 
@@ -194,11 +209,20 @@ struct block {
     struct scan_cursor *cursor;
 };
 
-/* Queries of segment p as int8, with everything that goes with them. */
-void block_turn_queries(struct block *block, size_t p);
-/* The same in fp32, into block->turned. */
+/* The queries in the space of segment p as int8, turned when first asked for; block->deviation is
+ * left as it is. */
+struct plane_queries block_plane_queries(struct block *block, size_t p);
+/* In that of its entry in a table, if it has one. Sets block->deviation of p. */
+struct plane_queries block_centroid_queries(struct block *block, size_t p);
+/* In the space of segment p, fp32, into block->turned. */
 void block_turn_exactly(struct block *block, size_t p);
-struct plane_queries block_plane_queries(const struct block *block, size_t p);
+
+/* The centroids of segment p, of its entry in a table if it has one. */
+struct block_centroids {
+    const uint8_t *codes;
+    const float *scale, *key_spread; /* (64) */
+};
+struct block_centroids block_centroids(const struct block *block, size_t p);
 
 /* Masses, priorities and mean values of all clusters. Sets shift. The first `scored` segments have
  * their queries and scores already. */
@@ -207,6 +231,18 @@ void block_score_clusters(struct block *block, size_t scored);
  * as the byte budget allows. Sets threshold. Returns how many are to be read (more) of; their bits
  * are in ret_fresh (P). */
 size_t block_choose(struct block *block, const double *allowed, uint64_t *ret_fresh);
+
+/* Ask for lines of memory, into the second-level cache. */
+static inline void block_fetch_lines(const void *from, size_t bytes)
+{
+    for (size_t at = 0; at < bytes; at += BLOCK_LINE_BYTES)
+        __builtin_prefetch((const unsigned char *)from + at, 0, 2);
+}
+
+/* Ask for what reading clusters (bits) of segment p begins with: they lie anywhere, and a CPU that
+ * is told where while it works on those before does not wait. The kernels ask for the tiles behind
+ * the first ones. */
+void block_fetch(const struct block *block, size_t p, uint64_t clusters);
 
 /* Scores of a tile (16) whose centroid scores `centre`, in place: without the mean of their
  * rounding errors. */

@@ -18,6 +18,7 @@
 #include <string.h>
 
 #include "index/backend.h"
+#include "index/centroid_table.h"
 #include "index/progressive_block.h"
 
 enum {
@@ -58,20 +59,54 @@ static inline float four_sum(four a)
     return (a[0] + a[1]) + (a[2] + a[3]);
 }
 
-/* Scores of the centroids of segment p: the largest logarithms of mass and priority, in the segment
- * and so far. */
-static void rank(struct block *block, size_t p, float *shift, float *high)
+struct block_centroids block_centroids(const struct block *block, size_t p)
 {
-    size_t at = p * block->rows;
-    block->call->planes->rank(&(struct plane_rank_args){
-        .reach = reach, .centre = block->centre + at * PLANES_CLUSTERS,
-        .deviation = block->deviation + at, .key_spread = block->segments[p].planes->key_spread,
-        .queries = block->rows, .mass_top = block->mass_top + at,
-        .priority_top = block->priority_top + at });
+    const struct planes *planes = block->segments[p].planes;
+    if (planes->table == NULL)
+        return (struct block_centroids){ planes->centroids, planes->centroid_scale,
+                                         planes->key_spread };
+    return (struct block_centroids){ planes->table,
+                                     centroid_entry_scale(planes->table, block->head_dim),
+                                     centroid_entry_spread(planes->table, block->head_dim) };
+}
+
+/* What a segment may lack to be blank, per row: its logarithms of masses and priorities lie below
+ * these. The shifts only rise, so what is below them once stays so. */
+struct reaches {
+    float mass, priority; /* over the shifts */
+};
+
+static struct reaches reaches_of(const struct block *block)
+{
+    double target = (double)block->call->target;
+    double each = target / (double)(block->segments_all * PLANES_CLUSTERS);
+    return (struct reaches){ (float)log(negligible * each + 1e-30) - logf((float)PLANES_CLUSTER),
+                             (float)log(blank_share * each + 1e-30) };
+}
+
+/* Has no row of segment p a mass that add_means would keep (the sum of all is at least that of the
+ * largest, 1), nor a priority in range, as far as the shifts are known? Segments with sinks are
+ * never blank. */
+static bool is_blank(const struct block *block, size_t p, const struct reaches *reaches)
+{
+    const float *mass = block->mass_top + p * block->rows;
+    const float *priority = block->priority_log + p * block->rows;
+    bool blank = block->segments[p].view->position != 0;
+    for (size_t m = 0; m < block->rows; m++)
+        blank &= mass[m] < block->shift[m] + reaches->mass &&
+                 priority[m] < block->priority_shift[m] + reaches->priority;
+    return blank;
+}
+
+/* The largest logarithms of segment p raise the shifts. */
+static void raise_shifts(struct block *block, size_t p)
+{
     for (size_t m = 0; m < block->rows; m++) {
-        float mass = block->mass_top[at + m], priority = block->priority_top[at + m];
-        shift[m] = mass > shift[m] ? mass : shift[m];
-        high[m] = priority > high[m] ? priority : high[m];
+        float mass = block->mass_top[p * block->rows + m];
+        float priority = block->priority_log[p * block->rows + m];
+        float *shift = &block->shift[m], *high = &block->priority_shift[m];
+        *shift = mass > *shift ? mass : *shift;
+        *high = priority > *high ? priority : *high;
     }
 }
 
@@ -81,9 +116,10 @@ static void estimate(struct block *block, size_t p, const float *mass_shift)
     size_t rows = block->rows, at = p * rows;
     float masses[BLOCK_ROWS], priorities[BLOCK_ROWS];
     const struct planes *planes = block->segments[p].planes;
+    struct block_centroids centroids = block_centroids(block, p);
     block->call->planes->estimate(&(struct plane_estimate_args){
         .reach = reach, .centre = block->centre + at * PLANES_CLUSTERS,
-        .deviation = block->deviation + at, .key_spread = planes->key_spread,
+        .deviation = block->deviation + at, .key_spread = centroids.key_spread,
         .value_spread = planes->value_spread, .mass_shift = mass_shift,
         .priority_shift = block->priority_shift, .queries = rows,
         .mass = block->mass + at * PLANES_CLUSTERS,
@@ -96,25 +132,16 @@ static void estimate(struct block *block, size_t p, const float *mass_shift)
     }
 }
 
-/* Masses and priorities of all clusters. A segment is *blank* where no row has a mass that
- * add_means would keep (the sum of all is at least that of the largest, 1) nor a priority in range:
- * it counts as 0 and nothing is written for it. Segments with sinks never are. */
-static void estimate_all(struct block *block)
+/* Masses and priorities of all clusters but those of blank segments: they count as 0, and nothing
+ * is written for them. */
+static void estimate_all(struct block *block, const struct reaches *reaches)
 {
-    size_t rows = block->rows, clusters = block->segment_count * PLANES_CLUSTERS;
-    double target = (double)block->call->target / (double)clusters;
-    float least = (float)log(negligible * target + 1e-30), shift[BLOCK_ROWS];
-    float range = (float)log(blank_share * target + 1e-30);
+    size_t rows = block->rows;
+    float shift[BLOCK_ROWS];
     for (size_t m = 0; m < rows; m++) shift[m] = block->shift[m] - logf((float)PLANES_CLUSTER);
     for (size_t p = 0; p < block->segment_count; p++) {
-        struct block_segment *segment = &block->segments[p];
-        const float *mass = block->mass_top + p * rows, *priority = block->priority_top + p * rows;
-        segment->blank = segment->view->position != 0;
-        for (size_t m = 0; m < rows && segment->blank; m++)
-            segment->blank = mass[m] < shift[m] + least &&
-                             priority[m] < block->priority_shift[m] + range;
-        if (segment->blank)
-            memset(block->priority_top + p * rows, 0, rows * sizeof *block->priority_top);
+        bool blank = block->segments[p].blank = is_blank(block, p, reaches);
+        if (blank) memset(block->priority_top + p * rows, 0, rows * sizeof *block->priority_top);
         else estimate(block, p, shift);
     }
 }
@@ -207,6 +234,8 @@ static void touch_centroids(const struct block *block, size_t p)
     for (size_t i = 0; i < count; i++) {
         const struct planes *planes = block->segments[p + i].planes;
         const unsigned char *from = (const unsigned char *)planes->balance;
+        vectors[i] = clusters[i] = (struct stretch){ 0 };
+        if (planes->table != NULL) continue; /* one after the other: the CPU sees that */
         vectors[i] = (struct stretch){ from, (size_t)((const unsigned char *)planes->rows - from) };
         from = (const unsigned char *)planes->centroid_scale;
         clusters[i] = (struct stretch){
@@ -216,31 +245,39 @@ static void touch_centroids(const struct block *block, size_t p)
     touch(clusters, count);
 }
 
-/* Queries and centroids of segment p. */
-static void score_segment(struct block *block, size_t p)
+/* Scores of the centroids of segment p, kept unless it is blank already. */
+static void score_segment(struct block *block, size_t p, const struct reaches *reaches)
 {
-    const struct planes *planes = block->segments[p].planes;
-    block_turn_queries(block, p);
-    struct plane_queries queries = block_plane_queries(block, p);
+    size_t at = p * block->rows;
+    struct plane_queries queries = block_centroid_queries(block, p);
+    struct block_centroids centroids = block_centroids(block, p);
     block->call->planes->centroid(&(struct plane_centroid_args){
-        .queries = &queries, .centroids = planes->centroids, .scale = planes->centroid_scale,
-        .scores = block->centre + p * block->rows * PLANES_CLUSTERS });
+        .queries = &queries, .centroids = centroids.codes, .scale = centroids.scale,
+        .scores = block->scores });
+    block->call->planes->rank(&(struct plane_rank_args){
+        .reach = reach, .centre = block->scores, .deviation = block->deviation + at,
+        .key_spread = centroids.key_spread, .queries = block->rows,
+        .mass_top = block->mass_top + at, .priority_top = block->priority_log + at });
+    raise_shifts(block, p);
+    if (!is_blank(block, p, reaches))
+        memcpy(block->centre + at * PLANES_CLUSTERS, block->scores,
+               block->rows * PLANES_CLUSTERS * sizeof *block->scores);
 }
 
 void block_score_clusters(struct block *block, size_t scored)
 {
-    float *high = block->priority_shift;
+    struct reaches reaches = reaches_of(block);
     for (size_t m = 0; m < block->rows; m++) {
         block->shift[m] = block->exact.max[m];
-        high[m] = -INFINITY;
+        block->priority_shift[m] = -INFINITY;
     }
-    for (size_t p = 0; p < block->segment_count; p++) {
-        if (p >= scored && (p - scored) % TOUCHED == 0) touch_centroids(block, p);
-        if (p >= scored) score_segment(block, p);
-        rank(block, p, block->shift, high);
+    for (size_t p = 0; p < scored; p++) raise_shifts(block, p);
+    for (size_t p = scored; p < block->segment_count; p++) {
+        if ((p - scored) % TOUCHED == 0) touch_centroids(block, p);
+        score_segment(block, p, &reaches);
     }
     for (size_t m = 0; m < block->rows; m++) block_set_unit(block, m);
-    estimate_all(block);
+    estimate_all(block, &reaches);
     add_means(block);
 }
 

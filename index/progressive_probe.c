@@ -30,7 +30,11 @@
 #include "index/backend.h"
 #include "index/progressive_block.h"
 
-enum { LANES = 4, DRAWS_LEAST = 4 };
+enum {
+    LANES = 4,
+    DRAWS_LEAST = 4,
+    AHEAD = 4, /* probes that are asked for before they are read */
+};
 
 static const float probe_slack = 60.0F; /* scores above the shift at most: no infinity */
 
@@ -102,19 +106,11 @@ static void draw(struct block *block, size_t most)
     }
 }
 
-/* Ask for the codes of probe i: they lie anywhere. */
+/* Ask for the codes of probe i. */
 static void fetch_probe(const struct block *block, size_t i)
 {
     const struct block_probe *probe = &block->probes[i];
-    const struct planes *planes = block->segments[probe->segment].planes;
-    size_t bytes = PLANE_TILE * block->head_dim / 2, at = probe->cluster * bytes;
-    for (size_t line = 0; line < bytes; line += 64) {
-        __builtin_prefetch(planes->key_hi + at + line);
-        __builtin_prefetch(planes->value_hi + at + line);
-    }
-    __builtin_prefetch(planes->key_scale + probe->cluster * PLANE_TILE);
-    __builtin_prefetch(planes->value_scale + probe->cluster * PLANE_TILE);
-    __builtin_prefetch(planes->means + probe->cluster * block->head_dim);
+    if (i < block->probe_count) block_fetch(block, probe->segment, UINT64_C(1) << probe->cluster);
 }
 
 /* Read probe i: its mass, its Σ w r of residuals and its mean value. */
@@ -224,8 +220,9 @@ void block_probe(struct block *block, size_t draws, bool more)
     if (!more) block->probe_count = block->draws = 0;
     size_t before = block->probe_count;
     draw(block, affordable < draws ? (size_t)affordable : draws);
+    for (size_t i = before; i < before + AHEAD; i++) fetch_probe(block, i);
     for (size_t i = before; i < block->probe_count; i++) {
-        if (i + 1 < block->probe_count) fetch_probe(block, i + 1);
+        fetch_probe(block, i + AHEAD);
         read_probe(block, i);
     }
     size_t fresh = block->probe_count - before;

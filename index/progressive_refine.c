@@ -363,6 +363,7 @@ static void take_out(struct block *block, const struct block_chunk *chunk, size_
         float *weight = chunk->weights + (m * chunk->count + i) * PLANE_TILE + t;
         removed[m * PLANES_CLUSTERS + chunk->tiles[i]] += *weight;
         block->mass_open[m] -= (double)*weight;
+        block->mass_removed[m] += (double)*weight;
         *weight = 0.0F;
     }
 }
@@ -405,6 +406,13 @@ static uint8_t wanted_level(struct block *block, const struct block_chunk *chunk
     return level;
 }
 
+/* Ask for the low nibbles of a token. Its high ones were read a while ago. */
+static void fetch_token(const struct block *block, size_t p, size_t place)
+{
+    const uint8_t *lo = block->segments[p].planes->lo;
+    if (lo != NULL) block_fetch_lines(lo + place * block->head_dim, block->head_dim);
+}
+
 /* Levels (16) of the tokens of tile i. Is one of them to be refined? */
 static bool choose_levels(struct block *block, const struct block_chunk *chunk, size_t i,
                           const struct refine_thresholds *thresholds, uint8_t *ret_levels)
@@ -414,10 +422,12 @@ static bool choose_levels(struct block *block, const struct block_chunk *chunk, 
         reached |= chunk->tile_most[m * chunk->count + i] >= thresholds->lo[m];
     if ((chunk->quiet >> i & 1) != 0 || !reached) return false;
     struct terms terms;
+    size_t place = (size_t)chunk->tiles[i] * PLANE_TILE;
     tile_terms(block, chunk, i, &terms);
     for (size_t t = 0; t < PLANE_TILE; t++) {
         ret_levels[t] = wanted_level(block, chunk, i * PLANE_TILE + t, &terms, thresholds);
         any |= ret_levels[t] != 0;
+        if (ret_levels[t] == 1) fetch_token(block, chunk->segment, place + t);
     }
     return any;
 }

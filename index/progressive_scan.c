@@ -30,6 +30,10 @@
 #include "index/backend.h"
 #include "index/progressive_block.h"
 
+enum {
+    FETCHED = 8, /* tiles of the next segment that are asked for */
+};
+
 static const float shift_slack = 40.0F;
 static const double priority_most = 1e30; /* sums of them stay finite */
 /* The priority of a shut cluster is of a token three deviations out, which few clusters have; what
@@ -238,6 +242,24 @@ struct block_chunk *block_score_tokens(struct block *block, size_t p, uint64_t f
     return chunk;
 }
 
+void block_fetch(const struct block *block, size_t p, uint64_t clusters)
+{
+    const struct planes *planes = block->segments[p].planes;
+    size_t tile_bytes = PLANE_TILE * block->head_dim / 2;
+    if (!block->segments[p].turned)
+        block_fetch_lines(planes->balance, 3 * block->head_dim * sizeof(float));
+    for (size_t left = FETCHED; clusters != 0 && left > 0; clusters &= clusters - 1, left--) {
+        size_t c = (size_t)__builtin_ctzll(clusters);
+        block_fetch_lines(planes->key_hi + c * tile_bytes, tile_bytes);
+        block_fetch_lines(planes->value_hi + c * tile_bytes, tile_bytes);
+        block_fetch_lines(planes->key_scale + c * PLANE_TILE, 1);
+        block_fetch_lines(planes->value_scale + c * PLANE_TILE, 1);
+        block_fetch_lines(planes->means + c * block->head_dim, block->head_dim);
+    }
+    block_fetch_lines(planes->mean_scale, PLANES_CLUSTERS * sizeof(float));
+    block_fetch_lines(planes->value_spread, PLANES_CLUSTERS * sizeof(float));
+}
+
 static void scan_segment(struct block *block, size_t p, uint64_t fresh)
 {
     struct block_chunk *chunk = block_score_tokens(block, p, fresh);
@@ -256,6 +278,13 @@ static void scan_segment(struct block *block, size_t p, uint64_t fresh)
     read_values(block, chunk, which);
 }
 
+/* The first segment from p on with fresh clusters that are shut. */
+static size_t next_fresh(const struct block *block, const uint64_t *fresh, size_t p)
+{
+    while (p < block->segment_count && (fresh[p] & ~block->segments[p].opened) == 0) p++;
+    return p;
+}
+
 void block_scan_fresh(struct block *block, const uint64_t *fresh)
 {
     for (size_t at = 0; at < block->chunk_count; at++) {
@@ -265,8 +294,12 @@ void block_scan_fresh(struct block *block, const uint64_t *fresh)
             which |= (fresh[chunk->segment] >> chunk->tiles[i] & 1) << i;
         read_values(block, chunk, which);
     }
-    for (size_t p = 0; p < block->segment_count; p++) {
-        uint64_t shut = fresh[p] & ~block->segments[p].opened;
-        if (shut != 0) scan_segment(block, p, shut);
+    size_t next = next_fresh(block, fresh, 0);
+    while (next < block->segment_count) {
+        size_t p = next;
+        next = next_fresh(block, fresh, p + 1);
+        if (next < block->segment_count)
+            block_fetch(block, next, fresh[next] & ~block->segments[next].opened);
+        scan_segment(block, p, fresh[p] & ~block->segments[p].opened);
     }
 }

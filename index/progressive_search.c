@@ -77,17 +77,16 @@ static void offer_rows(struct block *block, size_t begin, size_t end)
 static void score_centroids(struct block *block)
 {
     for (size_t p = 0; p < block->segment_count; p++) {
-        const struct planes *planes = block->segments[p].planes;
-        block_turn_queries(block, p);
-        struct plane_queries queries = block_plane_queries(block, p);
+        struct plane_queries queries = block_centroid_queries(block, p);
+        struct block_centroids at_hand = block_centroids(block, p);
         size_t at = p * block->rows;
         block->call->planes->centroid(&(struct plane_centroid_args){
-            .queries = &queries, .centroids = planes->centroids, .scale = planes->centroid_scale,
+            .queries = &queries, .centroids = at_hand.codes, .scale = at_hand.scale,
             .scores = block->centre + at * PLANES_CLUSTERS });
         for (size_t m = 0; m < block->rows; m++)
             for (size_t c = 0; c < PLANES_CLUSTERS; c++)
                 block->priority[(at + m) * PLANES_CLUSTERS + c] =
-                    block->deviation[at + m] * sqrtf(planes->key_spread[c]);
+                    block->deviation[at + m] * sqrtf(at_hand.key_spread[c]);
     }
     block->level_rows[INDEX_CLUSTERS] += block->segment_count * PLANES_CLUSTERS;
     block->level_bytes[INDEX_CLUSTERS] +=

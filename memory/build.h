@@ -48,6 +48,10 @@ bool build_failed(struct build *build, int code);
  * The context is pinned, and may be gone afterwards. */
 void build_planes(struct build *build, bool retry);
 
+/* Centroids of planes in use side by side (index/centroid_table.h), of layers that are long enough;
+ * copies in memory, as far as there is room. With the context pinned. */
+void build_tables(struct build *build);
+
 /* The index of every layer: load, build, save. Likewise. */
 void build_indexes(struct build *build);
 

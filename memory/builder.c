@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* builder.c — the builder's thread and its queue: which context is looked at, when, and what
- * becomes of failures. What is done then stands in build_planes.c, build_index.c, build_folds.c and
- * rebuild.c.
+ * becomes of failures. What is done then stands in build_planes.c, build_tables.c, build_index.c,
+ * build_folds.c and rebuild.c.
  *
  * One thread, and it does not split its work over the pool: a worker that codes a head (some
  * milliseconds) is a worker that no request has. It runs at a lower priority where the system
@@ -170,6 +170,7 @@ static void work_on(struct builder *builder, struct context *context, bool retry
     uint64_t start_ns = clock_monotonic_ns();
     const struct method *method = context->method;
     if (method->planes) build_planes(&build, retry);
+    if (method->planes && build.context != NULL) build_tables(&build);
     if (method_builds(method) && build.context != NULL) build_indexes(&build);
     if (method->fold != NULL && build.context != NULL) build_folds(&build);
     build_unpin(&build);

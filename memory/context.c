@@ -83,11 +83,19 @@ int context_new(struct catalog *catalog, uint64_t id, struct record *record,
     return 0;
 }
 
+void slot_drop_planes(struct slot *slot)
+{
+    free(slot->planes);
+    free(slot->tabled);
+    slot->planes = NULL;
+    slot->tabled = NULL;
+}
+
 static void free_slot(struct slot *slot)
 {
     block_put(slot->block);
     free((void *)slot->values);
-    free(slot->planes);
+    slot_drop_planes(slot);
     kept_free(slot->kept);
     *slot = (struct slot){ 0 };
 }
@@ -103,6 +111,7 @@ void context_free(struct context *context)
         struct layer *layer = &context->layers[i];
         for (size_t j = 0; j < layer->slot_count; j++) free_slot(&layer->slots[j]);
         free(layer->slots);
+        tables_free(context, layer);
         layer_index_put(layer->version);
         observed_fini(context, &layer->observed);
         window_free(layer->window);

@@ -217,7 +217,8 @@ static void fill_views(struct context *context, const struct layer *layer, struc
             view->position = position;
             view->tokens = left < FORMAT_SEGMENT_TOKENS ? (size_t)left : FORMAT_SEGMENT_TOKENS;
             if (snapshot->planes != NULL && slot->planes != NULL && left >= FORMAT_SEGMENT_TOKENS)
-                snapshot->planes[head * snapshot->view_count + i] = &slot->planes[head].planes;
+                snapshot->planes[head * snapshot->view_count + i] =
+                    slot->tabled != NULL ? &slot->tabled[head] : &slot->planes[head].planes;
         }
     }
 }

@@ -80,6 +80,8 @@ struct slot {                     /* locked by lock */
     bool mapped;                  /* values are filled */
     enum slot_build build;
     struct derived_planes *planes; /* (G), or NULL; taken away only with use held exclusively */
+    struct planes *tabled; /* (G) the same with entries in the layer's tables, or NULL; goes with
+                            * them */
     struct kept *kept;     /* or NULL */
 };
 
@@ -114,6 +116,8 @@ struct mass {
 
 struct layer {
     struct slot *slots; /* locked by lock */
+    struct centroid_table **tables; /* (table_count) of TABLE_SEGMENTS slots, or NULL. Builder */
+    size_t table_count;
     size_t slot_count, slot_capacity;
     size_t unmapped;            /* sealed slots that are not mapped; locked by lock */
     size_t asked;               /* slots below it whose planes a query looked for; changed with
@@ -206,6 +210,12 @@ int context_load(struct catalog *catalog, uint64_t id, struct context **ret_cont
 
 /* Room for slots up to and including `idx`, all zero. With lock held. */
 int context_grow(struct layer *layer, size_t idx, struct error *err);
+
+/* build_tables.c: when the layer goes. */
+void tables_free(struct context *context, struct layer *layer);
+
+/* Planes of a slot are no longer in use. With use held exclusively and lock held. */
+void slot_drop_planes(struct slot *slot);
 
 /* Forget the rows from `tokens` on. With use held exclusively and lock held. */
 void context_cut_layer(struct context *context, struct layer *layer, uint64_t tokens);

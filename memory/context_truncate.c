@@ -117,8 +117,7 @@ static uint64_t cut_resident(struct context *context, struct layer *layer, uint6
         slot->segment = 0; /* its place in `values` waits for the next sealing */
         slot->mapped = false;
         slot->ids = slot->columns = NULL;
-        free(slot->planes);
-        slot->planes = NULL;
+        slot_drop_planes(slot);
         slot->build = SLOT_UNSEEN;
     }
     context_cut_layer(context, layer, position);

@@ -93,8 +93,7 @@ static bool take_planes(struct context *context, const uint64_t *segments, size_
             if (slot->segment == 0 || bsearch(&slot->segment, segments, count, sizeof *segments,
                                               compare_ids) == NULL)
                 continue;
-            free(slot->planes);
-            slot->planes = NULL;
+            slot_drop_planes(slot);
             slot->build = SLOT_UNSEEN;
             any = true;
         }

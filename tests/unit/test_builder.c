@@ -29,6 +29,44 @@ static void test_built_by_itself(void **state)
     fixture_end(&fx);
 }
 
+/* Layers of 64 segments and more have their centroids side by side too: counted while they are in
+ * memory, and answers are as close, whatever is cut off and comes again. */
+static void test_tables(void **state)
+{
+    (void)state;
+    struct fixture fx;
+    fixture_begin(&fx);
+    struct context *context = fixture_context(&fx, "book");
+    struct error err = { 0 };
+    for (uint64_t i = 0; i < 21; i++) fixture_append(&fx, context, i * 3 * 1024, 3 * 1024);
+    expect_built(&fx, context, 2 * 63);
+    assert_int_equal(stats_of(&fx).state_bytes, 0);
+    fixture_append(&fx, context, 63 * 1024, 2 * 1024 + 500);
+    expect_built(&fx, context, 2 * 65);
+    uint64_t bytes = stats_of(&fx).state_bytes;
+    assert_in_range(bytes, 2 * 2 * 128 * 64 * (16 + 8), 2 << 22);
+    expect_answers(&fx, context, 0.02);
+    expect_clean(&fx);
+    ASSERT_OK(context_truncate(context, 60 * 1024 + 7, &err), err);
+    expect_answers(&fx, context, 0.02);
+    fx.salt = 7;
+    fixture_append(&fx, context, 60 * 1024 + 7, 5 * 1024);
+    expect_built(&fx, context, 2 * 65);
+    expect_answers(&fx, context, 0.02);
+    assert_int_equal(stats_of(&fx).state_bytes, bytes);
+    fixture_restart(&fx);
+    context = fixture_context(&fx, "book");
+    expect_answers(&fx, context, 0.02); /* with or without tables */
+    expect_built(&fx, context, 2 * 65);
+    assert_int_equal(stats_of(&fx).state_bytes, bytes);
+    expect_answers(&fx, context, 0.02);
+    uint64_t id = context_id(context), freed = 0;
+    arena_reset(&fx.arena);
+    ASSERT_OK(catalog_drop(fx.catalog, id, &freed, &err), err);
+    assert_int_equal(stats_of(&fx).state_bytes, 0);
+    fixture_end(&fx);
+}
+
 /* `full` wants nothing. */
 static void test_not_wanted(void **state)
 {
@@ -284,6 +322,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_built_by_itself), cmocka_unit_test(test_not_wanted),
+        cmocka_unit_test(test_tables),
         cmocka_unit_test(test_shared_by_forks), cmocka_unit_test(test_truncate),
         cmocka_unit_test(test_restart),         cmocka_unit_test(test_close_while_building),
         cmocka_unit_test(test_rows_come_first), cmocka_unit_test(test_recall),

@@ -17,6 +17,7 @@
 #include "base/arena.h"
 #include "base/error.h"
 #include "base/pool.h"
+#include "index/centroid_table.h"
 #include "index/exact.h"
 #include "tests/unit/coded.h"
 
@@ -214,6 +215,43 @@ static void test_target(void **state)
     }
 }
 
+/* Centroids of every `step`-th segment side by side. */
+static struct centroid_table *put_into_table(struct coded *coded, size_t step)
+{
+    const struct past *past = &coded->past;
+    struct centroid_table *table = centroid_table_new(past->head_dim, past->kv_heads);
+    assert_non_null(table);
+    for (size_t i = 0; i < past->kv_heads * past->view_count; i++) {
+        size_t segment = i % past->view_count;
+        if (coded->table[i] != NULL && segment % step == 0)
+            centroid_table_put(table, i / past->view_count, segment, &coded->planes[i]);
+    }
+    return table;
+}
+
+/* The same where some or all segments stand in a table, the rest where their planes are. */
+static void test_tables(void **state)
+{
+    (void)state;
+    uint64_t random = random_seed();
+    for (size_t shape = 0; shape < 2 * SHAPES; shape++) {
+        struct coded coded;
+        make(&coded, shape / 2, &random);
+        struct centroid_table *table = put_into_table(&coded, 1 + shape % 2);
+        for (float target = 0.1F; target > 0.002F; target *= 0.2F) {
+            struct answer answer = ask(&coded, &(struct question){ .target = target });
+            struct tally tally = judge(&coded.past, &answer);
+            if (tally.worst > 2.5 * (double)target || tally.worst_lse > (double)target)
+                fail_msg("shape %zu target %g: error %.6f lse %.6f", shape, (double)target,
+                         tally.worst, tally.worst_lse);
+            check_mass(&coded.past, &answer);
+            answer_free(&answer);
+        }
+        centroid_table_free(table);
+        coded_free(&coded);
+    }
+}
+
 /* target 0 is attend, bit for bit; a target too small for codes ends at the exact rows. */
 static void test_exact(void **state)
 {
@@ -371,18 +409,21 @@ static void test_trouble(void **state)
 {
     (void)state;
     uint64_t random = random_seed();
-    for (enum trouble trouble = 0; trouble < TROUBLES; trouble++) {
+    for (size_t i = 0; i < (size_t)2 * TROUBLES; i++) {
+        enum trouble trouble = (enum trouble)(i / 2);
         struct coded coded = { .past = { .kv_heads = 1, .query_heads = 4, .head_dim = 64,
                                          .tokens = 8 * 1024 + 9, .queries = 1,
                                          .dtype = DTYPE_FP16 } };
         past_make(&coded.past, &random);
         trouble_keys(&coded.past, trouble);
         code(&coded, 0, true);
+        struct centroid_table *table = i % 2 == 0 ? NULL : put_into_table(&coded, 1);
         struct answer answer = ask(&coded, &(struct question){ .target = 0.02F });
         struct tally tally = judge(&coded.past, &answer);
         if (!(tally.worst <= 0.05)) fail_msg("trouble %d: error %.6f", trouble, tally.worst);
         check_mass(&coded.past, &answer);
         answer_free(&answer);
+        centroid_table_free(table);
         coded_free(&coded);
     }
 }
@@ -453,9 +494,10 @@ static void test_search(void **state)
     enum { K = 40 };
     uint64_t random = random_seed();
     size_t found = 0, wanted = 0;
-    for (size_t shape = 0; shape < SHAPES; shape++) {
+    for (size_t shape = 0; shape < 2 * SHAPES; shape++) {
         struct coded coded;
-        make(&coded, shape, &random);
+        make(&coded, shape / 2, &random);
+        struct centroid_table *table = shape % 2 == 0 ? NULL : put_into_table(&coded, 1);
         size_t rows = coded.past.queries * coded.past.query_heads;
         struct index_hits truth = { .ids = past_alloc(rows * K, sizeof(uint64_t)),
                                     .scores = past_alloc(rows * K, sizeof(float)), .k = K };
@@ -496,6 +538,7 @@ static void test_search(void **state)
         free(truth.scores);
         free(hits.ids);
         free(hits.scores);
+        centroid_table_free(table);
         coded_free(&coded);
     }
     if ((double)found < 0.99 * (double)wanted) fail_msg("%zu of %zu found", found, wanted);
@@ -538,6 +581,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_target),
+        cmocka_unit_test(test_tables),
         cmocka_unit_test(test_exact),
         cmocka_unit_test(test_rule),
         cmocka_unit_test(test_gives_up),

@@ -19,6 +19,7 @@
 #include "base/arena.h"
 #include "base/cleanup.h"
 #include "base/error.h"
+#include "index/centroid_table.h"
 #include "index/layer_index.h"
 #include "index/planes.h"
 #include "memory/catalog.h"
@@ -69,6 +70,8 @@ struct bench {
     size_t segments;             /* of the capacity, the last one may be open */
     unsigned char **payloads;    /* (G, segments) hi, then lo; NULL: not coded */
     struct planes *planes;       /* (G, segments) */
+    struct centroid_table **tables; /* (segments / TABLE_SEGMENTS, rounded up) */
+    size_t table_count;
     const struct planes **table; /* (G, view_count) */
     struct view *views;          /* (G, view_count) */
     const struct method *method;
@@ -117,6 +120,8 @@ void bench_close(struct bench *bench)
     for (size_t i = 0; bench->payloads != NULL && i < bench->shape.kv_heads * bench->segments; i++)
         free(bench->payloads[i]);
     free(bench->payloads);
+    for (size_t i = 0; i < bench->table_count; i++) centroid_table_free(bench->tables[i]);
+    free(bench->tables);
     free(bench->planes);
     free(bench->table);
     free(bench->views);
@@ -141,6 +146,8 @@ int bench_open(const struct bench_shape *shape, struct bench **ret_bench)
     size_t count = shape->kv_heads * bench->segments;
     bench->payloads = calloc(count, sizeof *bench->payloads);
     bench->planes = calloc(count, sizeof *bench->planes);
+    bench->table_count = (bench->segments + TABLE_SEGMENTS - 1) / TABLE_SEGMENTS;
+    bench->tables = calloc(bench->table_count, sizeof *bench->tables);
     bench->table = calloc(count, sizeof *bench->table);
     bench->views = calloc(count, sizeof *bench->views);
     if (bench->payloads == NULL || bench->planes == NULL || bench->table == NULL ||
@@ -198,6 +205,25 @@ static size_t make_views(struct bench *bench, uint64_t tokens)
         }
     }
     return count;
+}
+
+/* Centroids side by side once there are enough of them, as the builder does (build_tables.c):
+ * before anything is timed. */
+static int fill_tables(struct bench *bench, uint64_t planed)
+{
+    if (planed > bench->segments) planed = bench->segments;
+    for (size_t segment = planed; planed >= TABLE_FROM && segment-- > 0;) {
+        struct centroid_table **table = &bench->tables[segment / TABLE_SEGMENTS];
+        if (*table == NULL)
+            *table = centroid_table_new(bench->layout.head_dim, bench->shape.kv_heads);
+        if (*table == NULL) return error_set(&bench->error, MEMD_ENOMEM, "table of centroids");
+        for (size_t g = 0; g < bench->shape.kv_heads; g++) {
+            size_t at = g * bench->segments + segment;
+            if (bench->payloads[at] != NULL && bench->planes[at].table == NULL)
+                centroid_table_put(*table, g, segment % TABLE_SEGMENTS, &bench->planes[at]);
+        }
+    }
+    return 0;
 }
 
 /* Planes of the views that make_views made. */
@@ -307,7 +333,8 @@ int bench_attend(struct bench *bench, const struct bench_query *query,
                  const struct bench_answer *ret_answer)
 {
     size_t heads = bench->shape.query_heads, dim = bench->shape.head_dim;
-    for (size_t at = 0, call = 0; at < query->n; at += query->block, call++) {
+    int rc = fill_tables(bench, query->planed);
+    for (size_t at = 0, call = 0; rc == 0 && at < query->n; at += query->block, call++) {
         size_t count = query->n - at < query->block ? query->n - at : query->block;
         struct index_quality quality = { .predicted_error = ret_answer->predicted + at * heads,
                                          .mass = ret_answer->mass + at * heads * INDEX_LEVELS,
@@ -318,7 +345,7 @@ int bench_attend(struct bench *bench, const struct bench_query *query,
                          .head_dim = dim },
             .quality = &quality };
         struct reading reading = reading_of(bench, query, at, count);
-        int rc = query->evict != 0 ? bench_empty_caches(bench) : 0;
+        rc = query->evict != 0 ? bench_empty_caches(bench) : 0;
         if (rc < 0) return rc;
         uint64_t start = now_ns();
         rc = bench->method->attend(bench->method, &reading, &bench->arena, &answer, &bench->error);
@@ -328,7 +355,7 @@ int bench_attend(struct bench *bench, const struct bench_query *query,
         memcpy(ret_answer->rows + call * INDEX_LEVELS, quality.rows, sizeof quality.rows);
         memcpy(ret_answer->bytes + call * INDEX_LEVELS, quality.bytes, sizeof quality.bytes);
     }
-    return 0;
+    return rc;
 }
 
 /* ids (n, H, k). */

@@ -1,0 +1,174 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* centroid_table.c — decode a centroid in the space of its segment, code it in the table's.
+ *
+ * The space of a table is that of the first segment put into it. Others have about the same balance
+ * and a mean not far away; both are only what codes are relative to, but a balance that knows the
+ * queries codes better, so who fills a table begins with the newest segment (0047). Rejected: a
+ * space from all segments (an append would have to code all of them again), no balance (outlier
+ * channels would have the steps to themselves).
+ *
+ * key_spread is the variance inside a cluster for a query like those its segment had observed, and
+ * a query's own comes from its ratio to them. The ratio is to the table's queries now, so the
+ * spread is scaled by what a query like the better known of the two has as a ratio to the other.
+ */
+#include "index/centroid_table.h"
+
+#include <math.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "base/cleanup.h"
+#include "index/rotation.h"
+
+enum {
+    TILE = 16, /* centroids */
+    STEP = 64, /* bytes of a tile's 4 dimensions */
+    HEAD_DIM_MAX = 1024,
+};
+#define HUGE_PAGE ((size_t)2 << 20)
+
+static const float square_floor = 0.01F; /* as in progressive_queries.c */
+
+struct centroid_table {
+    size_t head_dim, heads, bytes;
+    struct planes_space *spaces; /* (G), vectors in `vectors`; of heads with an entry */
+    float *vectors;              /* (G, 3, D) */
+    void *mapped;                /* mapped_bytes, or MAP_FAILED */
+    size_t mapped_bytes;
+    unsigned char *entries;      /* (G, TABLE_SEGMENTS, entry_bytes), in it */
+};
+
+static size_t entry_bytes(size_t head_dim)
+{
+    return PLANES_CLUSTERS * (head_dim + 2 * sizeof(float));
+}
+
+void centroid_table_free(struct centroid_table *table)
+{
+    if (table == NULL) return;
+    free(table->spaces);
+    free(table->vectors);
+    if (table->mapped != MAP_FAILED) munmap(table->mapped, table->mapped_bytes);
+    free(table);
+}
+
+static void free_tablep(struct centroid_table **table)
+{
+    centroid_table_free(*table);
+}
+
+struct centroid_table *centroid_table_new(size_t head_dim, size_t heads)
+{
+    CLEANUP(free_tablep) struct centroid_table *table = calloc(1, sizeof *table);
+    if (table == NULL) return NULL;
+    table->head_dim = head_dim;
+    table->heads = heads;
+    table->mapped = MAP_FAILED;
+    size_t entries = heads * TABLE_SEGMENTS * entry_bytes(head_dim);
+    entries = (entries + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+    table->bytes = entries + heads * (sizeof *table->spaces + 3 * head_dim * sizeof(float));
+    table->spaces = calloc(heads, sizeof *table->spaces);
+    table->vectors = calloc(heads * 3 * head_dim, sizeof *table->vectors);
+    if (table->spaces == NULL || table->vectors == NULL) return NULL;
+    table->mapped_bytes = entries + HUGE_PAGE; /* room for the alignment; it is never touched */
+    table->mapped = mmap(NULL, table->mapped_bytes, PROT_READ | PROT_WRITE,
+                         MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (table->mapped == MAP_FAILED) return NULL;
+    size_t past = (uintptr_t)table->mapped % HUGE_PAGE;
+    table->entries = (unsigned char *)table->mapped + (past == 0 ? 0 : HUGE_PAGE - past);
+    (void)madvise(table->entries, entries, MADV_HUGEPAGE); /* a hint */
+    return TAKE(table);
+}
+
+size_t centroid_table_bytes(const struct centroid_table *table)
+{
+    return table->bytes;
+}
+
+/* The space of a head becomes that of these planes. */
+static void set_space(struct centroid_table *table, size_t head, const struct planes *planes)
+{
+    size_t head_dim = table->head_dim;
+    float *balance = table->vectors + 3 * head * head_dim, *mean = balance + head_dim;
+    float *square = mean + head_dim;
+    memcpy(balance, planes->balance, head_dim * sizeof *balance);
+    memcpy(mean, planes->key_mean, head_dim * sizeof *mean);
+    memcpy(square, planes->query_square, head_dim * sizeof *square);
+    table->spaces[head] = (struct planes_space){ .queries = planes->queries, .balance = balance,
+                                                 .query_square = square, .key_mean = mean };
+}
+
+/* Mean over the channels of the ratio of a query like `typical` to queries like `known`; NULL: all
+ * channels 1. (D) */
+static float mean_ratio(const float *typical, const float *known, size_t head_dim)
+{
+    float mean = 0.0F, sum = 0.0F;
+    for (size_t d = 0; d < head_dim; d++) mean += known == NULL ? 1.0F : known[d];
+    float least = square_floor * mean / (float)head_dim + 1e-30F;
+    for (size_t d = 0; d < head_dim; d++) {
+        float one = typical == NULL ? 1.0F : typical[d], other = known == NULL ? 1.0F : known[d];
+        sum += one / (other > least ? other : least);
+    }
+    return sum / (float)head_dim;
+}
+
+/* What key_spread of `planes` is to be multiplied with. */
+static float spread_factor(const struct planes_space *space, const struct planes *planes,
+                           size_t head_dim)
+{
+    const float *own = planes->queries > 0 ? planes->query_square : NULL;
+    const float *shared = space->queries > 0 ? space->query_square : NULL;
+    if (planes->queries > space->queries) {
+        float ratio = mean_ratio(own, shared, head_dim);
+        return ratio > 0.0F ? 1.0F / ratio : 1.0F;
+    }
+    return mean_ratio(shared, own, head_dim);
+}
+
+/* x (D) in the space of `planes` → in the table's. */
+static void move(const struct planes_space *space, const struct planes *planes, size_t head_dim,
+                 float *x)
+{
+    rotation_invert(x, 1, head_dim);
+    for (size_t d = 0; d < head_dim; d++)
+        x[d] = (x[d] / planes->balance[d] + (planes->key_mean[d] - space->key_mean[d])) *
+               space->balance[d];
+    rotation_apply(x, 1, head_dim);
+}
+
+/* Codes of x (D) to every `tile` + 64 i: value = step (n - 63.5). Returns the step. */
+static float put_codes(const float *x, size_t head_dim, uint8_t *tile)
+{
+    float most = 0.0F;
+    for (size_t d = 0; d < head_dim; d++) most = fmaxf(most, fabsf(x[d]));
+    float step = most / 63.5F, inverse = most > 0.0F ? 63.5F / most : 0.0F;
+    for (size_t d = 0; d < head_dim; d++) {
+        float code = x[d] * inverse + 64.0F; /* truncated: n - 63.5 is the middle */
+        tile[STEP * (d / 4) + d % 4] = (uint8_t)fminf(fmaxf(code, 0.0F), 127.0F);
+    }
+    return step;
+}
+
+void centroid_table_put(struct centroid_table *table, size_t head, size_t place,
+                        struct planes *planes)
+{
+    size_t head_dim = table->head_dim;
+    struct planes_space *space = &table->spaces[head];
+    if (space->balance == NULL) set_space(table, head, planes);
+    uint8_t *codes = table->entries + (head * TABLE_SEGMENTS + place) * entry_bytes(head_dim);
+    float *scale = (float *)(void *)(codes + PLANES_CLUSTERS * head_dim);
+    float factor = spread_factor(space, planes, head_dim), x[HEAD_DIM_MAX];
+    for (size_t c = 0; c < PLANES_CLUSTERS; c++) {
+        size_t at = c / TILE * TILE * head_dim + 4 * (c % TILE);
+        for (size_t d = 0; d < head_dim; d++)
+            x[d] = planes->centroid_scale[c] *
+                   ((float)planes->centroids[at + STEP * (d / 4) + d % 4] - 63.5F);
+        move(space, planes, head_dim, x);
+        scale[c] = put_codes(x, head_dim, codes + at);
+        scale[PLANES_CLUSTERS + c] = planes->key_spread[c] * factor;
+    }
+    planes->space = space;
+    planes->table = codes;
+}

@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* centroid_table.h — the centroids of many segments of a layer side by side and in one space, so
+ * that a query over a long context turns its rows once and reads one stretch of memory.
+ *
+ * Every segment has a space of its own (planes.h): its balance of channels and its mean key. Asked
+ * for the centroids of a thousand segments, a query spends as much on a thousand turns of its rows
+ * and on the way from one segment to the next as on the centroids (docs/decisions/0047). A table
+ * holds copies for TABLE_SEGMENTS segments of every KV head, coded again in the space of the first
+ * one that is put into it: 72 bytes per 16 tokens at D = 64, 136 at 128, 2 % of their fp16 rows.
+ *
+ *     entry   centroids 7-bit, as in planes.h (64 D bytes) · their steps (64 f32) ·
+ *             key_spread of their clusters, for queries of the table's space (64 f32)
+ *
+ * A copy, never the only one: nothing of it is stored, a segment without an entry is read from its
+ * planes. Coding again costs a second rounding (1 % of a score's deviation), which is in what the
+ * sample measures, like everything about shut clusters.
+ *
+ * Memory   one allocation, of whole huge pages where it is as large as that
+ * Threads  put: whoever may change the planes; an entry does not change while planes point to it
+ * Errors   NULL = no memory
+ * Tests    tests/unit/test_centroid_table.c
+ */
+#ifndef MEMD_INDEX_CENTROID_TABLE_H
+#define MEMD_INDEX_CENTROID_TABLE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "index/planes.h"
+
+enum {
+    TABLE_SEGMENTS = 128,
+    TABLE_FROM = 64, /* segments of a layer: with fewer there is little to gain (0047) */
+};
+
+struct centroid_table;
+
+/* Empty, for `heads` KV heads. */
+struct centroid_table *centroid_table_new(size_t head_dim, size_t heads);
+void centroid_table_free(struct centroid_table *table);
+size_t centroid_table_bytes(const struct centroid_table *table);
+
+/* Copy the centroids of `planes` of this head to `place` < TABLE_SEGMENTS and let `planes` point to
+ * them. What was there is no longer in use. */
+void centroid_table_put(struct centroid_table *table, size_t head, size_t place,
+                        struct planes *planes);
+
+/* Of an entry at `centroids`. (64) each */
+static inline const float *centroid_entry_scale(const uint8_t *centroids, size_t head_dim)
+{
+    return (const float *)(const void *)(centroids + PLANES_CLUSTERS * head_dim);
+}
+
+static inline const float *centroid_entry_spread(const uint8_t *centroids, size_t head_dim)
+{
+    return centroid_entry_scale(centroids, head_dim) + PLANES_CLUSTERS;
+}
+
+#endif
