@@ -7,6 +7,10 @@
  * extra links are pruned to M once more. Theirs overwrites the links back that a node got before
  * its turn; here they stay.
  *
+ * In a graph of few nodes that list is exact instead: a search visits most of them anyhow, one
+ * scattered key after the other, where the products of a block of nodes with all keys are one pass
+ * of the score kernel (decisions/0037). It is what the search stands for, so nothing is lost.
+ *
  * RoarGraph does not promise that every node can be reached, and after pruning some cannot. The
  * last step is NSG's (VLDB 2019, §4, "tree spanning"), on whose code RoarGraph stands: a node that
  * is not reached is hung on the nearest one that is and has room.
@@ -15,18 +19,30 @@
 #include <math.h>
 #include <string.h>
 
+#include "attention/backend.h"
 #include "base/error.h"
+#include "index/cut.h"
 #include "index/graph_build.h"
+#include "proto/limits.h"
 
-enum { WAVE_NODES = 128 };
+enum {
+    WAVE_NODES = 128,
+    BLOCK_NODES = 16, /* scored against all keys together */
+    BLOCK_ROWS = 256, /* keys of one call */
+    EXACT_NODES = 64, /* per node of a search's list: so many, and the list is exact */
+};
 
 struct wave {
     uint32_t *ids;  /* (WAVE_NODES, M) */
     size_t *counts; /* (WAVE_NODES) */
     uint32_t first;
+    size_t nodes;
+    struct view *views; /* of the nodes; view_count 0: their lists are searched for */
+    size_t view_count;
+    float **scores; /* by worker (BLOCK_NODES, nodes of the graph) */
 };
 
-/* The list of a search with the node's own key becomes the pruner's candidates. */
+/* The list of a search with the node's own key becomes the pruner's candidates, nearest first. */
 static void search_own(struct graph_builder *builder, struct graph_worker *worker, uint32_t node)
 {
     struct graph_pruner *pruner = &worker->pruner;
@@ -41,19 +57,77 @@ static void search_own(struct graph_builder *builder, struct graph_worker *worke
             pruner->items[pruner->count++] = worker->beam.items[i];
 }
 
-static void connect_node(struct graph_builder *builder, struct graph_worker *worker, size_t item,
-                         void *arg)
+/* The candidates of node `item` of the wave become its links. */
+static void link_node(struct graph_builder *builder, struct graph_worker *worker,
+                      const struct wave *wave, size_t item)
 {
-    struct wave *wave = arg;
     struct graph_pruner *pruner = &worker->pruner;
     uint32_t node = wave->first + (uint32_t)item;
-    search_own(builder, worker, node);
-    size_t known = 0; /* the nearest ones that are links already (theirs skips them too) */
-    while (known < pruner->count && graph_links_has(builder->links, node, pruner->items[known].id))
-        known++;
-    pruner->count -= known;
-    memmove(pruner->items, pruner->items + known, pruner->count * sizeof *pruner->items);
+    graph_pruner_order(pruner);
+    /* Without the nearest ones that are links already (theirs skips them too). */
+    while (pruner->count > 0 && graph_links_has(builder->links, node, graph_pruner_nearest(pruner)))
+        graph_pruner_skip(pruner);
     wave->counts[item] = graph_prune(pruner, builder->m, false, wave->ids + item * builder->m);
+}
+
+static void search_node(struct graph_builder *builder, struct graph_worker *worker, size_t item,
+                        void *arg)
+{
+    const struct wave *wave = arg;
+    search_own(builder, worker, wave->first + (uint32_t)item);
+    link_node(builder, worker, wave, item);
+}
+
+/* scores (count, nodes): of nodes first … first + count - 1 with every node */
+static void score_block(const struct graph_builder *builder, const struct wave *wave,
+                        uint32_t first, size_t count, float *ret_scores)
+{
+    size_t head_dim = builder->rows.all.head_dim, at = 0;
+    _Alignas(64) float q[BLOCK_NODES * LIMIT_HEAD_DIM], some[BLOCK_NODES * BLOCK_ROWS];
+    for (size_t i = 0; i < count; i++)
+        graph_rows_key(&builder->rows, first + (uint32_t)i, q + i * head_dim);
+    for (size_t v = 0; v < wave->view_count; v++) {
+        const struct view *view = &wave->views[v];
+        for (size_t begin = 0; begin < view->tokens; begin += BLOCK_ROWS) {
+            size_t rows = view->tokens - begin < BLOCK_ROWS ? view->tokens - begin : BLOCK_ROWS;
+            backend_get()->score(&(struct score_args){ .q = q,
+                                                       .queries = count,
+                                                       .head_dim = head_dim,
+                                                       .k = (const unsigned char *)view->k +
+                                                            begin * view->k_stride_bytes,
+                                                       .k_stride_bytes = view->k_stride_bytes,
+                                                       .tokens = rows,
+                                                       .dtype = view->dtype,
+                                                       .scores = some });
+            for (size_t i = 0; i < count; i++)
+                memcpy(ret_scores + i * builder->nodes + at, some + i * rows, rows * sizeof *some);
+            at += rows;
+        }
+    }
+    assert(at == builder->nodes);
+}
+
+/* Block `item` of the wave. */
+static void compare_block(struct graph_builder *builder, struct graph_worker *worker, size_t item,
+                          void *arg)
+{
+    const struct wave *wave = arg;
+    struct graph_pruner *pruner = &worker->pruner;
+    float *scores = wave->scores[worker - builder->workers];
+    size_t begin = item * BLOCK_NODES, count = wave->nodes - begin;
+    if (count > BLOCK_NODES) count = BLOCK_NODES;
+    score_block(builder, wave, wave->first + (uint32_t)begin, count, scores);
+    for (size_t i = 0; i < count; i++) {
+        float *row = scores + i * builder->nodes;
+        uint32_t node = wave->first + (uint32_t)(begin + i);
+        row[node] = -INFINITY;
+        struct cut cut = cut_largest(row, builder->nodes, builder->width);
+        pruner->count = 0;
+        for (uint32_t id = 0; id < builder->nodes; id++)
+            if (cut_takes(&cut, row[id]) && id != node)
+                pruner->items[pruner->count++] = (struct graph_item){ .score = row[id], .id = id };
+        link_node(builder, worker, wave, begin + i);
+    }
 }
 
 /* One more extra link; more than 2 M are pruned to M. */
@@ -73,9 +147,9 @@ static void add_extra(struct graph_builder *builder, uint32_t node, uint32_t oth
     graph_links_set_extra(links, node, worker->list, count);
 }
 
-static void enter_wave(struct graph_builder *builder, const struct wave *wave, size_t nodes)
+static void enter_wave(struct graph_builder *builder, const struct wave *wave)
 {
-    for (size_t i = 0; i < nodes; i++) {
+    for (size_t i = 0; i < wave->nodes; i++) {
         uint32_t node = wave->first + (uint32_t)i;
         const uint32_t *ids = wave->ids + i * builder->m;
         for (size_t j = 0; j < wave->counts[i]; j++) {
@@ -98,23 +172,46 @@ static void thin_node(struct graph_builder *builder, struct graph_worker *worker
     graph_links_set_extra(links, (uint32_t)node, worker->list, count);
 }
 
+/* False: no memory. */
+static bool prepare(struct graph_builder *builder, struct wave *wave)
+{
+    const struct rows *all = &builder->rows.all;
+    wave->ids = arena_alloc(builder->arena, WAVE_NODES * builder->m * sizeof *wave->ids);
+    wave->counts = arena_alloc(builder->arena, WAVE_NODES * sizeof *wave->counts);
+    if (wave->ids == NULL || wave->counts == NULL) return false;
+    if (builder->nodes / EXACT_NODES > builder->width) return true;
+    wave->views = arena_alloc(builder->arena, all->view_count * sizeof *wave->views);
+    wave->scores = arena_alloc(builder->arena, builder->worker_count * sizeof *wave->scores);
+    if (wave->views == NULL || wave->scores == NULL) return false;
+    wave->view_count = graph_rows_clip(all->views, all->view_count, builder->rows.first,
+                                       builder->rows.first + builder->nodes, wave->views);
+    size_t bytes = (size_t)BLOCK_NODES * builder->nodes * sizeof(float);
+    for (size_t i = 0; i < builder->worker_count; i++) {
+        wave->scores[i] = arena_alloc_aligned(builder->arena, bytes, 64);
+        if (wave->scores[i] == NULL) return false;
+    }
+    return true;
+}
+
 int graph_connect(struct graph_builder *builder, struct error *err)
 {
-    struct wave wave = {
-        .ids = arena_alloc(builder->arena, WAVE_NODES * builder->m * sizeof *wave.ids),
-        .counts = arena_alloc(builder->arena, WAVE_NODES * sizeof *wave.counts),
-    };
-    if (wave.ids == NULL || wave.counts == NULL) return MEMD_ENOMEM;
+    struct wave wave = { .first = builder->old_nodes };
     if (builder->old_nodes == builder->nodes) return 0;
-    uint32_t size = builder->old_nodes > 0 ? WAVE_NODES : 1; /* a graph to search in comes first */
-    for (wave.first = builder->old_nodes; wave.first < builder->nodes; wave.first += size) {
+    if (!prepare(builder, &wave)) return MEMD_ENOMEM;
+    bool exact = wave.view_count > 0;
+    uint32_t size = builder->old_nodes > 0 || exact ? WAVE_NODES
+                                                    : 1; /* a graph to search in first */
+    for (; wave.first < builder->nodes; wave.first += size) {
         if (wave.first >= 4 * size && size < WAVE_NODES) size *= 2;
         uint32_t left = builder->nodes - wave.first;
-        size_t nodes = left < size ? left : size;
+        wave.nodes = left < size ? left : size;
         int rc = graph_stopped(builder, "connection", err);
         if (rc < 0) return rc;
-        graph_each(builder, nodes, connect_node, &wave);
-        enter_wave(builder, &wave, nodes);
+        if (exact)
+            graph_each(builder, (wave.nodes + BLOCK_NODES - 1) / BLOCK_NODES, compare_block, &wave);
+        else
+            graph_each(builder, wave.nodes, search_node, &wave);
+        enter_wave(builder, &wave);
     }
     graph_each(builder, builder->nodes, thin_node, NULL);
     return 0;

@@ -20,6 +20,7 @@
 #include "base/clock.h"
 #include "clients/memctl/bench.h"
 #include "clients/memctl/human.h"
+#include "clients/memctl/progress.h"
 
 enum {
     CHUNK_TOKENS = 2048,
@@ -53,6 +54,7 @@ struct work {
     struct bench *bench;
     const struct memd_method *method;
     const struct noise *noise;
+    struct progress *progress;
     struct memd_context context;
     uint64_t tokens;
     double append_us, ready_us, attend_us; /* per token, per token, per query; of one layer */
@@ -168,6 +170,7 @@ static int append_all(struct work *work)
         if (rc < 0) return rc;
         if (bench_interrupted()) return 0;
         position += count;
+        progress_show(work->progress, position, work->tokens, "tokens appended");
     }
     return 0;
 }
@@ -183,6 +186,8 @@ static int wait_built(struct work *work)
         if (done || (built->built_segments >= built->segments &&
                      built->built_indexes >= built->indexes))
             return rc;
+        progress_show(work->progress, built->built_segments + built->built_indexes,
+                      built->segments + built->indexes, "parts made");
         poll(NULL, 0, PAUSE_MS);
     }
 }
@@ -344,11 +349,16 @@ static int measure_methods(struct bench *bench, const struct memd_methods *metho
     bool all = strcmp(bench->method, BENCH_ALL) == 0, found = all;
     int rc = CTL_OK;
     for (size_t i = 0; rc == CTL_OK && i < methods->count; i++) {
-        struct work work = { .bench = bench, .method = &methods->methods[i], .noise = noise,
+        struct progress progress = progress_begin(methods->methods[i].name);
+        struct work work = { .bench = bench,
+                             .method = &methods->methods[i],
+                             .noise = noise,
+                             .progress = &progress,
                              .tokens = tokens };
         if (!all && strcmp(bench->method, work.method->name) != 0) continue;
         found = true;
         rc = measure_method(&work, table);
+        progress_end(&progress);
     }
     if (rc != CTL_OK) return rc;
     if (!found) return ctl_error(bench->ctl, "the daemon has no method %s", bench->method);
