@@ -42,9 +42,9 @@ int connection_new(struct server *server, bool is_tcp, struct connection **ret_c
     *conn = (struct connection){ .magic = CONNECTION_MAGIC, .server = server, .is_tcp = is_tcp };
     list_init(&conn->requests);
     list_init(&conn->ordered);
-    list_init(&conn->held);
     list_init(&conn->regions);
     conn->came = conn->of_frame = DESCRIPTORS_NONE;
+    for (size_t i = 0; i < CONNECTION_FLOWS; i++) list_init(&conn->held[i]);
     int rc = is_tcp ? uv_tcp_init(&server->loop, &conn->uv.tcp)
                     : uv_pipe_init(&server->loop, &conn->uv.pipe, 1); /* for descriptors */
     if (rc < 0) {
@@ -127,7 +127,7 @@ void connection_release(struct request *req)
         free_when_done(conn);
     else if (conn->last && conn->requests_count == 0)
         connection_close(conn, "protocol error");
-    else if (!conn->consuming && (!conn->reading || !list_empty(&conn->held)))
+    else if (!conn->consuming && (!conn->reading || dispatch_holds(conn)))
         connection_resume(conn);
 }
 

@@ -28,6 +28,7 @@ struct server;
 
 /* What a client said in Hello that it is going to use, as bits. */
 enum { CONNECTION_SHARED_MEMORY = 1, CONNECTION_DEVICE_MEMORY = 2 };
+enum { CONNECTION_FLOWS = 16 };
 
 struct connection {
     uint32_t magic;
@@ -64,8 +65,10 @@ struct connection {
     size_t requests_count;
     struct list_link ordered;      /* REQUEST_WAITING: changes, after ordered_running */
     struct request *ordered_running;
-    struct list_link held;         /* REQUEST_WAITING: others, for a share of the pool */
-    size_t pooled_count;           /* of its requests in the pool */
+    /* REQUEST_WAITING: others, for a share of the pool, by flow (dispatch.h) */
+    struct list_link held[CONNECTION_FLOWS];
+    size_t pooled_in[CONNECTION_FLOWS], pooled_count; /* of its requests in the pool */
+    size_t held_next;                                 /* the flow whose turn it is */
     size_t unsent_bytes;
 
     uint64_t active_ns;            /* something was read or written */

@@ -69,6 +69,24 @@ static int check(struct request *req, const struct entry *entry, struct error *e
     return 0;
 }
 
+/* Even numbers are contexts, odd ones connections. */
+static uint64_t flow_of(struct request *req)
+{
+    struct error err = { 0 };
+    uint64_t context = 0;
+    /* What is wrong with a message is said where it runs; a large one is unpacked there too. */
+    if (req->in == NULL && req->frame.message_bytes <= LIMIT_SMALL_MESSAGE_BYTES)
+        request_unpack(req, &err);
+    if (req->in != NULL) context = message_context(req->in);
+    return context != 0 ? 2 * context : 2 * req->connection->number + 1;
+}
+
+/* Of its flow among those of the connection. */
+static size_t place_of(const struct request *req)
+{
+    return (size_t)(req->flow / 2 % CONNECTION_FLOWS);
+}
+
 static int submit(struct request *req)
 {
     struct server *server = req->server;
@@ -85,6 +103,7 @@ static int submit(struct request *req)
                          (unsigned long long)config->queue_limit);
     req->pooled = true;
     req->connection->pooled_count++;
+    req->connection->pooled_in[place_of(req)]++;
     return 0;
 }
 
@@ -136,10 +155,12 @@ static void run_next_ordered(struct connection *conn)
 }
 
 /* Who reads its replies may go on whatever the others do; who does not is bounded twice. */
-static bool has_share(const struct connection *conn)
+static bool has_share(const struct connection *conn, size_t place)
 {
     const struct server *server = conn->server;
-    if (conn->pooled_count > pool_threads(server->pool)) return false;
+    size_t all = (size_t)server->config.queue_limit / 2 + pool_threads(server->pool);
+    if (conn->pooled_in[place] > pool_threads(server->pool)) return false;
+    if (conn->pooled_count > all) return false;
     if (conn->unsent_bytes == 0) return true;
     return conn->unsent_bytes <= server->config.output_buffer_max &&
            server->memory_bytes <= server->config.memory_in_flight;
@@ -147,7 +168,21 @@ static bool has_share(const struct connection *conn)
 
 void dispatch_held(struct connection *conn)
 {
-    while (!conn->closing && !list_empty(&conn->held) && has_share(conn)) submit_first(&conn->held);
+    size_t first = conn->held_next;
+    for (size_t i = 0; i < CONNECTION_FLOWS; i++) {
+        size_t place = (first + i) % CONNECTION_FLOWS;
+        while (!conn->closing && !list_empty(&conn->held[place]) && has_share(conn, place)) {
+            conn->held_next = place + 1;
+            submit_first(&conn->held[place]);
+        }
+    }
+}
+
+bool dispatch_holds(const struct connection *conn)
+{
+    bool holds = false;
+    for (size_t i = 0; i < CONNECTION_FLOWS; i++) holds |= !list_empty(&conn->held[i]);
+    return holds;
 }
 
 static void enqueue(struct request *req)
@@ -155,7 +190,8 @@ static void enqueue(struct request *req)
     struct connection *conn = req->connection;
     bool ordered = req->operation->ordered;
     req->state = REQUEST_WAITING;
-    list_append(ordered ? &conn->ordered : &conn->held, &req->queue_link);
+    req->flow = flow_of(req);
+    list_append(ordered ? &conn->ordered : &conn->held[place_of(req)], &req->queue_link);
     if (ordered)
         run_next_ordered(conn);
     else
@@ -187,7 +223,10 @@ static void run_again(struct request *req)
 void dispatch_done(struct request *req, int status)
 {
     struct connection *conn = req->connection;
-    if (req->pooled) conn->pooled_count--;
+    if (req->pooled) {
+        conn->pooled_count--;
+        conn->pooled_in[place_of(req)]--;
+    }
     req->pooled = false;
     if (status == OPERATION_AGAIN && !conn->closing) {
         park_again(req);

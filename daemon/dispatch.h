@@ -8,9 +8,12 @@
  * Order    operations marked `ordered` (those that change something) of one connection run one at a
  *          time, in the order of arrival, so that appends can be pipelined. Others may overtake
  *          them: a read that must see an append is sent after the append's reply.
- * Shares   a connection has at most one request more in the pool than there are workers, and none
- *          new while too many bytes of its replies are unread. The rest waits, so that a flood or
- *          a deaf client costs its own connection.
+ * Shares   requests about one context are a flow (those about none: of one connection), and the
+ *          pool shares its threads among flows (base/pool.h), so a context with slow requests costs
+ *          others no more than their share. Of one flow a connection has at most one request more
+ *          in the pool than there are workers, of all its flows at most half of what may wait
+ *          there, and none new while too many bytes of its replies are unread. The rest waits, so
+ *          that a flood or a deaf client costs its own connection.
  * Threads  loop, except `run` itself
  */
 #ifndef MEMD_DAEMON_DISPATCH_H
@@ -55,6 +58,8 @@ void dispatch_done(struct request *req, int status);
 
 /* Submit what the connection's share of the pool has room for now. */
 void dispatch_held(struct connection *conn);
+/* Does anything wait for that? */
+bool dispatch_holds(const struct connection *conn);
 
 /* Ask parked requests again: after commits, and in time for their deadlines. */
 void dispatch_poll_parked(struct server *server);

@@ -4,8 +4,9 @@
  * Items fail alone: each has its own status. They are pinned and checked one after another (so that
  * the reply's payload can be laid out), then computed side by side. An item of a batch has an arena
  * of its own, since an arena belongs to one thread, and gives it back as soon as it is computed: so
- * no more than one per thread is in use, and each may have its thread's share of the request's
- * memory however many items there are. A single item uses the request's arena.
+ * no more than one per thread is in use (the workers, and who asks), and each may have its
+ * thread's share of the request's memory however many items there are. A single item uses the
+ * request's arena.
  *
  * Items that a device answers are one batch there, whatever their contexts and layers; what is left
  * is computed by the threads.
@@ -174,7 +175,7 @@ static int give_arenas(struct batch *batch, struct error *err)
     struct request *req = batch->req;
     batch->items[0].arena = &req->arena;
     if (batch->count == 1) return 0;
-    uint64_t share = req->arena.limit_bytes / pool_threads(req->server->pool);
+    uint64_t share = req->arena.limit_bytes / (pool_threads(req->server->pool) + 1);
     for (size_t i = 0; i < batch->count; i++) {
         struct item *item = &batch->items[i];
         arena_init(&item->own, (size_t)share);

@@ -57,7 +57,7 @@ static void run_job(struct pool_job *job)
 
 int worker_submit(struct request *req)
 {
-    req->job = (struct pool_job){ .run = run_job };
+    req->job = (struct pool_job){ .run = run_job, .flow = req->flow };
     return pool_submit(req->server->pool, &req->job);
 }
 

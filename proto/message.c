@@ -330,6 +330,29 @@ int message_region_tensor(const Memd__Tensor *wire, size_t region_bytes,
     return check_tensor(wire, region_bytes, expect, ret_tensor, err);
 }
 
+/* The field of this name and type, or NULL. */
+static const void *field_of(const ProtobufCMessage *message, const char *name, ProtobufCType type,
+                            const ProtobufCFieldDescriptor **ret_field)
+{
+    *ret_field = protobuf_c_message_descriptor_get_field_by_name(message->descriptor, name);
+    if (*ret_field == NULL || (*ret_field)->type != type) return NULL;
+    return (const unsigned char *)message + (*ret_field)->offset;
+}
+
+uint64_t message_context(const ProtobufCMessage *message)
+{
+    const ProtobufCFieldDescriptor *field = NULL;
+    const uint64_t *id = field_of(message, "context_id", PROTOBUF_C_TYPE_UINT64, &field);
+    if (id != NULL) return *id;
+    ProtobufCMessage *const *const *items = field_of(message, "items", PROTOBUF_C_TYPE_MESSAGE,
+                                                     &field);
+    if (items == NULL || field->label != PROTOBUF_C_LABEL_REPEATED) return 0;
+    const size_t *count = (const void *)((const unsigned char *)message + field->quantifier_offset);
+    if (*count == 0) return 0;
+    id = field_of((*items)[0], "context_id", PROTOBUF_C_TYPE_UINT64, &field);
+    return id == NULL ? 0 : *id;
+}
+
 uint64_t message_place(uint64_t *cursor, size_t bytes)
 {
     uint64_t align = LIMIT_PAYLOAD_ALIGN;

@@ -32,6 +32,10 @@ ProtobufCMessage *message_unpack_reply(unsigned method, const void *data, size_t
 /* The message of a reply whose status is not 0. */
 Memd__ErrorReply *message_unpack_error(const void *data, size_t bytes, struct arena *arena);
 
+/* The context that a request is about, of several the first; 0: of none, or it does not say so in
+ * its fields context_id and items. */
+uint64_t message_context(const ProtobufCMessage *message);
+
 /* Pack any message; *ret_data (arena) of *ret_bytes. `message` is a Memd__X whose base member comes
  * first. */
 int message_pack(const ProtobufCMessage *message, struct arena *arena, unsigned char **ret_data,

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* fake_memory.c — memory/'s functions as far as the daemon calls them; one context, number 1. */
+/* fake_memory.c — memory/'s functions as far as the daemon calls them; contexts 1 and 2. */
 #include "tests/flow/fake_memory.h"
 
 #include <math.h>
@@ -18,11 +18,12 @@ struct fake fake;
 
 struct context {
     struct model model;
+    bool is_quick; /* its attends are never held */
 };
 
 struct catalog {
     struct catalog_config config;
-    struct context context;
+    struct context context, quick;
 };
 
 static struct catalog *open_catalog;
@@ -41,6 +42,8 @@ int catalog_open(const struct catalog_config *config, struct catalog **ret_catal
     open_catalog->context.model = (struct model){
         .layers = 2, .query_heads = 2, .kv_heads = 1, .head_dim = 8, .dtype = DTYPE_FP32
     };
+    open_catalog->quick = open_catalog->context;
+    open_catalog->quick.is_quick = true;
     *ret_catalog = open_catalog;
     return 0;
 }
@@ -70,10 +73,11 @@ static void unpin(void *object)
 int catalog_pin(struct catalog *catalog, uint64_t context_id, struct arena *arena,
                 struct context **ret_context, struct error *err)
 {
-    if (context_id != 1) return error_set(err, MEMD_ENOCONTEXT, "no such context");
+    if (context_id != 1 && context_id != 2)
+        return error_set(err, MEMD_ENOCONTEXT, "no such context");
     atomic_fetch_add(&fake.pins, 1);
     if (arena_on_reset(arena, unpin, catalog) < 0) return error_set(err, MEMD_ENOMEM, "no memory");
-    *ret_context = &catalog->context;
+    *ret_context = context_id == 1 ? &catalog->context : &catalog->quick;
     return 0;
 }
 
@@ -429,13 +433,13 @@ int context_attend(struct context *context, const struct query *query, struct ar
                    const struct partial *ret_partial, struct quality *ret_quality,
                    struct error *err)
 {
-    (void)context;
     atomic_store(&fake.target_error, query->target_error);
     atomic_store(&fake.max_bytes, query->max_bytes);
     if (query->no_wait && atomic_load(&fake.locked)) return error_set(err, MEMD_EBUSY, "locked");
     atomic_fetch_add(query->no_wait ? &fake.attended_on_loop : &fake.attended_on_worker, 1);
     atomic_fetch_add(&fake.attending, 1);
-    int rc = query->no_wait ? 0 : wait_held(query, err);
+    bool held = !query->no_wait && !context->is_quick;
+    int rc = held ? wait_held(query, err) : 0;
     if (rc < 0) return rc;
     memset(ret_partial->o, 0, ret_partial->rows * ret_partial->head_dim * sizeof(float));
     for (size_t i = 0; i < ret_partial->rows; i++) ret_partial->lse[i] = -INFINITY;

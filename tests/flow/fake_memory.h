@@ -3,7 +3,8 @@
  *
  * Linked in place of memory/'s, so that a flow can stop time where a real store never would: a
  * commit that does not come, a commit that fails, an attend that is under way, a context that is
- * locked. Tokens are counted, rows are not kept.
+ * locked. Tokens are counted, rows are not kept. Context 2 is as context 1, but nothing holds its
+ * attends.
  *
  * Threads  the test's thread sets, the daemon's threads look
  */

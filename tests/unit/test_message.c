@@ -410,6 +410,28 @@ static void no_memory_for_a_tensor(void **state)
     arena_fini(&arena);
 }
 
+static void test_context_of_a_request(void **state)
+{
+    (void)state;
+    Memd__AppendRequest append = MEMD__APPEND_REQUEST__INIT;
+    append.context_id = 7;
+    assert_int_equal(message_context(&append.base), 7);
+    Memd__AttendRequest attend = MEMD__ATTEND_REQUEST__INIT;
+    assert_int_equal(message_context(&attend.base), 0); /* nothing in it */
+    Memd__AttendItem first = MEMD__ATTEND_ITEM__INIT, second = MEMD__ATTEND_ITEM__INIT;
+    Memd__AttendItem *items[] = { &first, &second };
+    first.context_id = UINT64_MAX;
+    second.context_id = 3;
+    attend.items = items;
+    attend.n_items = 2;
+    assert_true(message_context(&attend.base) == UINT64_MAX);
+    Memd__ListRequest list = MEMD__LIST_REQUEST__INIT; /* no such field */
+    assert_int_equal(message_context(&list.base), 0);
+    Memd__PutParamsRequest put = MEMD__PUT_PARAMS_REQUEST__INIT;
+    put.context_id = 5;
+    assert_int_equal(message_context(&put.base), 5);
+}
+
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
@@ -428,6 +450,7 @@ int main(void)
         TEST(tensors_in_a_region),
         TEST(placing_is_aligned_and_disjoint),
         TEST(no_memory_for_a_tensor),
+        cmocka_unit_test(test_context_of_a_request),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
