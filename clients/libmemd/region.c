@@ -243,19 +243,19 @@ int memd_share_device(struct memd_client *client, const struct memd_device_memor
                       struct memd_region **ret_region, struct memd_error *err)
 {
     struct error detail = { 0 };
-    bool handle = memory->descriptor < 0;
+    const void *handle = memory->descriptor < 0 ? memory->handle : NULL;
     int rc = check_daemon(client, true, memory->bytes, &detail);
-    if (rc == 0 && (memory->address == NULL || (handle && memory->handle == NULL)))
+    if (rc == 0 && (memory->address == NULL || (memory->descriptor < 0 && handle == NULL)))
         rc = error_set(&detail, MEMD_EINVAL, "no address, or nothing that exports the memory");
     if (rc < 0) return ticket_report(rc, &detail, err);
     struct memd_region *region = make(
-        client, handle ? MEMD__MEMORY_KIND__MEMORY_DEVICE_HANDLE : MEMD__MEMORY_KIND__MEMORY_DEVICE,
+        client, handle != NULL ? MEMD__MEMORY_KIND__MEMORY_DEVICE_HANDLE : MEMD__MEMORY_KIND__MEMORY_DEVICE,
         memory->bytes);
     if (region == NULL) return ticket_report(MEMD_ENOMEM, &detail, err);
     region->at = memory->address;
-    if (handle) memcpy(region->handle, memory->handle, sizeof region->handle);
-    if (!handle) region->fd = fcntl(memory->descriptor, F_DUPFD_CLOEXEC, 0);
-    if (handle || region->fd >= 0) return share(region, ret_region, err);
+    if (handle != NULL) memcpy(region->handle, handle, sizeof region->handle);
+    if (handle == NULL) region->fd = fcntl(memory->descriptor, F_DUPFD_CLOEXEC, 0);
+    if (handle != NULL || region->fd >= 0) return share(region, ret_region, err);
     rc = error_set(&detail, MEMD_EINVAL, "descriptor %d: %s", memory->descriptor, strerror(errno));
     destroy(region);
     return ticket_report(rc, &detail, err);

@@ -2,6 +2,7 @@
 """Memory that a client shares gives the same bits as frames do, and whatever a client hands over instead of it
 hurts nobody: each wrong descriptor is refused with a reason and closed, and the daemon holds no more of them
 after a test than before it."""
+import contextlib
 import ctypes
 import os
 import select
@@ -17,6 +18,7 @@ from shared import (KINDS, SEAL_GROW, SEAL_SEAL, SEAL_SHRINK, SEAL_WRITE, Region
 from wire import CODES, Client, Daemon, Payload, encode, frame
 
 MIB = 1 << 20
+MFD_HUGETLB = 4
 QUERIES, HEADS, DIM = 5, 4, 64
 
 
@@ -141,7 +143,7 @@ def wrong_places(client, past):
     region.close()
 
 
-def wrong_descriptors(daemon):
+def wrong_descriptors(daemon, _):
     """Whatever is no sealed memfd of ordinary pages, too many, too few: refused, closed, nothing mapped."""
     client = daemon.client()
     fd = memfd(MIB)
@@ -173,6 +175,9 @@ def wrong_descriptors(daemon):
     wrong = [memfd(MIB, seals) for seals in (0, SEAL_GROW, SEAL_WRITE, SEAL_SEAL)]
     for each in wrong:
         refused("EINVAL", "not sealed against shrinking", [each])
+    with contextlib.suppress(OSError):  # a kernel without huge pages
+        wrong.append(memfd(2 * MIB, flags=MFD_HUGETLB))
+        refused("EINVAL", "not of ordinary pages", [wrong[-1]])
     sealed = memfd(MIB, SEAL_SHRINK | SEAL_WRITE)
     refused("EINVAL", "cannot be mapped", [sealed])
     refused("EINVAL", "0 descriptors came", [])
@@ -198,7 +203,7 @@ def wrong_descriptors(daemon):
     client.close()
 
 
-def limits(daemon):
+def limits(daemon, _):
     """Regions by number and by bytes, over connections; what is given back can be had again."""
     client = daemon.client()
     greet(client)
@@ -232,6 +237,11 @@ def wait_for(condition, seconds=30):
         time.sleep(0.005)
 
 
+def settle(client):
+    """The daemon has seen that others have gone: nothing is mapped any more."""
+    wait_for(lambda: client.ask("status")["shared_regions"] == 0)
+
+
 def one_memory_one_connection(daemon, past):
     """Who maps a memory takes it from who had it; both can go on with others."""
     first, second = daemon.client(), daemon.client()
@@ -251,6 +261,42 @@ def one_memory_one_connection(daemon, past):
     first.close()
     second.close()
     region.close()
+
+
+def nothing_is_written_afterwards(daemon, past):
+    """When a memory is mapped anew, or unmapped, the answer comes after the last byte that was asked for before.
+    Every round a request is under way meanwhile: its answer has not come when the other is sent."""
+    under_way = 0
+    for unmap in (False, True) * 4:
+        first, second = daemon.client(), daemon.client()
+        greet(first), greet(second)
+        region = Region(1, 2 * MIB)
+        region.map(first)
+        inside, _, _ = item_in(region, past, queries=64)
+        at, size = inside["into_o"]["offset"], 4 * 64 * HEADS * DIM
+        items = []
+        for _ in range(24):  # each has a place of its own
+            items.append({**inside, "into_o": region.place("FP32", (64, HEADS, DIM), size)})
+        region.memory[at:] = bytes(2 * MIB - at)
+        asked = first.send("attend", {"items": items})
+        under_way += not select.select([first.socket], [], [], 0)[0]
+        if unmap:
+            first.send("unmap_memory", {"region": 1})
+            replies = [first.receive()]
+            while replies[-1].request_id == asked:
+                replies.append(first.receive())
+        else:
+            region.map(second)
+            replies = []
+        seen = bytes(region.memory)
+        while not any(reply.request_id == asked for reply in replies):
+            replies.append(first.receive())
+        assert bytes(region.memory) == seen, "written after it was said to be over"
+        first.close()
+        second.close()
+        region.close()
+        settle(past.client)
+    assert under_way > 0
 
 
 def many_at_once(daemon, past):
@@ -284,6 +330,13 @@ def many_at_once(daemon, past):
         client.ask("unmap_memory", {"region": 5})
         client.socket.sendall(head)
         client.send_with(tail, [region.fd])
+        assert client.receive().status == 0, cut
+        # What follows in the same read is not meant.
+        client.ask("unmap_memory", {"region": 5})
+        client.send_with(head, [region.fd])
+        client.socket.sendall(tail + frame("health", b"", b"", 1500) + framed[:70])
+        assert sorted((client.receive().status, client.receive().status)) == [0, 0], cut
+        client.socket.sendall(framed[70:])
         assert client.receive().status == 0, cut
     # With a frame that is no MapMemory, in the middle of others: that one is refused, no other.
     client.socket.sendall(framed)
@@ -357,7 +410,7 @@ def churn(client, past):
     region.close()
 
 
-def no_tcp(daemon):
+def no_tcp(daemon, _):
     address = daemon.wait_log(r"on=tcp:(127\.0\.0\.1):(\d+)")
     client = Client((address[1], int(address[2])))
     hello = client.ask("hello", {"version": 1, "token": "0123456789abcdef", "features": ["shared-memory"]})
@@ -387,17 +440,14 @@ def main():
         past.client_address = daemon.address
         past.append(0, 1500)
         before = descriptors(daemon)
-        same_bits(client, past)
-        wrong_places(client, past)
-        wrong_descriptors(daemon)
-        limits(daemon)
-        one_memory_one_connection(daemon, past)
-        many_at_once(daemon, past)
-        vanishing_clients(daemon, past)
-        churn(client, past)
-        no_tcp(daemon)
+        for part in (same_bits, wrong_places, churn):
+            part(client, past)
+            settle(client)
+        for part in (wrong_descriptors, limits, one_memory_one_connection, nothing_is_written_afterwards, many_at_once,
+                     vanishing_clients, no_tcp):
+            part(daemon, past)
+            settle(client)
         wait_for(lambda: client.ask("status")["connections"] == 1)
-        wait_for(lambda: client.ask("status")["shared_regions"] == 0)
         assert client.ask("status")["shared_bytes"] == 0
         wait_for(lambda: descriptors(daemon) == before)  # the store opens some of its own now and then
         past.check(1500)
