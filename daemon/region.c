@@ -38,7 +38,7 @@ void region_table_init(struct region_table *table)
 
 void region_table_fini(struct region_table *table)
 {
-    assert(table->count == 0);
+    assert(table->count == 0 && table->copied_bytes == 0);
     map_fini(&table->by_memory);
     pthread_mutex_destroy(&table->lock);
 }
@@ -314,6 +314,34 @@ static int pin(struct request *req, uint64_t number, struct region **ret_region,
     return 0;
 }
 
+/* A copy may stay for as long as an append waits for room, and nobody has counted it yet. */
+static int count_copy(struct request *req, size_t bytes, struct error *err)
+{
+    struct region_table *table = &req->server->regions;
+    uint64_t most = atomic_load_explicit(&table->copied_max, memory_order_relaxed);
+    pthread_mutex_lock(&table->lock);
+    uint64_t others = table->copied_bytes - req->copied_bytes;
+    bool fits = others == 0 || (bytes <= most && table->copied_bytes <= most - bytes);
+    if (fits) table->copied_bytes += bytes;
+    pthread_mutex_unlock(&table->lock);
+    if (!fits)
+        return error_set(err, MEMD_EBUSY, "%" PRIu64 " bytes of shared memory are in flight",
+                         others);
+    req->copied_bytes += bytes;
+    return 0;
+}
+
+void region_copies_done(struct request *req)
+{
+    struct region_table *table = &req->server->regions;
+    if (req->copied_bytes == 0) return;
+    pthread_mutex_lock(&table->lock);
+    assert(table->copied_bytes >= req->copied_bytes);
+    table->copied_bytes -= req->copied_bytes;
+    pthread_mutex_unlock(&table->lock);
+    req->copied_bytes = 0;
+}
+
 int region_tensor(struct request *req, const Memd__Tensor *wire, const struct message_shape *shape,
                   struct tensor *ret_tensor, struct error *err)
 {
@@ -326,6 +354,8 @@ int region_tensor(struct request *req, const Memd__Tensor *wire, const struct me
     if (rc == 0) rc = message_region_tensor(wire, region->bytes, shape, &tensor, err);
     if (rc < 0) return rc;
     size_t bytes = tensor_bytes(&tensor);
+    rc = count_copy(req, bytes, err);
+    if (rc < 0) return rc;
     void *copy = arena_alloc_aligned(&req->arena, bytes, LIMIT_PAYLOAD_ALIGN);
     if (copy == NULL) return wire_no_memory(err);
     if (region->at != NULL)

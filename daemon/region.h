@@ -44,7 +44,9 @@ struct request;
 struct region_table {
     pthread_mutex_t lock;
     struct map by_memory;            /* locked by lock: the region that has a memory, by inode */
-    uint64_t bytes, count;           /* locked by lock */
+    uint64_t bytes, count;           /* locked by lock, as is: */
+    uint64_t copied_bytes;           /* of tensors, for requests that are not answered yet */
+    _Atomic uint64_t copied_max;
     struct pool *pool;               /* immutable after open, as is: */
     struct accelerator *accelerator; /* or NULL */
     _Atomic uint64_t read_bytes, written_bytes;
@@ -98,9 +100,13 @@ void region_put(struct region *region);
 /* The connection is gone. */
 void region_drop_all(struct region_table *table, struct list_link *regions);
 
-/* A tensor of the request: of its payload as it is, of a region as a copy in `arena`. */
+/* A tensor of the request: of its payload as it is, of a region as a copy in its arena. MEMD_EBUSY:
+ * as much as may be is copied for others; frames are admitted by their size, these are not. */
 int region_tensor(struct request *req, const Memd__Tensor *wire, const struct message_shape *shape,
                   struct tensor *ret_tensor, struct error *err);
+
+/* The request is answered, or forgotten: its copies do not count any more. */
+void region_copies_done(struct request *req);
 
 /* A place in a region for a tensor that is yet to be computed. */
 struct region_place {

@@ -77,6 +77,7 @@ void reload_config(struct server *server)
     };
     catalog_reconfigure(server->catalog, &catalog);
     backend_reload(&fresh, &server->backend);
+    atomic_store(&server->regions.copied_max, fresh.memory_in_flight);
     log_event(LOG_INFO, "reloaded", "changes=%u tokens=%zu", changes, identity.token_count);
     notify_ready("ready");
 }

@@ -10,6 +10,7 @@
 #include "base/object.h"
 #include "daemon/connection.h"
 #include "daemon/dispatch.h"
+#include "daemon/region.h"
 #include "daemon/request.h"
 #include "daemon/server.h"
 
@@ -74,6 +75,7 @@ void reply_send(struct request *req)
     arena_release(&req->arena);
     descriptors_close(&req->descriptors);
     server_charge(req->server, req, req->arena.used_bytes);
+    region_copies_done(req);
 
     uv_buf_t bufs[3];
     unsigned count = make_buffers(req, bufs);

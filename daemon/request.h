@@ -84,6 +84,7 @@ struct request {
     uint64_t filled_bytes;             /* of message and payload together */
     uint64_t charged_bytes;            /* of server->memory_bytes */
     struct descriptors descriptors;    /* that came beside the frame */
+    uint64_t copied_bytes;             /* of tensors in regions, as counted there */
     struct region *region;             /* of MapMemory and UnmapMemory; its ref is in the arena */
     ProtobufCMessage *in;              /* NULL until unpacked */
 

@@ -61,6 +61,7 @@ void server_request_free(struct server *server, struct request *req)
 {
     server_charge(server, req, 0);
     descriptors_close(&req->descriptors);
+    region_copies_done(req);
     if (server->free_request_count >= FREE_REQUESTS_MAX) {
         arena_fini(&req->arena);
         req->magic = 0;
@@ -336,6 +337,7 @@ int server_open(const struct config *config, const struct server_origin *origin,
     list_init(&server->free_requests);
     list_init(&server->parked);
     region_table_init(&server->regions);
+    atomic_store(&server->regions.copied_max, config->memory_in_flight);
     int rc = identity_load(config->token_file, &server->identity, err);
     if (rc == 0) rc = answers_new(&server->answers, err);
     if (rc == 0) rc = open_loop(server, err);

@@ -248,9 +248,9 @@ int memd_share_device(struct memd_client *client, const struct memd_device_memor
     if (rc == 0 && (memory->address == NULL || (memory->descriptor < 0 && handle == NULL)))
         rc = error_set(&detail, MEMD_EINVAL, "no address, or nothing that exports the memory");
     if (rc < 0) return ticket_report(rc, &detail, err);
-    struct memd_region *region = make(
-        client, handle != NULL ? MEMD__MEMORY_KIND__MEMORY_DEVICE_HANDLE : MEMD__MEMORY_KIND__MEMORY_DEVICE,
-        memory->bytes);
+    Memd__MemoryKind kind = handle != NULL ? MEMD__MEMORY_KIND__MEMORY_DEVICE_HANDLE
+                                           : MEMD__MEMORY_KIND__MEMORY_DEVICE;
+    struct memd_region *region = make(client, kind, memory->bytes);
     if (region == NULL) return ticket_report(MEMD_ENOMEM, &detail, err);
     region->at = memory->address;
     if (handle != NULL) memcpy(region->handle, handle, sizeof region->handle);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* bench_shared.c — the same requests through a socket and in memory shared with the daemon, in turns.
+/* bench_shared.c — the same requests through a socket and in memory that is shared with the daemon,
+ * in turns.
  *
  *     bench_shared MEMD [ROUNDS]        MEMD: the daemon's program; prints JSON
  *
@@ -105,10 +106,11 @@ static void report(const char *name, uint64_t ns[2][ROUNDS_MAX], size_t rounds, 
     for (int way = 0; way < 2; way++) qsort(ns[way], rounds, sizeof ns[way][0], ascending);
     size_t middle = rounds / 2;
     double socket = (double)ns[0][middle], shared = (double)ns[1][middle];
-    printf("  { \"name\": \"%s\", \"tensors_kib\": %.0f, \"socket_us\": %.1f, \"shared_us\": %.1f,\n"
-           "    \"socket_least_us\": %.1f, \"shared_least_us\": %.1f, \"socket_by_shared\": %.2f },\n",
-           name, (double)bytes / 1024.0, socket / 1e3, shared / 1e3, (double)ns[0][0] / 1e3,
-           (double)ns[1][0] / 1e3, socket / shared);
+    printf("  { \"name\": \"%s\", \"tensors_kib\": %.0f,\n", name, (double)bytes / 1024.0);
+    printf("    \"socket_us\": %.1f, \"shared_us\": %.1f,\n", socket / 1e3, shared / 1e3);
+    printf("    \"socket_least_us\": %.1f, \"shared_least_us\": %.1f,\n", (double)ns[0][0] / 1e3,
+           (double)ns[1][0] / 1e3);
+    printf("    \"socket_by_shared\": %.2f },\n", socket / shared);
     fflush(stdout);
 }
 

@@ -379,13 +379,16 @@ def vanishing_clients(daemon, past):
     script = (f"import sys; sys.path.insert(0, {os.path.dirname(os.path.abspath(__file__))!r})\n"
               "from shared import Region, greet\nfrom wire import Client, encode, frame\n"
               f"client = Client({daemon.address!r}); greet(client)\nregion = Region(1, {MIB}); region.map(client)\n"
-              "print('mapped', flush=True); sys.stdin.read()\n")
-    child = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert child.stdout.readline() == b"mapped\n"
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    child.stdin.close()
-    child.stdout.close()
+              f"item = {inside!r}\n"  # of another region, with the same places
+              "print('mapped', flush=True)\nwhile True: client.ask('attend', {'items': [item] * 3})\n")
+    for _ in range(3):
+        child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+        assert child.stdout.readline() == b"mapped\n"
+        before = counters(past.client)["shared_written_bytes_total"]
+        wait_for(lambda: counters(past.client)["shared_written_bytes_total"] > before)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        child.stdout.close()
     region.close()
 
 
@@ -417,6 +420,29 @@ def no_tcp(daemon, _):
     assert "shared-memory" not in hello["features"] and hello["regions_max"] == 0, hello
     assert "Unix sockets" in client.fails("EUNSUPPORTED", "map_memory", {"region": 1, "bytes": 4096})
     client.close()
+
+
+def copies_are_bounded():
+    """Frames are small where tensors lie in regions: what is copied for requests under way has a bound of its own."""
+    with Daemon("--memory-in-flight", "1MiB", "--workers", "4") as daemon:
+        client = daemon.client()
+        greet(client)
+        past = Past(client, "book")
+        past.append(0, 64)
+        region = Region(1, 4 * MIB)
+        region.map(client)
+        inside, _, _ = item_in(region, past, queries=1400)  # 700 KiB of queries
+        item = {key: inside[key] for key in ("context_id", "layer", "positions", "q")}
+        counts = {}
+        for _ in range(10):
+            for _ in range(8):
+                client.send("attend", {"items": [item]})
+            for _ in range(8):
+                status = client.receive().check()["answers"][0]["status"]
+                counts[status] = counts.get(status, 0) + 1
+        assert set(counts) == {0, CODES["EBUSY"]}, counts
+        assert client.ask("attend", {"items": [item]})["answers"][0]["status"] == 0
+        daemon.stop()
 
 
 def switched_off():
@@ -453,6 +479,7 @@ def main():
         past.check(1500)
         daemon.stop()
     switched_off()
+    copies_are_bounded()
 
 
 if __name__ == "__main__":
