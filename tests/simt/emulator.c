@@ -110,6 +110,11 @@ static void fail(const char *format, ...)
     machine.failed = true;
 }
 
+bool simt_is_emulated(void)
+{
+    return true;
+}
+
 void simt_set_order(enum simt_order order, uint64_t seed)
 {
     pthread_mutex_lock(&machine.lock);

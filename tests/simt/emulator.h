@@ -16,7 +16,11 @@
 #ifndef MEMD_TESTS_SIMT_EMULATOR_H
 #define MEMD_TESTS_SIMT_EMULATOR_H
 
+#include <stdbool.h>
 #include <stdint.h>
+
+/* False on a device (on_device.c), where there is nobody to leave out a barrier. */
+bool simt_is_emulated(void);
 
 /* In which order the threads of a block get their turns: up and down warp by warp, each as far as
  * it can; shuffled all side by side. */
