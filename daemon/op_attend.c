@@ -352,7 +352,8 @@ static uint64_t cost(struct request *req, const Memd__AttendItem *in)
 {
     struct context *context = NULL;
     if (in->explain || in->local_o != NULL || in->states != NULL) return UINT64_MAX;
-    if (in->window == MEMD__WINDOW__WINDOW_RESIDENT) return UINT64_MAX; /* a device is waited for */
+    if (in->window == MEMD__WINDOW__WINDOW_RESIDENT && req->server->backend.accelerator != NULL)
+        return UINT64_MAX; /* it is waited for */
     /* Touching memory of others may fault, and writing there may wait for a device. */
     if (in->into_o != NULL || in->into_lse != NULL) return UINT64_MAX;
     if (in->q != NULL && in->q->region != 0) return UINT64_MAX;
