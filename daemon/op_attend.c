@@ -47,7 +47,7 @@ enum {
 struct item {
     struct context *context; /* NULL when it could not be pinned */
     struct query query;
-    struct partial part;                  /* each half in the reply's payload, or in `aside`: */
+    struct partial part;                  /* in the batch's answer */
     struct region_place into_o, into_lse; /* where it goes from there */
     uint64_t o_offset, lse_offset;
     struct partial local;    /* of the request's payload */
@@ -65,8 +65,7 @@ struct batch {
     const Memd__AttendRequest *in;
     struct item *items;
     size_t count;
-    unsigned char *payload, *aside; /* aside: what goes into regions */
-    uint64_t payload_bytes, aside_bytes;
+    struct region_answer answer;
 };
 
 static struct query_message message_of(const Memd__AttendItem *in)
@@ -116,23 +115,10 @@ static int decode_into(struct request *req, const Memd__AttendItem *in, struct i
                                    .dtype = DTYPE_FP32,
                                    .dims = 3,
                                    .shape = { q->shape[0], q->shape[1], q->shape[2] } };
-    int rc = 0;
-    if (in->into_o != NULL) rc = region_place(req, in->into_o, &shape, &item->into_o, &item->err);
+    int rc = region_place(req, in->into_o, &shape, &item->into_o, &item->err);
     shape.what = "into_lse";
     shape.dims = 2;
-    if (rc < 0 || in->into_lse == NULL) return rc;
-    return region_place(req, in->into_lse, &shape, &item->into_lse, &item->err);
-}
-
-/* Room for `bytes`, in what leaves with the frame or beside it. */
-static uint64_t place(struct batch *batch, const struct region_place *into, size_t bytes)
-{
-    return message_place(into->region == NULL ? &batch->payload_bytes : &batch->aside_bytes, bytes);
-}
-
-static float *place_of(const struct batch *batch, const struct region_place *into, uint64_t offset)
-{
-    return (float *)(void *)((into->region == NULL ? batch->payload : batch->aside) + offset);
+    return rc < 0 ? rc : region_place(req, in->into_lse, &shape, &item->into_lse, &item->err);
 }
 
 static void prepare_item(struct batch *batch, size_t idx)
@@ -159,8 +145,9 @@ static void prepare_item(struct batch *batch, size_t idx)
     item->part.rows = q->shape[0] * q->shape[1];
     item->part.head_dim = q->shape[2];
     size_t lse_bytes = item->part.rows * sizeof(float);
-    item->o_offset = place(batch, &item->into_o, item->part.head_dim * lse_bytes);
-    item->lse_offset = place(batch, &item->into_lse, lse_bytes);
+    size_t o_bytes = item->part.head_dim * lse_bytes;
+    item->o_offset = region_lay(&batch->answer, &item->into_o, o_bytes);
+    item->lse_offset = region_lay(&batch->answer, &item->into_lse, lse_bytes);
 }
 
 static void free_item(void *object)
@@ -191,8 +178,8 @@ static void place_items(struct batch *batch)
     for (size_t i = 0; i < batch->count; i++) {
         struct item *item = &batch->items[i];
         if (item->status < 0) continue;
-        item->part.o = place_of(batch, &item->into_o, item->o_offset);
-        item->part.lse = place_of(batch, &item->into_lse, item->lse_offset);
+        item->part.o = region_memory(&batch->answer, &item->into_o, item->o_offset);
+        item->part.lse = region_memory(&batch->answer, &item->into_lse, item->lse_offset);
     }
 }
 
@@ -291,8 +278,8 @@ static int answer(struct batch *batch, struct error *err)
         if (item == NULL) return wire_no_memory(err);
         reply.answers[reply.n_answers] = item;
     }
-    return request_reply(batch->req, &reply.base, batch->payload, (size_t)batch->payload_bytes,
-                         err);
+    return request_reply(batch->req, &reply.base, batch->answer.payload,
+                         (size_t)batch->answer.payload_bytes, err);
 }
 
 static int check_counts(const Memd__AttendRequest *in, struct error *err)
@@ -307,17 +294,6 @@ static int check_counts(const Memd__AttendRequest *in, struct error *err)
                      explained, LIMIT_EXPLAIN_ITEMS);
 }
 
-static int make_room(struct batch *batch, struct error *err)
-{
-    struct arena *arena = &batch->req->arena;
-    if (batch->payload_bytes > LIMIT_FRAME_PAYLOAD_BYTES)
-        return error_set(err, MEMD_ELIMIT, "answer of %" PRIu64 " bytes exceeds a frame",
-                         batch->payload_bytes);
-    batch->payload = arena_alloc_aligned(arena, (size_t)batch->payload_bytes, LIMIT_PAYLOAD_ALIGN);
-    batch->aside = arena_alloc_aligned(arena, (size_t)batch->aside_bytes, LIMIT_PAYLOAD_ALIGN);
-    return batch->payload == NULL || batch->aside == NULL ? wire_no_memory(err) : 0;
-}
-
 static int run(struct request *req, struct error *err)
 {
     const Memd__AttendRequest *in = (const Memd__AttendRequest *)req->in;
@@ -329,10 +305,8 @@ static int run(struct request *req, struct error *err)
     rc = give_arenas(&batch, err);
     if (rc < 0) return rc;
     for (size_t i = 0; i < batch.count; i++) prepare_item(&batch, i);
-    rc = make_room(&batch, err);
+    rc = region_make_room(&batch.answer, &req->arena, err);
     if (rc < 0) return rc;
-    /* Padding and the places of failed items leave the process too: nobody else's bytes in them. */
-    memset(batch.payload, 0, (size_t)batch.payload_bytes);
     place_items(&batch);
     rc = attend_together(&batch, err);
     if (rc < 0) return rc;

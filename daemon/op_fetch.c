@@ -5,16 +5,22 @@
 
 #include "base/error.h"
 #include "daemon/dispatch.h"
+#include "daemon/region.h"
 #include "daemon/request.h"
 #include "daemon/server.h"
 #include "daemon/wire.h"
 #include "memory/context.h"
 
-/* What comes back of each row: K and V, or its state. */
+enum { PARTS_MAX = 2 };
+
+/* What comes back of all rows: K and V, or states. */
 struct answer {
     Memd__FetchReply reply;
-    unsigned char *payload;
-    uint64_t payload_bytes;
+    struct region_answer memory;
+    size_t count; /* of parts, each of `bytes` at `offset`, and where it goes from there */
+    struct region_place into[PARTS_MAX];
+    uint64_t offset[PARTS_MAX];
+    size_t bytes;
     struct fetch_out out;
 };
 
@@ -34,43 +40,54 @@ static int check(const Memd__FetchRequest *in, const struct context *context, st
     return 0;
 }
 
-/* NULL when the arena is full. */
-static unsigned char *new_payload(struct request *req, struct answer *answer)
-{
-    answer->payload = arena_alloc_aligned(&req->arena, (size_t)answer->payload_bytes,
-                                          LIMIT_PAYLOAD_ALIGN);
-    /* Padding leaves the process too: nobody else's bytes in it. */
-    if (answer->payload != NULL) memset(answer->payload, 0, (size_t)answer->payload_bytes);
-    return answer->payload;
-}
-
-static bool lay_out_states(struct request *req, size_t count, const struct context *context,
-                           struct answer *answer)
-{
-    uint32_t dtype = context_model(context)->dtype;
-    size_t shape[2] = { count, context_state_width(context) };
-    uint64_t at = message_place(&answer->payload_bytes,
-                                shape[0] * shape[1] * dtype_bytes(dtype));
-    answer->reply.states = message_make_tensor(&req->arena, dtype, 2, shape, at);
-    if (new_payload(req, answer) == NULL) return false;
-    answer->out.states = answer->payload + at;
-    return answer->reply.states != NULL;
-}
-
-static bool lay_out_rows(struct request *req, size_t count, const struct context *context,
-                         struct answer *answer)
+static int lay_out(struct request *req, const Memd__FetchRequest *in, const struct context *context,
+                   struct answer *answer, struct error *err)
 {
     const struct model *model = context_model(context);
-    size_t shape[3] = { count, model->kv_heads, model->head_dim };
-    size_t bytes = count * model_token_bytes(model, dtype_bytes(model->dtype)) / 2;
-    uint64_t k_at = message_place(&answer->payload_bytes, bytes);
-    uint64_t v_at = message_place(&answer->payload_bytes, bytes);
-    answer->reply.k = message_make_tensor(&req->arena, model->dtype, 3, shape, k_at);
-    answer->reply.v = message_make_tensor(&req->arena, model->dtype, 3, shape, v_at);
-    if (new_payload(req, answer) == NULL) return false;
-    answer->out.k = answer->payload + k_at;
-    answer->out.v = answer->payload + v_at;
-    return answer->reply.k != NULL && answer->reply.v != NULL;
+    size_t width = context_state_width(context);
+    bool states = width > 0;
+    struct message_shape shape = { .what = "into_k",
+                                   .dtype = model->dtype,
+                                   .dims = 3,
+                                   .shape = { in->n_ids, model->kv_heads, model->head_dim } };
+    if (states)
+        shape = (struct message_shape){
+            .what = "into_states", .dtype = model->dtype, .dims = 2, .shape = { in->n_ids, width }
+        };
+    const Memd__Tensor *into[PARTS_MAX] = { states ? in->into_states : in->into_k, in->into_v };
+    Memd__Tensor **wires[PARTS_MAX] = { states ? &answer->reply.states : &answer->reply.k,
+                                        &answer->reply.v };
+    answer->bytes = dtype_bytes(model->dtype);
+    for (uint32_t i = 0; i < shape.dims; i++) answer->bytes *= shape.shape[i];
+    answer->count = states ? 1 : PARTS_MAX;
+    for (size_t i = 0; i < answer->count; i++) {
+        struct region_place *place = &answer->into[i];
+        int rc = region_place(req, into[i], &shape, place, err);
+        if (rc < 0) return rc;
+        answer->offset[i] = region_lay(&answer->memory, place, answer->bytes);
+        *wires[i] = region_name(place, message_make_tensor(&req->arena, model->dtype, shape.dims,
+                                                           shape.shape, answer->offset[i]));
+        if (*wires[i] == NULL) return wire_no_memory(err);
+        shape.what = "into_v";
+    }
+    int rc = region_make_room(&answer->memory, &req->arena, err);
+    if (rc < 0) return rc;
+    void *first = region_memory(&answer->memory, &answer->into[0], answer->offset[0]);
+    void *second = region_memory(&answer->memory, &answer->into[1], answer->offset[1]);
+    answer->out = states ? (struct fetch_out){ .states = first }
+                         : (struct fetch_out){ .k = first, .v = second };
+    return 0;
+}
+
+/* What was read, to where the client wants it. */
+static int hand_over(const struct answer *answer, struct error *err)
+{
+    int rc = 0;
+    for (size_t i = 0; rc == 0 && i < answer->count; i++)
+        rc = region_write(&answer->into[i],
+                          region_memory(&answer->memory, &answer->into[i], answer->offset[i]),
+                          answer->bytes, err);
+    return rc;
 }
 
 static int run(struct request *req, struct error *err)
@@ -81,17 +98,17 @@ static int run(struct request *req, struct error *err)
     if (rc == 0) rc = check(in, context, err);
     if (rc < 0) return rc;
     struct answer answer = { .reply = MEMD__FETCH_REPLY__INIT };
-    bool states = context_state_width(context) > 0;
-    bool room = states ? lay_out_states(req, in->n_ids, context, &answer)
-                       : lay_out_rows(req, in->n_ids, context, &answer);
+    rc = lay_out(req, in, context, &answer, err);
+    if (rc < 0) return rc;
     uint32_t *ids = arena_calloc(&req->arena, in->n_ids, sizeof *ids);
-    if (!room || ids == NULL) return wire_no_memory(err);
+    if (ids == NULL) return wire_no_memory(err);
     answer.out.token_ids = answer.reply.token_ids = ids;
     rc = context_fetch(context, in->layer, in->ids, in->n_ids, &answer.out, err);
+    if (rc == 0) rc = hand_over(&answer, err);
     if (rc < 0) return rc;
     answer.reply.n_token_ids = answer.out.has_ids ? in->n_ids : 0;
-    return request_reply(req, &answer.reply.base, answer.payload, (size_t)answer.payload_bytes,
-                         err);
+    return request_reply(req, &answer.reply.base, answer.memory.payload,
+                         (size_t)answer.memory.payload_bytes, err);
 }
 
 const struct operation operation_fetch = { .run = run };

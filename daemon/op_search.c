@@ -14,60 +14,35 @@
 #include "memory/context.h"
 
 struct answer {
-    unsigned char *payload, *aside; /* aside: what goes into regions */
-    uint64_t payload_bytes, aside_bytes;
+    struct region_answer memory;
     uint64_t ids_offset, scores_offset;
-    struct region_place into_ids, into_scores;
-    size_t shape[3]; /* (n, H, k) */
+    struct region_place into_ids, into_scores; /* where they go, if it is not the frame */
+    size_t shape[3];                           /* (n, H, k) */
 };
 
-/* Where the hits go, if it is not the frame. */
-static int decode_into(struct request *req, const Memd__SearchRequest *in, struct answer *answer,
-                       struct error *err)
+static int lay_out(struct request *req, const Memd__SearchRequest *in, struct answer *answer,
+                   struct error *err)
 {
     struct message_shape shape = { .what = "into_ids",
                                    .dtype = DTYPE_U64,
                                    .dims = 3,
                                    .shape = { answer->shape[0], answer->shape[1],
                                               answer->shape[2] } };
-    int rc = 0;
-    if (in->into_ids != NULL) rc = region_place(req, in->into_ids, &shape, &answer->into_ids, err);
+    int rc = region_place(req, in->into_ids, &shape, &answer->into_ids, err);
     shape.what = "into_scores";
     shape.dtype = DTYPE_FP32;
-    if (rc < 0 || in->into_scores == NULL) return rc;
-    return region_place(req, in->into_scores, &shape, &answer->into_scores, err);
-}
-
-/* Room for `bytes`, in what leaves with the frame or beside it. */
-static uint64_t place(struct answer *answer, const struct region_place *into, size_t bytes)
-{
-    return message_place(into->region == NULL ? &answer->payload_bytes : &answer->aside_bytes,
-                         bytes);
-}
-
-static void *place_of(const struct answer *answer, const struct region_place *into, uint64_t offset)
-{
-    return (into->region == NULL ? answer->payload : answer->aside) + offset;
-}
-
-static int lay_out(struct request *req, struct answer *answer, struct error *err)
-{
+    if (rc == 0) rc = region_place(req, in->into_scores, &shape, &answer->into_scores, err);
+    if (rc < 0) return rc;
     /* At most 4096 * 1024 * 65536 entries: no overflow in 64 bits. */
     uint64_t entries = (uint64_t)answer->shape[0] * answer->shape[1] * answer->shape[2];
     if (entries * (sizeof(uint64_t) + sizeof(float)) > LIMIT_FRAME_PAYLOAD_BYTES)
         return error_set(err, MEMD_ELIMIT, "%" PRIu64 " hits exceed a frame; ask for fewer queries",
                          entries);
-    answer->ids_offset = place(answer, &answer->into_ids, (size_t)entries * sizeof(uint64_t));
-    uint64_t ids_end = answer->payload_bytes;
-    answer->scores_offset = place(answer, &answer->into_scores, (size_t)entries * sizeof(float));
-    struct arena *arena = &req->arena;
-    answer->payload = arena_alloc_aligned(arena, (size_t)answer->payload_bytes,
-                                          LIMIT_PAYLOAD_ALIGN);
-    answer->aside = arena_alloc_aligned(arena, (size_t)answer->aside_bytes, LIMIT_PAYLOAD_ALIGN);
-    if (answer->payload == NULL || answer->aside == NULL) return wire_no_memory(err);
-    if (answer->into_scores.region == NULL) /* padding leaves too */
-        memset(answer->payload + ids_end, 0, answer->scores_offset - ids_end);
-    return 0;
+    struct region_answer *memory = &answer->memory;
+    answer->ids_offset = region_lay(memory, &answer->into_ids, (size_t)entries * sizeof(uint64_t));
+    answer->scores_offset = region_lay(memory, &answer->into_scores,
+                                       (size_t)entries * sizeof(float));
+    return region_make_room(memory, &req->arena, err);
 }
 
 /* What was found, to where the client reads it. */
@@ -93,7 +68,8 @@ static int reply_hits(struct request *req, const struct answer *answer,
     reply.quality = wire_encode_quality(quality, answer->shape[0] * answer->shape[1], arena);
     if (reply.ids == NULL || reply.scores == NULL || reply.quality == NULL)
         return wire_no_memory(err);
-    return request_reply(req, &reply.base, answer->payload, (size_t)answer->payload_bytes, err);
+    return request_reply(req, &reply.base, answer->memory.payload,
+                         (size_t)answer->memory.payload_bytes, err);
 }
 
 static int run(struct request *req, struct error *err)
@@ -114,13 +90,14 @@ static int run(struct request *req, struct error *err)
     if (rc < 0) return rc;
 
     struct answer answer = { .shape = { query.q.shape[0], query.q.shape[1], in->k } };
-    rc = decode_into(req, in, &answer, err);
-    if (rc == 0) rc = lay_out(req, &answer, err);
+    rc = lay_out(req, in, &answer, err);
     if (rc < 0) return rc;
-    struct index_hits hits = { .ids = place_of(&answer, &answer.into_ids, answer.ids_offset),
-                               .scores = place_of(&answer, &answer.into_scores,
-                                                  answer.scores_offset),
-                               .k = in->k };
+    const struct region_answer *memory = &answer.memory;
+    struct index_hits hits = {
+        .ids = region_memory(memory, &answer.into_ids, answer.ids_offset),
+        .scores = region_memory(memory, &answer.into_scores, answer.scores_offset),
+        .k = in->k,
+    };
     struct quality quality = { 0 };
     rc = context_search(context, &query, &req->arena, &hits, &quality, err);
     if (rc == 0) rc = hand_over(&answer, &hits, err);

@@ -373,14 +373,39 @@ int region_tensor(struct request *req, const Memd__Tensor *wire, const struct me
 int region_place(struct request *req, const Memd__Tensor *wire, const struct message_shape *shape,
                  struct region_place *ret_place, struct error *err)
 {
-    if (wire == NULL || wire->region == 0)
-        return error_set(err, MEMD_ESHAPE, "%s names no region", shape->what);
+    if (wire == NULL) return 0;
+    if (wire->region == 0) return error_set(err, MEMD_ESHAPE, "%s names no region", shape->what);
     struct region *region = NULL;
     struct tensor tensor;
     int rc = pin(req, wire->region, &region, err);
     if (rc == 0) rc = message_region_tensor(wire, region->bytes, shape, &tensor, err);
     if (rc == 0) *ret_place = (struct region_place){ .region = region, .offset = wire->offset };
     return rc;
+}
+
+uint64_t region_lay(struct region_answer *answer, const struct region_place *place, size_t bytes)
+{
+    return message_place(place->region == NULL ? &answer->payload_bytes : &answer->aside_bytes,
+                         bytes);
+}
+
+int region_make_room(struct region_answer *answer, struct arena *arena, struct error *err)
+{
+    if (answer->payload_bytes > LIMIT_FRAME_PAYLOAD_BYTES)
+        return error_set(err, MEMD_ELIMIT, "answer of %" PRIu64 " bytes exceeds a frame",
+                         answer->payload_bytes);
+    answer->payload = arena_alloc_aligned(arena, (size_t)answer->payload_bytes,
+                                          LIMIT_PAYLOAD_ALIGN);
+    answer->aside = arena_alloc_aligned(arena, (size_t)answer->aside_bytes, LIMIT_PAYLOAD_ALIGN);
+    if (answer->payload == NULL || answer->aside == NULL) return wire_no_memory(err);
+    memset(answer->payload, 0, (size_t)answer->payload_bytes);
+    return 0;
+}
+
+void *region_memory(const struct region_answer *answer, const struct region_place *place,
+                    uint64_t offset)
+{
+    return (place->region == NULL ? answer->payload : answer->aside) + offset;
 }
 
 int region_write(const struct region_place *place, const void *from, size_t bytes,

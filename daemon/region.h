@@ -36,6 +36,7 @@
 #include "proto/message.h"
 
 struct accelerator;
+struct arena;
 struct connection;
 struct error;
 struct request;
@@ -113,9 +114,24 @@ struct region_place {
     struct region *region; /* pinned by the request; NULL: the answer goes into the frame */
     uint64_t offset;
 };
+/* NULL `wire`: into the frame. */
 int region_place(struct request *req, const Memd__Tensor *wire, const struct message_shape *shape,
                  struct region_place *ret_place, struct error *err);
-/* Does nothing where the answer goes into the frame. */
+/* An answer that is laid out: what leaves with the frame, and what goes into regions. */
+struct region_answer {
+    unsigned char *payload, *aside;
+    uint64_t payload_bytes, aside_bytes;
+};
+/* Room for a tensor of `bytes`; its offset among those of its kind. */
+uint64_t region_lay(struct region_answer *answer, const struct region_place *place, size_t bytes);
+/* Allocate both; the payload is zeros, since padding leaves the process too. MEMD_ELIMIT a frame
+ * cannot hold it · MEMD_ENOMEM */
+int region_make_room(struct region_answer *answer, struct arena *arena, struct error *err);
+/* Where the tensor at that offset is computed. */
+void *region_memory(const struct region_answer *answer, const struct region_place *place,
+                    uint64_t offset);
+
+/* Copy what was computed to its place. Does nothing where the answer goes into the frame. */
 int region_write(const struct region_place *place, const void *from, size_t bytes,
                  struct error *err);
 /* The tensor `wire` of a reply is there. NULL is passed on. */

@@ -6,8 +6,8 @@
  *     void *q = memd_region_data(region);       … as memd_query.q, its o and lse behind it
  *
  * Arrays that lie in a region, from a multiple of 64 bytes on, do not travel: a request names their
- * place, and the daemon reads them there; `o` and `lse` of an attend it writes there. Nothing else
- * changes, and all other arrays go by the socket.
+ * place, and the daemon reads them there; `o` and `lse` of an attend, rows of a fetch it writes
+ * there. Nothing else changes, and all other arrays go by the socket.
  *
  * WHOSE BYTES  From submitting a request until its answer, what it reads and where it writes are
  *           the daemon's. A request that was given up (its time was over, its ticket was freed) may

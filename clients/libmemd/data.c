@@ -454,6 +454,7 @@ struct fetch_place {
     size_t count, kv_heads, head_dim, state_width;
     uint32_t dtype;
     void *k, *v, *states; /* the caller's, or NULL */
+    bool shared, shared_v; /* k or states, v: it lies in a region, and the daemon was told so */
 };
 
 static int place_fetch(struct memd_ticket *ticket, ProtobufCMessage *message)
@@ -466,16 +467,22 @@ static int place_fetch(struct memd_ticket *ticket, ProtobufCMessage *message)
                                    .dtype = place->dtype,
                                    .dims = 3,
                                    .shape = { place->count, place->kv_heads, place->head_dim } };
-    void *k = NULL, *v = NULL, *states = NULL;
+    void *k = place->k, *v = place->v, *states = place->states; /* shared: it is there already */
     int rc = 0;
     if (place->state_width > 0) {
         shape = (struct message_shape){ .what = "states", .dtype = place->dtype, .dims = 2,
                                         .shape = { place->count, place->state_width } };
-        rc = ticket_receive(ticket, reply->states, &shape, place->states, &states);
+        rc = place->shared ? check_shared(ticket, reply->states)
+                           : ticket_receive(ticket, reply->states, &shape, states, &states);
+        k = v = NULL;
     } else {
-        rc = ticket_receive(ticket, reply->k, &shape, place->k, &k);
+        rc = place->shared ? check_shared(ticket, reply->k)
+                           : ticket_receive(ticket, reply->k, &shape, k, &k);
         shape.what = "v";
-        if (rc == 0) rc = ticket_receive(ticket, reply->v, &shape, place->v, &v);
+        if (rc == 0)
+            rc = place->shared_v ? check_shared(ticket, reply->v)
+                                 : ticket_receive(ticket, reply->v, &shape, v, &v);
+        states = NULL;
     }
     if (rc < 0) return rc;
     if (reply->n_token_ids != 0 && reply->n_token_ids != place->count) {
@@ -487,6 +494,36 @@ static int place_fetch(struct memd_ticket *ticket, ProtobufCMessage *message)
                                 .states = states,
                                 .token_ids = reply->n_token_ids > 0 ? reply->token_ids : NULL };
     return 0;
+}
+
+/* What of the caller's arrays lies in regions the daemon fills there. */
+static int build_fetch_into(struct memd_ticket *ticket, const struct memd_fetch *fetch,
+                            Memd__FetchRequest *request, struct fetch_place *place)
+{
+    const struct memd_context *context = fetch->context;
+    struct ticket_array array = { .what = "k",
+                                  .data = fetch->k,
+                                  .dtype = place->dtype,
+                                  .dims = 3,
+                                  .shape = { fetch->count, context->kv_heads, context->head_dim } };
+    int rc = 0;
+    if (context->state_width > 0) {
+        array = (struct ticket_array){ .what = "states",
+                                       .data = fetch->states,
+                                       .dtype = place->dtype,
+                                       .dims = 2,
+                                       .shape = { fetch->count, context->state_width } };
+        if (fetch->states != NULL) rc = ticket_into(ticket, &array, &request->into_states);
+        place->shared = request->into_states != NULL;
+        return rc;
+    }
+    if (fetch->k != NULL) rc = ticket_into(ticket, &array, &request->into_k);
+    array.what = "v";
+    array.data = fetch->v;
+    if (rc == 0 && fetch->v != NULL) rc = ticket_into(ticket, &array, &request->into_v);
+    place->shared = request->into_k != NULL;
+    place->shared_v = request->into_v != NULL;
+    return rc;
 }
 
 static int build_fetch(struct memd_ticket *ticket, const struct memd_fetch *fetch)
@@ -510,6 +547,8 @@ static int build_fetch(struct memd_ticket *ticket, const struct memd_fetch *fetc
                                    .k = fetch->k,
                                    .v = fetch->v,
                                    .states = fetch->states };
+    rc = build_fetch_into(ticket, fetch, &request, place);
+    if (rc < 0) return rc;
     ticket->place = place_fetch;
     ticket->plan = place;
     return ticket_pack(ticket, &request.base);

@@ -168,6 +168,21 @@ static void rows_and_batches(void **state)
     assert_int_equal(memd_fetch(&fetch, NULL, NULL), 0);
     assert_memory_equal(k, wanted, sizeof k);
 
+    float *shared_k = rows + 1024, *shared_v = rows + 2048;
+    fetch.k = shared_k;
+    fetch.v = shared_v;
+    assert_int_equal(memd_fetch(&fetch, NULL, NULL), 0);
+    assert_memory_equal(shared_k, wanted, sizeof k);
+    assert_memory_equal(shared_v, wanted, sizeof v);
+    memset(shared_k, 0, sizeof k);
+    fetch.v = v;
+    const struct memd_rows *fetched = NULL;
+    assert_int_equal(memd_fetch(&fetch, &fetched, NULL), 0);
+    assert_ptr_equal(fetched->k, shared_k);
+    assert_memory_equal(fetched->k, wanted, sizeof k);
+    assert_memory_equal(fetched->v, wanted, sizeof v);
+    memd_free(fetched);
+
     /* One item of a batch fails, and leaves its place as it is. */
     fill((float *)(void *)(memory + AT_Q), O_FLOATS, 2);
     float *place = (float *)(void *)(memory + AT_O), *lse = (float *)(void *)(memory + AT_LSE);
@@ -277,6 +292,17 @@ static void device_memory(void **state)
     attend(&query);
     assert_memory_equal(inside + AT_O, o, sizeof o);
     assert_memory_equal(inside + AT_LSE, lse, sizeof lse);
+
+    float *device_rows = (float *)(void *)(address + AT_ROWS);
+    struct memd_fetch fetch = { .context = &context,
+                                .ids = &(uint64_t){ 3 },
+                                .count = 1,
+                                .k = device_rows,
+                                .v = device_rows + 1024 };
+    float wanted[(size_t)4 * G * D];
+    fill(wanted, (size_t)4 * G * D, 1);
+    assert_int_equal(memd_fetch(&fetch, NULL, NULL), 0);
+    assert_memory_equal(inside + AT_ROWS, wanted + (size_t)3 * G * D, G * D * sizeof(float));
 
     query.q = address + AT_Q + 4; /* cannot be named, and nobody here can read it */
     assert_int_equal(memd_attend(&query, NULL, &err), MEMD_EINVAL);
