@@ -90,10 +90,11 @@ void gathered_offer(struct gathered *gathered, const float *scores, size_t count
     }
 }
 
-void gathered_take(struct gathered *gathered, const float *scores, uint64_t bits, uint64_t first)
+void gathered_take(struct gathered *gathered, const float *scores, uint64_t bits,
+                   const uint64_t *entries)
 {
     for (; bits != 0; bits &= bits - 1) {
         unsigned i = (unsigned)__builtin_ctzll(bits);
-        if (scores[i] >= gathered->least) collect(gathered, scores[i], first + i);
+        if (scores[i] >= gathered->least) collect(gathered, scores[i], entries[i]);
     }
 }

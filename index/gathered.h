@@ -35,8 +35,9 @@ void gathered_clear(struct gathered *gathered, uint64_t *ids, float *scores, siz
 /* scores (count) of entries first, first + 1, … */
 void gathered_offer(struct gathered *gathered, const float *scores, size_t count, uint64_t first);
 
-/* The same for those of 64 whose bit is set, of which some may be worse than `least` by now. */
-void gathered_take(struct gathered *gathered, const float *scores, uint64_t bits, uint64_t first);
+/* scores, entries (64): those whose bit is set, of which some may be worse than `least` by now. */
+void gathered_take(struct gathered *gathered, const float *scores, uint64_t bits,
+                   const uint64_t *entries);
 
 /* r entries elsewhere are at least as good. */
 void gathered_raise(struct gathered *gathered, float least);

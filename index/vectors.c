@@ -72,9 +72,10 @@ int vectors_advance(struct vectors *vectors, const struct fold_source *source, u
             load(&source->rows, *tokens + i, state);
             squares[i] = square_of(state, 2 * source->rows.head_dim);
         }
-        *tokens += some;
-        rc = sketches_advance(&vectors->sketches, &source->rows, *tokens, err);
+        rc = sketches_advance(&vectors->sketches, &source->rows, &vectors->squares, *tokens + some,
+                              err);
         if (rc < 0) break;
+        *tokens += some;
         rc = source->stop == NULL ? 0 : source->stop(source->stop_arg);
         if (rc != 0) error_set(err, rc, "%s while states are folded", error_text(rc));
     }

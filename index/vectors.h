@@ -17,7 +17,9 @@
  * A ring may also be a list of positions (lru.h): slot s then holds the s-th of them.
  *
  * Search is exact (the best k), bucketed (bucketed.h), or sketched (sketches.h): the best `rerank`
- * guesses are scored exactly, and of those the best k are found. Ties: the lower slot.
+ * guesses in the best `probes` cells are scored exactly, and of those the best k are found. Ties:
+ * the lower slot. A query that sees fewer than SKETCHES_SAMPLE states, or not many more than
+ * `rerank`, is answered exactly all the same.
  *
  * |c|² of all states and their sketches are a fold (fold.h) that is only added to.
  *
@@ -77,6 +79,7 @@ struct vectors_args {
     size_t k;
     size_t buckets; /* 0 = exact; m is a multiple of it, and it is at least k */
     size_t rerank;  /* 0 = all are scored exactly; at least k, and buckets is 0 */
+    size_t probes;  /* of SKETCHES_CELLS, with rerank: all = no cell is passed over */
     enum vectors_metric metric;
     struct pool *pool;      /* may be NULL */
     int (*stop)(void *arg); /* may be NULL */

@@ -7,14 +7,11 @@
  * in the same order whatever it is called with, so a result does not depend on how the ring was
  * cut.
  *
- * Where states are guessed from their sketches, pieces tell one another how good the worst guess is
- * that is still wanted (`floors`): every piece would else begin with collecting what is passed over
- * in the end. States that are looked at again lie anywhere: some are fetched while those before
- * them are copied side by side, where the kernel takes them together.
+ * Guesses come from vectors_guess.c. States that are looked at again lie anywhere: some are fetched
+ * while those before them are copied side by side, where the kernel takes them together.
  */
 #include <assert.h>
 #include <math.h>
-#include <stdatomic.h>
 #include <stdbool.h>
 #include <string.h>
 
@@ -23,53 +20,16 @@
 #include "base/error.h"
 #include "base/pool.h"
 #include "base/tensor.h"
-#include "index/backend.h"
-#include "index/bucketed.h"
-#include "index/gathered.h"
 #include "index/index.h"
 #include "index/topk.h"
-#include "index/vectors.h"
+#include "index/vectors_scan.h"
 
 enum {
     TILE = 128,            /* states that are scored together, for a batch */
-    PIECE_STATES = 8192,   /* of the ring, at least */
-    PIECES = 64,           /* at most */
-    PIECES_PER_THREAD = 2, /* more would cost more results to merge */
     CACHE_LINE = 64,
     LOOK_STATES = 16,      /* that are looked at again together, */
     LOOK_BYTES = 16 << 10, /* if their halves fit in as much */
     WORTH = 16,            /* times rerank: fewer states are all scored exactly */
-};
-
-struct piece {
-    uint64_t begin, end; /* positions; of a listed ring, slots */
-    int code;
-};
-
-struct result;
-
-struct scanning {
-    const struct vectors_args *args;
-    size_t first, batch; /* queries of the batch */
-    size_t room;         /* entries of a result: k, the buckets, or rerank */
-    bool sketched;       /* this batch: guesses are scanned, and room is rerank */
-    struct sketches_queries *asked;
-    float *asking; /* (batch, 2 W) for sketches_ask */
-    _Atomic float floors[VECTORS_BATCH]; /* as many guesses as are wanted are at least this good */
-    float *halves; /* (2, batch, W/2) */
-    uint64_t *ids; /* (pieces, batch, GATHERED_TIMES room) slots, or positions of guesses */
-    float *scores; /* (pieces, batch, GATHERED_TIMES room) */
-    struct result *results; /* (pieces, batch) */
-    struct piece pieces[PIECES];
-    size_t piece_count;
-    uint64_t *ret_slots; /* (n, k) */
-    float *ret_scores;   /* (n, k) */
-};
-
-/* What a piece finds for a query of the batch. */
-struct result {
-    struct bucketed buckets; /* one of the two */
-    struct gathered gathered;
 };
 
 static void clear(const struct scanning *scanning, size_t piece, size_t query)
@@ -190,12 +150,6 @@ static struct piece seen_by(const struct scanning *scanning, size_t q, uint64_t 
     return (struct piece){ .begin = begin, .end = end };
 }
 
-static bool stopped(const struct vectors_args *args, uint64_t tiles, struct piece *piece)
-{
-    if (tiles % 16 == 0 && args->stop != NULL) piece->code = args->stop(args->stop_arg);
-    return piece->code != 0;
-}
-
 /* ---- states themselves ---- */
 
 static void scan_states(const struct scanning *scanning, struct piece *piece,
@@ -207,7 +161,7 @@ static void scan_states(const struct scanning *scanning, struct piece *piece,
     float second[VECTORS_BATCH * TILE];
     size_t count = 0;
     for (uint64_t at = piece->begin, tiles = 0; at < piece->end; at += count, tiles++) {
-        if (stopped(args, tiles, piece)) return;
+        if (scan_stopped(args, tiles, piece)) return;
         uint64_t position = args->listed == NULL ? at : args->listed[at];
         count = together(scanning, at, piece->end);
         struct stretch stretch = stretch_from(&args->rows, position, count);
@@ -221,78 +175,12 @@ static void scan_states(const struct scanning *scanning, struct piece *piece,
     }
 }
 
-/* ---- guesses ---- */
-
-static void raise_floor(_Atomic float *to, float least)
-{
-    float before = atomic_load_explicit(to, memory_order_relaxed);
-    while (before < least &&
-           !atomic_compare_exchange_weak_explicit(to, &before, least, memory_order_relaxed,
-                                                  memory_order_relaxed)) {
-    }
-}
-
-/* What a product lacks to rank states as their scores do: of the states of a tile. */
-static void explain_tile(const struct scanning *scanning, uint64_t position, float *ret_extra)
-{
-    const struct vectors *vectors = scanning->args->vectors;
-    size_t some = 0;
-    const float *biases = sketches_biases(&vectors->sketches, position);
-    const float *squares = grown_rows(&vectors->squares, 0, position, SKETCHES_TILE, &some);
-    float factor = scanning->args->metric == VECTORS_L2 ? 0.5F : 0.0F;
-    uint64_t left = vectors->sketches.count - position;
-    if (left < some) some = (size_t)left;
-    memset(ret_extra, 0, SKETCHES_TILE * sizeof *ret_extra);
-    for (size_t i = 0; i < some; i++) ret_extra[i] = biases[i] - factor * squares[i];
-}
-
-/* Bits of what a query sees of a piece in the tile from `position` on. */
-static uint64_t seen_bits(const struct scanning *scanning, size_t q, const struct piece *piece,
-                          uint64_t position)
-{
-    uint64_t begin = position > piece->begin ? position : piece->begin;
-    uint64_t end = position + SKETCHES_TILE;
-    struct piece seen = seen_by(scanning, q, begin, end < piece->end ? end : piece->end);
-    if (seen.begin == seen.end) return 0;
-    uint64_t below = seen.end == end ? ~(uint64_t)0 : ((uint64_t)1 << (seen.end - position)) - 1;
-    return below & ~(uint64_t)0 << (seen.begin - position);
-}
-
-static void scan_guesses(struct scanning *scanning, struct piece *piece, struct result *results)
-{
-    const struct vectors_args *args = scanning->args;
-    _Alignas(64) float scores[VECTORS_BATCH * SKETCHES_TILE];
-    float extra[SKETCHES_TILE], least[VECTORS_BATCH];
-    uint64_t above[VECTORS_BATCH];
-    for (uint64_t tile = piece->begin / SKETCHES_TILE, tiles = 0;
-         tile * SKETCHES_TILE < piece->end; tile++, tiles++) {
-        uint64_t position = tile * SKETCHES_TILE;
-        if (stopped(args, tiles, piece)) return;
-        sketches_products(&args->vectors->sketches, scanning->asked, tile, scores);
-        explain_tile(scanning, position, extra);
-        for (size_t q = 0; q < scanning->batch; q++) {
-            gathered_raise(&results[q].gathered,
-                           atomic_load_explicit(&scanning->floors[q], memory_order_relaxed));
-            least[q] = results[q].gathered.least;
-        }
-        plane_backend_get()->above(&(struct plane_above_args){
-            scores, extra, least, scanning->batch, above });
-        for (size_t q = 0; q < scanning->batch; q++) {
-            if (above[q] == 0) continue;
-            gathered_take(&results[q].gathered, scores + q * SKETCHES_TILE,
-                          above[q] & seen_bits(scanning, q, piece, position), position);
-            if (results[q].gathered.least > least[q])
-                raise_floor(&scanning->floors[q], results[q].gathered.least);
-        }
-    }
-}
-
 static void scan_piece(void *arg, size_t idx)
 {
     struct scanning *scanning = arg;
     for (size_t q = 0; q < scanning->batch; q++) clear(scanning, idx, q);
     struct result *results = scanning->results + idx * scanning->batch;
-    if (scanning->sketched) scan_guesses(scanning, &scanning->pieces[idx], results);
+    if (scanning->sketched) guess_scan(scanning, &scanning->pieces[idx], results);
     else scan_states(scanning, &scanning->pieces[idx], results);
 }
 
@@ -406,10 +294,10 @@ static size_t cut(struct scanning *scanning)
         if (limit > most) most = limit;
     }
     uint64_t begin = least > args->slots ? least - args->slots : 0;
-    size_t wanted = PIECES_PER_THREAD * pool_threads(args->pool);
-    if (wanted > PIECES) wanted = PIECES;
+    size_t wanted = SCAN_PIECES_PER_THREAD * pool_threads(args->pool);
+    if (wanted > SCAN_PIECES) wanted = SCAN_PIECES;
     uint64_t step = (most - begin + wanted - 1) / wanted;
-    if (step < PIECE_STATES) step = PIECE_STATES;
+    if (step < SCAN_PIECE_STATES) step = SCAN_PIECE_STATES;
     size_t count = 0;
     for (uint64_t at = begin; at < most; at += step)
         scanning->pieces[count++] = (struct piece){ .begin = at,
@@ -422,11 +310,12 @@ static size_t cut(struct scanning *scanning)
 static int reserve(struct scanning *scanning, struct arena *arena, struct error *err)
 {
     const struct vectors_args *args = scanning->args;
-    uint64_t pieces = rows_tokens(&args->rows) / PIECE_STATES + 1;
+    uint64_t pieces = rows_tokens(&args->rows) / SCAN_PIECE_STATES + 1;
     size_t batch = args->queries < VECTORS_BATCH ? args->queries : VECTORS_BATCH;
     size_t room = args->buckets > args->k ? args->buckets : args->k;
     if (room < args->rerank) room = args->rerank;
-    size_t results = (pieces < PIECES ? (size_t)pieces : PIECES) * batch;
+    scanning->most_pieces = pieces < SCAN_PIECES ? (size_t)pieces : SCAN_PIECES;
+    size_t results = scanning->most_pieces * batch;
     size_t entries = results * GATHERED_TIMES * room;
     size_t floats = 2 * batch * args->rows.head_dim;
     scanning->halves = arena_alloc_aligned(arena, floats * sizeof(float), 64);
@@ -434,9 +323,12 @@ static int reserve(struct scanning *scanning, struct arena *arena, struct error 
     scanning->scores = arena_calloc(arena, entries, sizeof *scanning->scores);
     scanning->results = arena_calloc(arena, results, sizeof *scanning->results);
     scanning->asked = arena_alloc_aligned(arena, sizeof *scanning->asked, 64);
-    scanning->asking = arena_alloc_aligned(arena, 2 * floats * sizeof(float), 64);
+    scanning->work = arena_calloc(arena, SKETCHES_CELLS, sizeof *scanning->work);
+    scanning->asking = arena_alloc_aligned(
+        arena, sketches_room(&args->vectors->sketches, batch) * sizeof(float), 64);
     if (scanning->halves != NULL && scanning->ids != NULL && scanning->scores != NULL &&
-        scanning->results != NULL && scanning->asked != NULL && scanning->asking != NULL)
+        scanning->results != NULL && scanning->asked != NULL &&
+        scanning->work != NULL && scanning->asking != NULL)
         return 0;
     return error_set(err, MEMD_ENOMEM, "no memory to search with %zu entries", entries);
 }
@@ -468,16 +360,13 @@ static int search_batch(struct scanning *scanning, uint64_t *ret_states, struct 
 {
     const struct vectors_args *args = scanning->args;
     size_t half = args->rows.head_dim;
-    scanning->piece_count = cut(scanning);
+    if (!scanning->sketched) scanning->piece_count = cut(scanning);
     for (size_t i = 0; i < 2 * scanning->batch; i++) {
         size_t q = i % scanning->batch, which = i / scanning->batch;
         memcpy(scanning->halves + i * half, args->q + ((scanning->first + q) * 2 + which) * half,
                half * sizeof *scanning->halves);
     }
-    if (scanning->sketched)
-        sketches_ask(&args->vectors->sketches, args->q + scanning->first * 2 * half,
-                     scanning->batch, scanning->asking, scanning->asked);
-    for (size_t q = 0; q < scanning->batch; q++) atomic_init(&scanning->floors[q], -INFINITY);
+    if (scanning->sketched) guess_begin(scanning);
     pool_for(args->pool, scanning->piece_count, scan_piece, scanning);
     for (size_t p = 0; p < scanning->piece_count; p++) {
         const struct piece *piece = &scanning->pieces[p];
@@ -486,8 +375,9 @@ static int search_batch(struct scanning *scanning, uint64_t *ret_states, struct 
                              error_text(piece->code));
         *ret_states += scanning->sketched ? 0 : piece->end - piece->begin;
     }
-    if (scanning->sketched) *ret_states += scanning->batch * args->rerank;
     pool_for(args->pool, scanning->batch, finish_query, scanning);
+    for (size_t q = 0; scanning->sketched && q < scanning->batch; q++)
+        *ret_states += scanning->results[q].gathered.count; /* looked at again */
     return 0;
 }
 
@@ -498,6 +388,7 @@ int vectors_search(const struct vectors_args *args, struct arena *arena, uint64_
     assert(args->buckets == 0 || args->slots % args->buckets == 0);
     assert(args->listed == NULL || args->rerank == 0);
     assert(args->rerank == 0 || (args->buckets == 0 && args->rerank >= args->k));
+    assert(args->rerank == 0 || (args->probes > 0 && args->probes <= SKETCHES_CELLS));
     struct scanning scanning = { .args = args, .ret_slots = ret_slots, .ret_scores = ret_scores };
     *ret_states = 0;
     int rc = args->queries == 0 ? 0 : reserve(&scanning, arena, err);

@@ -63,6 +63,7 @@ enum {
     NORM_EPS,
     SKETCH,
     RERANK,
+    PROBE,
     OPTIONS
 };
 enum { BUCKETED, EXACT, SKETCHED, AUTO };
@@ -89,8 +90,8 @@ static const struct option_spec specs[OPTIONS] = {
                              "bucketed: the best of each of min(max(k, 512), memory) "
                              "buckets, which must divide memory, and of those the best k (as "
                              "published); exact: the best k; sketched: the best k of the rerank "
-                             "best guesses, exact where at most 16 rerank states are seen; auto: "
-                             "sketched where the ring allows it, else exact",
+                             "best guesses, exact where a query sees fewer than 4096 states or "
+                             "16 rerank; auto: sketched where the ring allows it, else exact",
                              AUTO, searches),
     [METRIC] = OPTION_CHOICE("metric", "what is nearest: by squared distance or product",
                              VECTORS_L2, metrics),
@@ -117,8 +118,10 @@ static const struct option_spec specs[OPTIONS] = {
                             "numbers of a state that guesses are made from, a multiple "
                             "of 8, at most half the width",
                             192, 8, SKETCHES_DIMS_MAX),
-    [RERANK] = OPTION_WHOLE("rerank", "best guesses that are scored exactly, at least k", 64, 1,
+    [RERANK] = OPTION_WHOLE("rerank", "best guesses that are scored exactly, at least k", 96, 1,
                             65536),
+    [PROBE] = OPTION_WHOLE("probe", "cells of sketches that a query looks into, of 256", 16, 1,
+                           SKETCHES_CELLS),
 };
 static const struct option_table options = { "neurocache", specs, OPTIONS };
 
@@ -357,6 +360,7 @@ static int retrieve(const struct reading *reading, struct vectors_args *args, st
         .slots = (uint64_t)values[MEMORY],
         .listed = reading->ring == NULL ? NULL : reading->ring->positions,
         .rerank = sketched(values) ? (size_t)values[RERANK] : 0,
+        .probes = (size_t)values[PROBE],
         .k = (size_t)values[K],
         .buckets = buckets_of(values),
         .metric = (enum vectors_metric)values[METRIC],

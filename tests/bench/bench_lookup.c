@@ -17,7 +17,7 @@
  * Prints a JSON array, one line per case.
  *
  *     bench_lookup [--rounds N] [--states N] [--width W] [--threads N] [--sketch S]
- *                  [--file STATES.f16 [--asked newest|spread]]
+ *                  [--probe CELLS] [--file STATES.f16 [--asked newest|spread]]
  */
 #include <math.h>
 #include <stdbool.h>
@@ -48,7 +48,7 @@ enum {
 };
 
 struct options {
-    size_t rounds, states, width, threads, sketch;
+    size_t rounds, states, width, threads, sketch, probe;
     const char *file;
     bool spread;
 };
@@ -202,7 +202,7 @@ static void search(const struct options *options, const struct ring *ring, struc
                                  .rows = { &ring->view, 1, options->width / 2, NULL },
                                  .limits = limits, .queries = asking->queries,
                                  .slots = options->states, .k = K, .rerank = asking->rerank,
-                                 .pool = pool };
+                                 .probes = options->probe, .pool = pool };
     struct arena arena;
     uint64_t cpu = cpu_ns();
     for (size_t i = 0; i < rounds; i++) {
@@ -274,7 +274,7 @@ static void run_short(const struct options *options, const struct ring *ring, st
             search(options, ring, pool, &asking, &found);
             printf(",\n {\"case\":\"short-%zu-%zu-exact\",", states, queries);
             print_times(&found);
-            asking.rerank = 64;
+            asking.rerank = 96;
             search(options, ring, pool, &asking, &found);
             printf("},\n {\"case\":\"short-%zu-%zu-sketched\",", states, queries);
             print_times(&found);
@@ -308,7 +308,7 @@ static void run_landmarks(const struct options *options)
 int main(int argc, char **argv)
 {
     struct options options = { .rounds = 4, .states = 131072, .width = 1024, .threads = 2,
-                               .sketch = 192 };
+                               .sketch = 192, .probe = 16 };
     for (int i = 1; i + 1 < argc; i += 2) {
         size_t number = strtoul(argv[i + 1], NULL, 10);
         if (strcmp(argv[i], "--rounds") == 0 && number > 0) options.rounds = number;
@@ -316,6 +316,7 @@ int main(int argc, char **argv)
         else if (strcmp(argv[i], "--width") == 0 && number >= 512) options.width = number / 16 * 16;
         else if (strcmp(argv[i], "--threads") == 0 && number > 0) options.threads = number;
         else if (strcmp(argv[i], "--sketch") == 0 && number >= 8) options.sketch = number / 8 * 8;
+        else if (strcmp(argv[i], "--probe") == 0 && number > 0) options.probe = number;
         else if (strcmp(argv[i], "--file") == 0) options.file = argv[i + 1];
         else if (strcmp(argv[i], "--asked") == 0) options.spread = argv[i + 1][0] == 's';
     }

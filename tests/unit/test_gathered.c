@@ -43,10 +43,11 @@ static void feed(struct gathered *part, size_t begin, size_t end, bool in_blocks
         return;
     }
     for (size_t at = begin; at < end; at += 64) {
-        uint64_t bits = 0;
+        uint64_t bits = 0, entries[64];
+        for (size_t i = 0; i < 64; i++) entries[i] = at + i;
         for (size_t i = 0; i < 64 && at + i < end; i++)
             if (scores[at + i] >= part->least) bits |= (uint64_t)1 << i;
-        gathered_take(part, scores + at, bits, at);
+        gathered_take(part, scores + at, bits, entries);
     }
 }
 

@@ -6,6 +6,7 @@
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -187,6 +188,8 @@ enum {
     NEAR = 16,
     RERANK = 128,
     SKETCH = 128,
+    PROBES = 16,
+    CHANGE = SKETCHES_SAMPLE + 400,
     CENTRES = 64,
     RANK = 24,
 };
@@ -219,7 +222,8 @@ struct clustered {
     float *q; /* (N, W) */
 };
 
-static void clustered_make(struct clustered *set, uint64_t *random)
+/* With a change of subject, which half of the queries follow, or without. */
+static void clustered_make(struct clustered *set, bool change, uint64_t *random)
 {
     struct past *past = &set->past;
     *past = (struct past){ .query_heads = 1,
@@ -234,8 +238,8 @@ static void clustered_make(struct clustered *set, uint64_t *random)
     for (size_t i = 0; i < sizeof *subjects / sizeof *numbers; i++)
         numbers[i] = random_float(random);
     set->q = past_alloc(N * W, sizeof *set->q);
-    draw_states(subjects, TOKENS, 2500, random, states);
-    draw_states(subjects, N, N / 2, random, set->q);
+    draw_states(subjects, TOKENS, change ? CHANGE : TOKENS, random, states);
+    draw_states(subjects, N, change ? N / 2 : N, random, set->q);
     for (size_t t = 0; t < TOKENS; t++) {
         memcpy(past->k_rows + t * W / 2 * 4, states + t * W, W / 2 * 4);
         memcpy(past->v_rows + t * W / 2 * 4, states + t * W + W / 2, W / 2 * 4);
@@ -257,24 +261,19 @@ static uint64_t look(const struct vectors_args *args, uint64_t *ret_slots, float
     return read;
 }
 
-/* Sketches find nearly what an exact search finds, whatever else is asked or was stored later. */
-static void test_sketched(void **state)
+/* How many of the nearest a search finds, of *ret_asked, whatever else is asked or was stored
+ * later: as of some earlier tokens and in rings of two sizes. */
+static size_t count_found(const struct clustered *set, size_t probes, size_t *ret_asked)
 {
-    (void)state;
-    uint64_t random = random_seed();
-    struct clustered set;
-    clustered_make(&set, &random);
-    struct past *past = &set.past;
-    assert_true(set.vectors->sketches.count == TOKENS);
-    assert_true(set.vectors->base.bytes > TOKENS * (SKETCH + 8));
+    const struct past *past = &set->past;
     static const uint64_t limits[] = { TOKENS, 5000, 3000, 900 };
     uint64_t exact[N * NEAR], near[N * NEAR], one[NEAR], all[N];
     float exact_scores[N * NEAR], near_scores[N * NEAR], one_scores[NEAR];
     size_t found = 0, asked = 0;
     for (size_t turn = 0; turn < 8; turn++) {
-        struct vectors_args args = { .vectors = set.vectors,
+        struct vectors_args args = { .vectors = set->vectors,
                                      .rows = { past->views, past->view_count, W / 2, NULL },
-                                     .q = set.q,
+                                     .q = set->q,
                                      .limits = all,
                                      .queries = N,
                                      .slots = turn < 4 ? 16384 : 4096,
@@ -283,8 +282,10 @@ static void test_sketched(void **state)
         for (size_t i = 0; i < N; i++) all[i] = limits[turn % 4];
         look(&args, exact, exact_scores);
         args.rerank = RERANK;
+        args.probes = probes;
         uint64_t read = look(&args, near, near_scores);
-        assert_true(read == (limits[turn % 4] > 900 ? N * RERANK : 2 * 900));
+        bool guessed = limits[turn % 4] >= SKETCHES_SAMPLE; /* else all are read, by two batches */
+        assert_true(read == (guessed ? N * RERANK : 2 * limits[turn % 4]));
         for (size_t i = 0; i < N * NEAR; i++)
             for (size_t j = i / NEAR * NEAR; j < (i / NEAR + 1) * NEAR; j++) {
                 if (exact[i] != near[j]) continue;
@@ -293,7 +294,7 @@ static void test_sketched(void **state)
             }
         asked += N * NEAR;
         struct vectors_args alone = args; /* one of them, and beside others with other limits */
-        alone.q = set.q + 7 * W;
+        alone.q = set->q + 7 * W;
         alone.queries = 1;
         look(&alone, one, one_scores);
         assert_memory_equal(one, near + 7 * NEAR, sizeof one);
@@ -301,28 +302,53 @@ static void test_sketched(void **state)
         look(&args, near, near_scores);
         assert_memory_equal(one, near + 7 * NEAR, sizeof one);
     }
-    if (found * 1000 < asked * 980) fail_msg("%zu of %zu were found", found, asked);
-    vectors_free(&set.vectors->base);
-    free(set.q);
-    past_free(past);
+    *ret_asked = asked;
+    return found;
+}
+
+/* Sketches find nearly what an exact search finds, of a subject that the sample has not seen too;
+ * cells do where they have seen it. */
+static void test_sketched(void **state)
+{
+    (void)state;
+    uint64_t random = random_seed();
+    for (int change = 0; change < 2; change++) {
+        struct clustered set;
+        size_t asked = 0;
+        clustered_make(&set, change == 1, &random);
+        assert_true(set.vectors->sketches.count == TOKENS);
+        assert_true(set.vectors->base.bytes > TOKENS * (SKETCH + 20));
+        size_t all = count_found(&set, SKETCHES_CELLS, &asked);
+        size_t some = count_found(&set, PROBES, &asked);
+        if (all * 1000 < asked * 980) fail_msg("%zu of %zu were found", all, asked);
+        if (change == 0 && some * 1000 < asked * 950)
+            fail_msg("%zu of %zu were found in %d cells", some, asked, PROBES);
+        if (change == 1 && some * 1000 < asked * 700)
+            fail_msg("%zu of %zu of two subjects were found", some, asked);
+        vectors_free(&set.vectors->base);
+        free(set.q);
+        past_free(&set.past);
+    }
 }
 
 /* A guess is off by about |q - mean| |c - mean| / sqrt(S / 2) where no direction is better than
- * another, and right on average. */
+ * another, and right on average. Cells hold every state once, by position. */
 static void test_guesses(void **state)
 {
     (void)state;
     uint64_t random = random_seed();
-    enum { WIDE = 512, S = 128, TILES = 33 };
+    enum { WIDE = 512, S = 128, ALL = SKETCHES_SAMPLE + 100 };
     struct past past = { .query_heads = 1,
                          .kv_heads = 1,
                          .head_dim = WIDE / 2,
-                         .tokens = TILES * SKETCHES_TILE,
+                         .tokens = ALL,
                          .queries = 1,
                          .dtype = DTYPE_FP16 };
     past_make(&past, &random);
     struct vectors *vectors = fold(&past, S);
-    float q[WIDE], room[WIDE + S + 1];
+    const struct sketches *sketches = &vectors->sketches;
+    float q[WIDE], *room = past_alloc(sketches_room(sketches, 1), sizeof *room);
+    bool *there = past_alloc(ALL, sizeof *there);
     _Alignas(64) float guesses[SKETCHES_TILE];
     double bias = 0.0, square = 0.0, length = 0.0;
     for (size_t d = 0; d < WIDE; d++) {
@@ -330,29 +356,93 @@ static void test_guesses(void **state)
         length += (double)q[d] * (double)q[d];
     }
     struct sketches_queries asked;
-    sketches_ask(&vectors->sketches, q, 1, room, &asked);
-    for (uint64_t tile = 0; tile < TILES; tile++) {
-        sketches_products(&vectors->sketches, &asked, tile, guesses);
-        const float *biases = sketches_biases(&vectors->sketches, tile * SKETCHES_TILE);
-        for (size_t i = 0; i < SKETCHES_TILE; i++) {
-            size_t t = (size_t)tile * SKETCHES_TILE + i;
+    uint16_t askers[SKETCHES_CELLS];
+    memset(there, 0, ALL * sizeof *there);
+    sketches_probe(sketches, sketches_ask(sketches, q, 1, room, &asked), 1, 1, false, askers);
+    size_t looked_into = 0;
+    for (size_t c = 0; c < SKETCHES_CELLS; c++) {
+        looked_into += askers[c];
+        uint64_t before = 0;
+        for (uint64_t e = 0; e < sketches->cells[c].count; e++) {
+            const struct sketches_tile *tile = sketches->cells[c].tiles[e / SKETCHES_TILE];
+            size_t i = (size_t)(e % SKETCHES_TILE), t = (size_t)tile->positions[i];
+            assert_true(t < ALL && !there[t] && (e == 0 || t > before));
+            assert_true(sketches_before(sketches, c, t) == e);
+            assert_true(sketches_before(sketches, c, t + 1) == e + 1);
+            there[t] = true;
+            before = t;
+            if (i == 0) sketches_products(sketches, &asked, tile, NULL, guesses);
             double product = 0.0, norm = 0.0;
             for (size_t d = 0; d < WIDE; d++) {
                 float *rows = d < WIDE / 2 ? past.k : past.v;
-                double c = (double)rows[t * WIDE / 2 + d % (WIDE / 2)];
-                product += c * (double)q[d];
-                norm += c * c;
+                double x = (double)rows[t * WIDE / 2 + d % (WIDE / 2)];
+                product += x * (double)q[d];
+                norm += x * x;
             }
-            double error = ((double)guesses[i] + (double)biases[i] - product) /
+            assert_true(fabs((double)tile->squares[i] - norm) < 1e-3);
+            double error = ((double)guesses[i] + (double)tile->biases[i] - product) /
                            sqrt(length * norm / (S / 2));
-            bias += error / ((double)TILES * SKETCHES_TILE);
-            square += error * error / ((double)TILES * SKETCHES_TILE);
+            bias += error / ALL;
+            square += error * error / ALL;
         }
     }
+    for (size_t t = 0; t < ALL; t++) assert_true(there[t]);
+    assert_int_equal(looked_into, 1);
     if (fabs(bias) > 0.15 || square > 1.3 || square < 0.3)
         fail_msg("guesses are off by %g, their square by %g", bias, square);
+    free(room);
+    free(there);
     vectors_free(&vectors->base);
     past_free(&past);
+}
+
+/* Cells are another order of the same states: with all of them looked into, and all seen states
+ * looked at again, a search is exact; and it is the same whoever counts, and however appends were
+ * cut. */
+static void test_all_cells(void **state)
+{
+    (void)state;
+    uint64_t random = random_seed(), exact[N * NEAR], near[N * NEAR], limits[N];
+    float scores[N * NEAR];
+    struct clustered set;
+    clustered_make(&set, true, &random);
+    struct pool *pool = NULL;
+    assert_int_equal(pool_open(3, 1, &pool, NULL), 0);
+    struct rows rows = { set.past.views, set.past.view_count, W / 2, NULL };
+    struct vectors_args args = { .vectors = set.vectors,
+                                 .rows = rows,
+                                 .q = set.q,
+                                 .limits = limits,
+                                 .queries = N,
+                                 .slots = 8200,
+                                 .k = NEAR };
+    for (size_t i = 0; i < N; i++) limits[i] = TOKENS - i * 10;
+    look(&args, exact, scores);
+    args.rerank = 8200 / 16 - 1; /* more would be exact anyway */
+    args.probes = SKETCHES_CELLS;
+    look(&args, near, scores);
+    size_t found = 0;
+    for (size_t i = 0; i < N * NEAR; i++) found += exact[i] == near[i];
+    if (found * 1000 < (size_t)N * NEAR * 999) fail_msg("%zu of %d are found", found, N * NEAR);
+    args.rerank = RERANK;
+    args.probes = PROBES;
+    look(&args, exact, scores);
+    args.pool = pool;
+    look(&args, near, scores);
+    assert_memory_equal(exact, near, sizeof exact);
+    vectors_free(&set.vectors->base);
+    struct fold_source source = { .rows = rows };
+    assert_int_equal(vectors_new(&type, W, SKETCH, &set.vectors, NULL), 0);
+    for (uint64_t end = 0; end < TOKENS; end += 1 + random_below(&random, 700))
+        assert_int_equal(vectors_advance(set.vectors, &source, end, NULL), 0);
+    assert_int_equal(vectors_advance(set.vectors, &source, TOKENS, NULL), 0);
+    args.vectors = set.vectors;
+    look(&args, near, scores);
+    assert_memory_equal(exact, near, sizeof exact);
+    pool_close(pool);
+    vectors_free(&set.vectors->base);
+    free(set.q);
+    past_free(&set.past);
 }
 
 static int refuse(void *arg)
@@ -403,6 +493,7 @@ int main(void)
         cmocka_unit_test(test_load_and_products),
         cmocka_unit_test(test_sketched),
         cmocka_unit_test(test_guesses),
+        cmocka_unit_test(test_all_cells),
         cmocka_unit_test(test_stop),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
