@@ -64,7 +64,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--method", metavar="NAME",
                         help="memory method of the context (default: memd's); `all`, or several with "
                              "commas: compare their perplexities instead, in blocks of --block")
-    parser.add_argument("--block", type=int, metavar="N", default=8,
+    parser.add_argument("--block", type=int, metavar="N", default=32,
                         help="tokens read at a time when methods are compared (default: %(default)s)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"),
                         help="of what memd stores (default: %(default)s, the model's own; 16 bits need "
