@@ -162,9 +162,10 @@ void centroid_table_put(struct centroid_table *table, size_t head, size_t place,
     float factor = spread_factor(space, planes, head_dim), x[HEAD_DIM_MAX];
     for (size_t c = 0; c < PLANES_CLUSTERS; c++) {
         size_t at = c / TILE * TILE * head_dim + 4 * (c % TILE);
-        for (size_t d = 0; d < head_dim; d++)
-            x[d] = planes->centroid_scale[c] *
-                   ((float)planes->centroids[at + STEP * (d / 4) + d % 4] - 63.5F);
+        for (size_t d = 0; d < head_dim; d++) {
+            uint8_t code = planes->centroids[at + STEP * (d / 4) + d % 4];
+            x[d] = planes->centroid_scale[c] * ((float)code - 63.5F);
+        }
         move(space, planes, head_dim, x);
         scale[c] = put_codes(x, head_dim, codes + at);
         scale[PLANES_CLUSTERS + c] = planes->key_spread[c] * factor;

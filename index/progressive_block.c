@@ -37,6 +37,7 @@ enum {
     SINKS = 4,         /* tokens */
     SAMPLED = 8,       /* of so many segments, one is asked whether clusters are worth it */
     SAMPLED_FROM = 24, /* segments */
+    SAMPLED_PLACES = 16,
 };
 
 static const double shut_share = 0.9;   /* of the target, for shut clusters */
@@ -251,15 +252,17 @@ static void guess(const struct block *block, double wanted, double *ret_allowed)
     }
 }
 
-/* One segment in SAMPLED to the front: their number. The others keep their order, in which they
- * stand in tables. */
+/* One segment in SAMPLED to the front: their number. They come in runs, at SAMPLED_PLACES places or
+ * more, and the others keep their order: so they stand in tables, and are read along. */
 static size_t sample_segments(struct block *block)
 {
-    size_t all = block->segment_count, count = 0, end = all;
-    for (size_t p = SAMPLED / 2; p < all; p += SAMPLED)
-        block->sampled[count++] = block->segments[p];
-    for (size_t p = all; p-- > 0;)
-        if (p % SAMPLED != SAMPLED / 2) block->segments[--end] = block->segments[p];
+    size_t all = block->segment_count, count = 0, left = 0;
+    size_t run = all / (SAMPLED * SAMPLED_PLACES);
+    if (run == 0) run = 1;
+    for (size_t p = 0; p < all; p++)
+        if (p / run % SAMPLED == SAMPLED / 2) block->sampled[count++] = block->segments[p];
+        else block->segments[left++] = block->segments[p];
+    memmove(block->segments + count, block->segments, left * sizeof *block->segments);
     memcpy(block->segments, block->sampled, count * sizeof *block->segments);
     return count;
 }

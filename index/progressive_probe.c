@@ -109,8 +109,9 @@ static void draw(struct block *block, size_t most)
 /* Ask for the codes of probe i. */
 static void fetch_probe(const struct block *block, size_t i)
 {
+    if (i >= block->probe_count) return;
     const struct block_probe *probe = &block->probes[i];
-    if (i < block->probe_count) block_fetch(block, probe->segment, UINT64_C(1) << probe->cluster);
+    block_fetch(block, probe->segment, UINT64_C(1) << probe->cluster);
 }
 
 /* Read probe i: its mass, its Σ w r of residuals and its mean value. */

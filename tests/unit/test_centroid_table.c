@@ -36,8 +36,10 @@ static void read_entry(const uint8_t *entry, size_t head_dim, size_t c, float *r
 {
     const uint8_t *tile = entry + c / CENTROIDS * CENTROIDS * head_dim;
     float step = centroid_entry_scale(entry, head_dim)[c];
-    for (size_t d = 0; d < head_dim; d++)
-        ret_x[d] = step * ((float)tile[64 * (d / 4) + 4 * (c % CENTROIDS) + d % 4] - 63.5F);
+    for (size_t d = 0; d < head_dim; d++) {
+        uint8_t code = tile[64 * (d / 4) + 4 * (c % CENTROIDS) + d % 4];
+        ret_x[d] = step * ((float)code - 63.5F);
+    }
 }
 
 static void expect_entry(const struct planes *planes, size_t head_dim)
