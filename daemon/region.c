@@ -61,14 +61,11 @@ static void dispose(struct pool_job *job)
     if (region->pinned) neighbour_unpin(table->accelerator, region->at);
     if (region->imported) neighbour_release(table->accelerator, region->device);
     if (region->at != NULL) munmap(region->at, region->bytes);
-    pthread_mutex_lock(&table->lock);
-    table->bytes -= region->bytes;
-    table->count--;
-    pthread_mutex_unlock(&table->lock);
     free(region);
 }
 
-/* With lock held: was it the last ref? Then nobody finds it any more. */
+/* With lock held: was it the last ref? Then nobody finds it any more, and it does not count: who
+ * hears that a region is gone can map the next, whenever a worker comes to unmap this one. */
 static bool drop_ref(struct region *region)
 {
     assert(region->refs > 0);
@@ -76,6 +73,8 @@ static bool drop_ref(struct region *region)
     assert(region->users == 0 && !list_linked(&region->link));
     if (map_get(&region->table->by_memory, region->inode) == region)
         map_remove(&region->table->by_memory, region->inode);
+    region->table->bytes -= region->bytes;
+    region->table->count--;
     return true;
 }
 
