@@ -280,10 +280,12 @@ static void list_item(struct accelerator *accelerator, struct step_item *item,
 bool step_same_rope(const struct rope *rope, const struct rope *other)
 {
     if (rope == other || rope == NULL || other == NULL) return rope == other;
-    size_t pairs = rope->rotary_dims / 2;
-    return rope->pairing == other->pairing && rope->rotary_dims == other->rotary_dims &&
-           memcmp(&rope->magnitude, &other->magnitude, sizeof rope->magnitude) == 0 &&
-           memcmp(rope->inv_freq, other->inv_freq, pairs * sizeof *rope->inv_freq) == 0;
+    if (rope->pairing != other->pairing || rope->rotary_dims != other->rotary_dims ||
+        rope->magnitude != other->magnitude)
+        return false;
+    for (size_t i = 0; i < rope->rotary_dims / 2; i++)
+        if (rope->inv_freq[i] != other->inv_freq[i]) return false;
+    return true;
 }
 
 const struct attend_args *step_source(const struct step_item *item)
