@@ -381,7 +381,7 @@ int context_answer(struct context *context, const struct query *query, struct ar
                    const struct partial *ret_partial, struct quality *ret_quality,
                    struct error *err)
 {
-    struct asking asking;
+    struct asking asking = { .context = context };
     struct attend_device device;
     int rc = query->local == NULL ? 0 : check_local(query->local, err);
     if (rc == 0) rc = context_ask(context, query, arena, &asking, err);
