@@ -44,7 +44,8 @@ struct catalog_config {
     enum sync_mode sync;
     uint64_t sync_interval_ms; /* SYNC_INTERVAL */
     size_t contexts_max;       /* resident at once */
-    uint64_t resident_bytes_max; /* RAM for open tails, folds and uploaded tensors; idle
+    uint64_t resident_bytes_max; /* RAM for open tails, folds, uploaded tensors and tables
+                                  * of centroids (half of it at most); idle
                                   * contexts leave memory above */
     struct pool *pool;         /* attention inside an answer is split over it; may be NULL */
     struct accelerator *accelerator; /* asked before the CPU; outlives the catalog; may be NULL */

@@ -31,7 +31,8 @@ struct catalog {
     _Atomic uint64_t context_count, resident_count, stored_bytes, map_used_bytes, file_bytes;
     _Atomic uint64_t build_waiting; /* contexts that the builder has not looked at yet */
     _Atomic uint64_t recent_bytes;  /* of rings of recent queries */
-    _Atomic uint64_t state_bytes;   /* of folds and uploaded tensors in memory */
+    _Atomic uint64_t state_bytes;   /* of folds, uploaded tensors and tables of
+                                     * centroids in memory */
     _Atomic uint64_t folds_begun;
     struct {
 #define X(name) _Atomic uint64_t name;
