@@ -59,8 +59,9 @@ static int lay_out(struct request *req, const Memd__FetchRequest *in, const stru
                                         &answer->reply.v };
     answer->bytes = dtype_bytes(model->dtype);
     for (uint32_t i = 0; i < shape.dims; i++) answer->bytes *= shape.shape[i];
-    answer->count = states ? 1 : PARTS_MAX;
-    for (size_t i = 0; i < answer->count; i++) {
+    size_t count = states ? 1 : PARTS_MAX;
+    answer->count = count;
+    for (size_t i = 0; i < count; i++) {
         struct region_place *place = &answer->into[i];
         int rc = region_place(req, into[i], &shape, place, err);
         if (rc < 0) return rc;

@@ -283,6 +283,29 @@ void region_drop_all(struct region_table *table, struct list_link *regions)
 
 /* ---- use ---- */
 
+/* What memcpy promises ends where others write meanwhile: the client, or our own threads where a
+ * client let places overlap. Words that are loaded and stored one by one are something else each
+ * time, but always something; compilers make of it what they make of any loop. */
+static void copy_from(const unsigned char *shared, size_t bytes, unsigned char *to)
+{
+    size_t at = 0;
+    for (uint64_t word; bytes - at >= sizeof word; at += sizeof word) {
+        word = __atomic_load_n((const uint64_t *)(const void *)(shared + at), __ATOMIC_RELAXED);
+        memcpy(to + at, &word, sizeof word);
+    }
+    for (; at < bytes; at++) to[at] = __atomic_load_n(shared + at, __ATOMIC_RELAXED);
+}
+
+static void copy_to(const unsigned char *from, size_t bytes, unsigned char *shared)
+{
+    size_t at = 0;
+    for (uint64_t word; bytes - at >= sizeof word; at += sizeof word) {
+        memcpy(&word, from + at, sizeof word);
+        __atomic_store_n((uint64_t *)(void *)(shared + at), word, __ATOMIC_RELAXED);
+    }
+    for (; at < bytes; at++) __atomic_store_n(shared + at, from[at], __ATOMIC_RELAXED);
+}
+
 static void release(void *object)
 {
     struct region *region = object;
@@ -358,7 +381,7 @@ int region_tensor(struct request *req, const Memd__Tensor *wire, const struct me
     void *copy = arena_alloc_aligned(&req->arena, bytes, LIMIT_PAYLOAD_ALIGN);
     if (copy == NULL) return wire_no_memory(err);
     if (region->at != NULL)
-        memcpy(copy, region->at + wire->offset, bytes);
+        copy_from(region->at + wire->offset, bytes, copy);
     else
         rc = neighbour_read(region->table->accelerator,
                             (const unsigned char *)region->device + wire->offset, bytes, copy, err);
@@ -415,7 +438,7 @@ int region_write(const struct region_place *place, const void *from, size_t byte
     assert(place->offset <= region->bytes && bytes <= region->bytes - place->offset);
     int rc = 0;
     if (region->at != NULL)
-        memcpy(region->at + place->offset, from, bytes);
+        copy_to(from, bytes, region->at + place->offset);
     else
         rc = neighbour_write(region->table->accelerator, from, bytes,
                              (unsigned char *)region->device + place->offset, err);
