@@ -7,7 +7,7 @@
  *
  * Order    what a neighbour's own streams write must be finished before it asks; what
  *          neighbour_write wrote is on the device when it returns
- * Cost     pinning is some 0.1 s for each GiB in CUDA; the accelerator answers nobody meanwhile
+ * Cost     pinning takes its time by the page, and the accelerator answers nobody meanwhile
  * Threads  any
  * Errors   MEMD_EINVAL what was handed over is no memory of this device, or smaller than said ·
  *          MEMD_ENOMEM · MEMD_EDEVICE the device is lost
