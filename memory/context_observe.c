@@ -5,8 +5,9 @@
  * The mean of q_c² over the query heads of a KV head is taken of rotated queries, since planes hold
  * rotated keys. It needs few queries to be good (its error falls with the root of their number,
  * and a factor of two in one channel hardly moves a cluster), so a call looks at OBSERVE_MAX of
- * its queries, and once SETTLED are known only every SKIP-th call looks at all. A call that finds
- * the lock held goes on without: a query is never late because of it.
+ * its queries, and once SETTLED are known only every SKIP-th call looks at all. A call waits for
+ * the lock: its holder looks at OBSERVE_MAX queries too, microseconds, and what `memctl explain`
+ * shows does not depend on who was quicker.
  *
  * After SETTLED queries the mean forgets old ones at the rate 1/SETTLED, so that a context that
  * changes its topic changes its metric; segments that are coded keep the one they were coded with.
@@ -119,11 +120,10 @@ void context_observe(struct context *context, const struct observation *seen)
     if (count < most) most = count;
     float *scratch = malloc(context_query_values(context) * sizeof *scratch);
     if (scratch == NULL) return;
-    if (pthread_mutex_trylock(&observed->lock) == 0) {
-        for (size_t i = 0; i < most; i++) /* evenly, the last one among them */
-            observe_row(context, seen, count - 1 - (most - 1 - i) * count / most, scratch);
-        pthread_mutex_unlock(&observed->lock);
-    }
+    pthread_mutex_lock(&observed->lock); /* microseconds, and no query is lost for them */
+    for (size_t i = 0; i < most; i++)    /* evenly, the last one among them */
+        observe_row(context, seen, count - 1 - (most - 1 - i) * count / most, scratch);
+    pthread_mutex_unlock(&observed->lock);
     free(scratch);
 }
 
