@@ -381,7 +381,7 @@ static void test_guesses(void **state)
             }
             assert_true(fabs((double)tile->squares[i] - norm) < 1e-3);
             double error = ((double)guesses[i] + (double)tile->biases[i] - product) /
-                           sqrt(length * norm / (S / 2));
+                           sqrt(length * norm / (0.5 * S));
             bias += error / ALL;
             square += error * error / ALL;
         }
@@ -416,7 +416,12 @@ static void test_all_cells(void **state)
                                  .queries = N,
                                  .slots = 8200,
                                  .k = NEAR };
-    for (size_t i = 0; i < N; i++) limits[i] = TOKENS - i * 10;
+    for (size_t i = 0; i < N; i++) { /* each asks for a state that it must not see */
+        limits[i] = TOKENS - 10 - i * 10;
+        size_t hidden = limits[i] + i % 10;
+        memcpy(set.q + i * W, set.past.k_rows + hidden * W / 2 * 4, W / 2 * 4);
+        memcpy(set.q + i * W + W / 2, set.past.v_rows + hidden * W / 2 * 4, W / 2 * 4);
+    }
     look(&args, exact, scores);
     args.rerank = 8200 / 16 - 1; /* more would be exact anyway */
     args.probes = SKETCHES_CELLS;
