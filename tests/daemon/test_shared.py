@@ -504,7 +504,7 @@ def main():
             settle(client)
         wait_for(lambda: client.ask("status")["connections"] == 1)
         assert client.ask("status")["shared_bytes"] == 0
-        wait_for(lambda: descriptors(daemon) == before)  # the store opens some of its own now and then
+        wait_for(lambda: descriptors(daemon) == before)
         past.check(1500)
         daemon.stop()
     switched_off()
