@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """kill -9 in the middle of appends that bring more than keys and values: marks, queries, attention mass, states.
 
-Each kind is sent twice, by a method that keeps it: to a daemon that nobody disturbs, and in one stream of requests to
-one that is killed up to three times while it takes them. Rows and what came with them are committed together or not at
+Each kind is sent twice, by a method that keeps it: to a daemon that nobody disturbs, and in streams of requests to one
+that is killed three times while it takes them. Rows and what came with them are committed together or not at
 all: what is there after a restart is a prefix of what was sent, with all that was acknowledged; and when the rest has
 been sent too, the answers are those of the other daemon, bit for bit, Fetch gives the rows that were sent, and Verify
-finds nothing.
+finds nothing. (With a device: up to rounding, since its window after a restart is not the one before.)
 """
 import os
 import random
+import struct
 import threading
 import time
 
@@ -17,6 +18,7 @@ from wire import Daemon, Payload, model
 
 QUERY_HEADS, HEADS, DIM, WIDTH = 4, 2, 16, 64
 TOKENS, STEP, KILLS, BLOCK = 2800, 40, 3, 20
+ACKS, AHEAD = 8, 12  # answers before a kill are fewer, requests on the way are as many; so no kill comes too late
 METHODS = {  # what comes with the tokens, and parameters with which 2,800 tokens are many
     "landmark": (["marks"], {"k": 3}),
     "longheads": (["q"], {"chunk": 32, "attention": 160}),
@@ -69,9 +71,9 @@ class Stream:
             self.client.ask("append", *self.fields(position))
 
     def append_until_killed(self, daemon, begin, acks):
-        """Everything is sent as quickly as it is taken; the daemon dies after so many answers, which are counted in
+        """Requests are sent as quickly as they are taken; the daemon dies after so many answers, which are counted in
         tokens and returned."""
-        requests = [self.fields(position) for position in range(begin, TOKENS, STEP)]
+        requests = [self.fields(begin + i * STEP) for i in range(acks + AHEAD)]
 
         def send():
             try:
@@ -82,7 +84,6 @@ class Stream:
 
         sender = threading.Thread(target=send)
         sender.start()
-        acks = min(acks, len(requests))
         for _ in range(acks):
             self.client.receive().check()
         daemon.kill()
@@ -125,23 +126,30 @@ def undisturbed(method):
 
 def disturbed(method, rng):
     with Daemon("--sync", "interval 20ms") as daemon:
-        stream, stored, cut = Stream(daemon.client(timeout=60), method), 0, 0
-        while stored < TOKENS and cut < KILLS:
-            acknowledged = stream.append_until_killed(daemon, stored, rng.randrange(1, 8))
+        stream, stored = Stream(daemon.client(timeout=60), method), 0
+        for _ in range(KILLS):
+            acknowledged = stream.append_until_killed(daemon, stored, rng.randrange(1, ACKS))
             daemon.start()
             stream.client = daemon.client(timeout=60)
             stored = stream.tokens()
-            assert acknowledged <= stored <= TOKENS and stored % STEP == 0, (method, acknowledged, stored)
-            cut += stored < TOKENS
+            most = acknowledged + AHEAD * STEP
+            assert acknowledged <= stored <= most and stored % STEP == 0, (method, acknowledged, stored)
             findings, _ = verify(stream.client)
             assert findings == [], (method, findings[:5])
-        assert cut > 0, f"{method}: everything had been taken before a kill"
+        assert stored < TOKENS, "a kill came when everything had been taken"
         stream.append(stored, TOKENS)
         answers = stream.answers()
         stream.check_rows()
         findings, _ = verify(stream.client)
         assert findings == [], (method, findings[:5])
         return answers
+
+
+def alike(one, other):
+    if "MEMD_DEVICE_PLUGIN" not in os.environ:
+        return one == other
+    pairs = zip(*(struct.unpack(f"<{len(payload) // 4}f", payload) for _, payload in (one, other)))
+    return one[0] == other[0] and len(one[1]) == len(other[1]) and all(abs(x - y) <= 1e-5 for x, y in pairs)
 
 
 def main(seed):
@@ -152,7 +160,7 @@ def main(seed):
         assert all(rows_read < TOKENS * HEADS for rows_read, _ in wanted), f"{method} read everything"
         assert len({payload for _, payload in wanted}) > 1, f"{method} answers all questions alike"
         for number, (one, other) in enumerate(zip(wanted, got)):
-            assert one == other, f"{method}: answer {number}, {one[0]} and {other[0]} rows read"
+            assert alike(one, other), f"{method}: answer {number}, {one[0]} and {other[0]} rows read"
         print(f"{method}: good", flush=True)
 
 
