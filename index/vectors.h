@@ -86,7 +86,8 @@ struct vectors_args {
     void *stop_arg;
 };
 
-/* INDEX_NONE only where the ring has fewer than k slots. *ret_states: how many states were read. */
+/* INDEX_NONE only where the ring has fewer than k slots, or where products of finite numbers are
+ * none. *ret_states: how many states were read. */
 int vectors_search(const struct vectors_args *args, struct arena *arena, uint64_t *ret_slots,
                    float *ret_scores, uint64_t *ret_states, struct error *err);
 

@@ -151,11 +151,11 @@ static bool guessable(const double *values)
            fmod(values[SKETCH], 8.0) == 0.0 && values[RERANK] >= values[K];
 }
 
-/* The search that `auto` stands for: of these options alone, so that a context keeps its answers.
- */
+/* Of the options alone, so that a context keeps its answers. What asks for sketches and cannot be
+ * guessed was made by a daemon that had other bounds: it is searched exactly. */
 static bool sketched(const double *values)
 {
-    return values[SEARCH] == SKETCHED || (values[SEARCH] == AUTO && guessable(values));
+    return (values[SEARCH] == SKETCHED || values[SEARCH] == AUTO) && guessable(values);
 }
 
 static int open_fold(const struct fold_source *source, struct fold **ret_fold, struct error *err)
@@ -379,9 +379,10 @@ static int retrieve(const struct reading *reading, struct vectors_args *args, st
     if (rc == 0) rc = vectors_search(args, arena, slots, got.scores, &got.states, err);
     for (size_t i = 0; rc == 0 && i < n * got.k; i++) {
         uint64_t *around = got.found + i * got.neighbours;
-        bucketed_neighbours(slots[i], got.neighbours, args->slots, around);
+        bool hit = slots[i] != INDEX_NONE; /* not where states are too large to be multiplied */
+        if (hit) bucketed_neighbours(slots[i], got.neighbours, args->slots, around);
         for (size_t j = 0; j < got.neighbours; j++)
-            around[j] = token_in(args, i / got.k, around[j]);
+            around[j] = hit ? token_in(args, i / got.k, around[j]) : INDEX_NONE;
     }
     if (rc == 0 && reading->ring != NULL)
         *reading->uses = (struct ring_uses){ got.found, n * got.set };

@@ -375,6 +375,40 @@ static void test_search_and_plan(void **state)
     }
 }
 
+/* Finite numbers whose products are none: nothing is found, whatever the search. (Sketches of no
+ * numbers at all, which an earlier daemon would have allowed as little, are an exact search.) */
+static void test_too_large(void **state)
+{
+    (void)state;
+    uint64_t random = random_seed();
+    for (size_t search = 0; search < 4; search++) {
+        struct setting set = {
+            .past = { .tokens = 300, .queries = 1, .dtype = DTYPE_FP16 },
+            .heads = 2,
+            .kv_heads = 1,
+            .dim = 8,
+            .width = 32,
+            .options = { [MEMORY] = 64, [K] = 5, [NEIGHBOURS] = 2, [WINDOW] = 2,
+                         [SEARCH] = (double)search, [CACHE_LAYER] = -1, [ZERO_ROWS] = 1 }
+        };
+        set_up(&set, &random);
+        for (size_t i = 0; i < set.width; i++) set.states[i] = i % 2 == 0 ? 3e38F : -3e38F;
+        struct index_hits hits = { past_alloc(2 * 5, 8), past_alloc(2 * 5, 4), 5 };
+        struct arena arena;
+        arena_init(&arena, (size_t)64 << 20);
+        assert_int_equal(neurocache()->search(neurocache(), &set.reading, &arena, &hits,
+                                              &set.reply.quality, NULL),
+                         0);
+        assert_int_equal(ask(&set, NULL), 0);
+        for (size_t i = 0; i < 10; i++)
+            assert_true(hits.ids[i] < 300 || hits.ids[i] == INDEX_NONE);
+        arena_fini(&arena);
+        free(hits.ids);
+        free(hits.scores);
+        take_down(&set);
+    }
+}
+
 /* Hidden states become LayerNorm(W_p h). */
 static void test_encode(void **state)
 {
@@ -480,7 +514,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_answers),         cmocka_unit_test(test_head_layouts),
         cmocka_unit_test(test_search_and_plan), cmocka_unit_test(test_encode),
-        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_refused),         cmocka_unit_test(test_too_large),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
