@@ -387,13 +387,17 @@ static void look_up_head(void *arg, size_t g)
     uint32_t *nearest = lookup->nearest + g * lookup->tokens;
     size_t unknown = 0; /* tokens before this one */
     for (size_t i = 0; i < lookup->tokens; i++) {
+        /* Once: others may find it out meanwhile. */
         uint32_t slot = atomic_load_explicit(&known[i], memory_order_relaxed);
-        unknown = slot == 0 ? unknown + 1 : 0;
-        if (slot != 0) nearest[i] = slot - 1;
-        bool last = i + 1 == lookup->tokens ||
-                    atomic_load_explicit(&known[i + 1], memory_order_relaxed) != 0;
-        if (unknown > 0 && last) find_nearest(lookup, g, i + 1 - unknown, i + 1);
+        if (slot == 0) {
+            unknown++;
+            continue;
+        }
+        if (unknown > 0) find_nearest(lookup, g, i - unknown, i);
+        nearest[i] = slot - 1;
+        unknown = 0;
     }
+    if (unknown > 0) find_nearest(lookup, g, lookup->tokens - unknown, lookup->tokens);
 }
 
 static int look_up(const struct reading *reading, struct arena *arena, struct lookup *ret_lookup,
