@@ -14,6 +14,7 @@
 #include "base/cleanup.h"
 #include "base/error.h"
 #include "memory/catalog_state.h"
+#include "memory/commit.h"
 
 /* Rows leave so much of the map and of the disk alone. A delete writes new pages before it frees
  * old ones, so a disk that rows had filled to its last page could not be emptied. */
@@ -104,6 +105,7 @@ static int drop_victim(struct catalog *catalog, uint64_t id)
     pthread_mutex_unlock(&catalog->load_lock);
     if (rc < 0) return rc;
     rc = drop_begin(catalog, id, NULL);
+    if (rc == MEMD_EFULL && commit_turn_pages(catalog) == 0) rc = drop_begin(catalog, id, NULL);
     if (rc < 0) {
         drop_unclaim(catalog, context);
         return rc;
@@ -112,7 +114,11 @@ static int drop_victim(struct catalog *catalog, uint64_t id)
     bool done = false;
     drop_wait_unpinned(catalog, context); /* the builder alone, which lets go at once */
     writer_forget(catalog->writer, context);
-    while (rc == 0 && !done) rc = drop_step(catalog, id, &bytes, &done, NULL);
+    while (rc == 0 && !done) {
+        rc = drop_step(catalog, id, &bytes, &done, NULL);
+        if (rc == MEMD_EFULL && commit_turn_pages(catalog) == 0)
+            rc = drop_step(catalog, id, &bytes, &done, NULL);
+    }
     drop_release(catalog, context);
     CATALOG_COUNT(catalog, evicted_contexts_total, 1);
     return rc;
