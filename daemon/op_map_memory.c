@@ -20,8 +20,10 @@
 #include "daemon/server.h"
 #include "daemon/wire.h"
 
+/* The request is over, however it ended. */
 static void put(void *object)
 {
+    region_forget(object);
     region_put(object);
 }
 
@@ -82,7 +84,9 @@ static int answer(struct request *req, struct error *err)
     if (!region_is_idle(req->region, false)) return OPERATION_WAIT;
     Memd__MapMemoryReply reply = MEMD__MAP_MEMORY_REPLY__INIT;
     reply.registered = req->region->pinned || req->region->imported;
-    return request_reply(req, &reply.base, NULL, 0, err);
+    int rc = request_reply(req, &reply.base, NULL, 0, err);
+    req->region->told = rc == 0;
+    return rc;
 }
 
 static int run(struct request *req, struct error *err)

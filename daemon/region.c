@@ -71,8 +71,14 @@ static bool drop_ref(struct region *region)
     assert(region->refs > 0);
     if (--region->refs > 0) return false;
     assert(region->users == 0 && !list_linked(&region->link));
-    if (map_get(&region->table->by_memory, region->inode) == region)
-        map_remove(&region->table->by_memory, region->inode);
+    struct map *by_memory = &region->table->by_memory;
+    if (map_get(by_memory, region->inode) != region) {
+        /* another has it */
+    } else if (region->previous != NULL) { /* not idle yet: who maps next has to wait for it too */
+        map_put(by_memory, region->inode, region->previous);
+    } else {
+        map_remove(by_memory, region->inode);
+    }
     region->table->bytes -= region->bytes;
     region->table->count--;
     return true;
@@ -116,8 +122,6 @@ static int check_memfd(int fd, uint64_t bytes, uint64_t *ret_inode, struct error
 
 static int map_memfd(struct region *region, int fd, struct error *err)
 {
-    int rc = check_memfd(fd, region->bytes, &region->inode, err);
-    if (rc < 0) return rc;
     void *at = mmap(NULL, region->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (at == MAP_FAILED)
         return error_set(err, errno == ENOMEM ? MEMD_ENOMEM : MEMD_EINVAL,
@@ -126,11 +130,15 @@ static int map_memfd(struct region *region, int fd, struct error *err)
     return 0;
 }
 
-static int reserve(struct region_table *table, const struct region_wish *wish, struct error *err)
+/* Memory that is mapped anew counts twice until nobody uses the old region, but it does not stand
+ * in its own way: a client that lost its connection gets its memory back. */
+static int reserve(struct region_table *table, const struct region_wish *wish, uint64_t inode,
+                   struct error *err)
 {
     pthread_mutex_lock(&table->lock);
-    uint64_t used = table->bytes;
-    bool fits = used <= wish->bytes_max && wish->bytes <= wish->bytes_max - used;
+    const struct region *before = wish->on_device ? NULL : map_get(&table->by_memory, inode);
+    uint64_t used = table->bytes, others = used - (before == NULL ? 0 : before->bytes);
+    bool fits = others <= wish->bytes_max && wish->bytes <= wish->bytes_max - others;
     if (fits) {
         table->bytes += wish->bytes;
         table->count++;
@@ -144,13 +152,16 @@ static int reserve(struct region_table *table, const struct region_wish *wish, s
 int region_new(struct region_table *table, const struct region_wish *wish,
                struct region **ret_region, struct error *err)
 {
+    uint64_t inode = 0;
+    int rc = 0;
     if (wish->number == 0 || wish->bytes == 0)
         return error_set(err, MEMD_EINVAL, "region %" PRIu64 " of %" PRIu64 " bytes", wish->number,
                          wish->bytes);
     if (wish->bytes > wish->bytes_max)
         return error_set(err, MEMD_ELIMIT, "region of %" PRIu64 " bytes, limit %" PRIu64,
                          wish->bytes, wish->bytes_max);
-    int rc = reserve(table, wish, err);
+    if (!wish->on_device) rc = check_memfd(wish->exported.descriptor, wish->bytes, &inode, err);
+    if (rc == 0) rc = reserve(table, wish, inode, err);
     if (rc < 0) return rc;
     struct region *region = calloc(1, sizeof *region);
     if (region == NULL) {
@@ -162,6 +173,7 @@ int region_new(struct region_table *table, const struct region_wish *wish,
     }
     *region = (struct region){ .table = table,
                                .number = wish->number,
+                               .inode = inode,
                                .refs = 1,
                                .bytes = (size_t)wish->bytes,
                                .exported = wish->exported };
@@ -254,6 +266,15 @@ int region_leave(struct connection *conn, uint64_t number, struct region **ret_r
     if (region == NULL) return error_set(err, MEMD_EINVAL, "there is no region %" PRIu64, number);
     *ret_region = region;
     return 0;
+}
+
+void region_forget(struct region *region)
+{
+    pthread_mutex_lock(&region->table->lock);
+    bool known = !region->told && list_linked(&region->link);
+    if (known) list_remove(&region->link);
+    pthread_mutex_unlock(&region->table->lock);
+    if (known) region_put(region);
 }
 
 bool region_is_idle(struct region *region, bool all)

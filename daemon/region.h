@@ -57,6 +57,7 @@ struct region {
     struct list_link link;   /* connection->regions; locked by table->lock, as all up to `refs` */
     struct region *previous; /* who had the memory before, until it is idle */
     bool revoked;
+    bool told;                  /* MapMemory was answered with success */
     unsigned users;             /* requests that may touch its bytes */
     unsigned refs;              /* its connection's, its successor's, those of requests */
     struct region_table *table; /* immutable after region_enter, as the rest */
@@ -95,6 +96,9 @@ int region_register(struct region *region, struct error *err);
 /* Take it from the connection: no request finds it any more. *ret_region: with the ref. */
 int region_leave(struct connection *conn, uint64_t number, struct region **ret_region,
                  struct error *err);
+/* Take it from its connection unless the client was told that it is there: it would never say that
+ * it does not need it any more. */
+void region_forget(struct region *region);
 /* No request touches the memory that began before it was mapped anew, or (all) at all. */
 bool region_is_idle(struct region *region, bool all);
 void region_put(struct region *region);
