@@ -13,7 +13,9 @@
  *           the daemon's. A request that was given up (its time was over, its ticket was freed) may
  *           still write to its answer's place, until memd_unshare returns. After a lost connection
  *           the library shares its regions anew, which the daemon answers when nothing that was
- *           asked before it writes any more, and only then repeats requests.
+ *           asked before it writes any more, and only then repeats requests. Not so memory of a
+ *           device (memd_share_device), which the daemon cannot recognise: what was asked for on
+ *           the lost connection may still be written there for a while.
  * ONE CLIENT  A memory belongs to one connection at a time. Clients that do not want to share one
  *           connection share a region each.
  *

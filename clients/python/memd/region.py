@@ -76,7 +76,8 @@ class Region:
 
     def close(self) -> None:
         """Take it back: afterwards the daemon does not touch it. Its arrays stay, as memory of this process
-        alone. Closing the client does the same."""
+        alone. Closing the client does the same. But where a request with `out=` ran out of time and its connection
+        is gone, the daemon may still write what was asked for there for a moment."""
         self._connection.unshare(self)
 
     def _forget(self) -> None:
