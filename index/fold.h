@@ -50,7 +50,8 @@ struct fold_source {
     const struct params *params; /* NULL: none were uploaded */
     const double *options; /* of the method */
     uint32_t layer, layers;
-    /* Attention mass that clients said a token has received, (H), or NULL: nobody said anything. */
+    /* Attention mass that clients said a token has received, (H), or NULL: nobody said anything.
+     * For one thread, and until the next call: where there is mass, `pool` is NULL. */
     const float *(*mass)(void *arg, uint64_t position);
     void *mass_arg;
     struct pool *pool;    /* may be NULL */

@@ -67,7 +67,8 @@ static struct fold_source source_of(const struct context *context, const struct 
         .options = context->options,
         .layer = wish->layer,
         .layers = model->layers,
-        .pool = wish->alone ? NULL : context->catalog->pool,
+        /* mass_read keeps the chunk that it is in: it is for one thread. */
+        .pool = wish->alone || context->method->takes_mass ? NULL : context->catalog->pool,
         .stop = wish->stop,
         .stop_arg = wish->stop_arg,
     };
