@@ -14,28 +14,16 @@
 #include <cmocka.h>
 
 #include "tests/random.h"
-
-struct scored {
-    float score;
-    size_t at;
-};
-
-/* The larger first, ties by the lower place: the rule, written as a comparison. */
-static int better_first(const void *a, const void *b)
-{
-    const struct scored *left = a, *right = b;
-    if (left->score != right->score) return left->score > right->score ? -1 : 1;
-    return left->at < right->at ? -1 : left->at > right->at;
-}
+#include "tests/ranked.h"
 
 static void expect(const float *scores, size_t n, size_t k)
 {
-    struct scored *sorted = malloc((n + 1) * sizeof *sorted);
+    struct entry *sorted = malloc((n + 1) * sizeof *sorted);
     bool *wanted = calloc(n + 1, sizeof *wanted);
     assert_true(sorted != NULL && wanted != NULL);
-    for (size_t i = 0; i < n; i++) sorted[i] = (struct scored){ scores[i], i };
+    for (size_t i = 0; i < n; i++) sorted[i] = (struct entry){ scores[i], i };
     qsort(sorted, n, sizeof *sorted, better_first);
-    for (size_t i = 0; i < n && i < k; i++) wanted[sorted[i].at] = true;
+    for (size_t i = 0; i < n && i < k; i++) wanted[sorted[i].id] = true;
     struct cut cut = cut_largest(scores, n, k);
     for (size_t i = 0; i < n; i++)
         if (cut_takes(&cut, scores[i]) != wanted[i])

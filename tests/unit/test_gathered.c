@@ -16,20 +16,9 @@
 #include <cmocka.h>
 
 #include "tests/random.h"
+#include "tests/ranked.h"
 
 enum { MOST = 5000, ROOM_MOST = 300, PARTS = 3 };
-
-struct entry {
-    float score;
-    uint64_t id;
-};
-
-static int better_first(const void *a, const void *b)
-{
-    const struct entry *left = a, *right = b;
-    if (left->score != right->score) return left->score > right->score ? -1 : 1;
-    return left->id < right->id ? -1 : left->id > right->id;
-}
 
 static struct entry all[MOST], got[GATHERED_TIMES * ROOM_MOST];
 static uint64_t ids[PARTS][GATHERED_TIMES * ROOM_MOST];

@@ -14,20 +14,9 @@
 
 #include "index/index.h"
 #include "tests/random.h"
+#include "tests/ranked.h"
 
 enum { MOST = 300 };
-
-struct entry {
-    float score;
-    uint64_t id;
-};
-
-static int better_first(const void *a, const void *b)
-{
-    const struct entry *left = a, *right = b;
-    if (left->score != right->score) return left->score > right->score ? -1 : 1;
-    return left->id < right->id ? -1 : left->id > right->id;
-}
 
 /* Distinct ids in random order; scores of few values in every other turn. */
 static size_t draw(struct entry *entries, size_t turn, uint64_t *random)
