@@ -2,6 +2,8 @@
 /* fold_method.c — the methods of fold_method.h. They do nothing that a method may not do. */
 #include "tests/unit/fold_method.h"
 
+#include <assert.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,9 +12,11 @@
 #include "base/bytes.h"
 #include "base/cleanup.h"
 #include "base/error.h"
+#include "base/pool.h"
+#include "memory/format.h"
 #include "memory/methods/methods.h"
 
-enum { OPTION_STEP, OPTION_WINDOW, STOP_TOKENS = 64, SAVE_VERSION = 1 };
+enum { OPTION_STEP, OPTION_WINDOW, STOP_TOKENS = 64, SAVE_VERSION = 1, MASS_HEADS_MAX = 64 };
 
 static atomic_ullong tokens_taken, loads;
 
@@ -88,6 +92,47 @@ static uint64_t add_params(const struct fold_source *source)
     return sum;
 }
 
+/* What a token received, by a thread while another reads what a far one did. */
+struct reading_mass {
+    const struct fold_source *source;
+    uint64_t positions[2];
+    pthread_barrier_t *turn; /* NULL: one thread reads both */
+    float *ret_mass;
+    bool known;
+};
+
+static void read_beside(void *arg, size_t idx)
+{
+    struct reading_mass *reading = arg;
+    const struct fold_source *source = reading->source;
+    if (idx == 1 && reading->turn != NULL) pthread_barrier_wait(reading->turn);
+    const float *mass = source->mass(source->mass_arg, reading->positions[idx]);
+    if (idx == 0 && reading->turn != NULL) pthread_barrier_wait(reading->turn);
+    if (reading->turn != NULL) pthread_barrier_wait(reading->turn); /* both have read */
+    if (idx == 1) return;
+    reading->known = mass != NULL;
+    if (mass != NULL) memcpy(reading->ret_mass, mass, source->query_heads * sizeof *mass);
+}
+
+/* Split over the threads that there are, as methods do that form blocks side by side; with two of
+ * them always in the order that is worst for a reader that has room for one chunk of mass. A pool
+ * must have two threads that nobody else keeps. ret_mass (H); false: nobody said anything. */
+static bool read_mass(const struct fold_source *source, uint64_t position, float *ret_mass)
+{
+    uint64_t far = position < FORMAT_MASS_TOKENS ? position + FORMAT_MASS_TOKENS
+                                                 : position - FORMAT_MASS_TOKENS;
+    struct reading_mass reading = { .source = source, .positions = { position, far },
+                                    .ret_mass = ret_mass };
+    if (source->mass == NULL) return false;
+    assert(source->query_heads <= MASS_HEADS_MAX);
+    pthread_barrier_t turn;
+    pthread_barrier_init(&turn, NULL, 2);
+    if (source->pool != NULL) reading.turn = &turn;
+    pool_for(source->pool, 2, read_beside, &reading);
+    pthread_barrier_destroy(&turn);
+    return reading.known;
+}
+
 static uint64_t add_token(const struct fold_source *source, uint64_t sum, uint64_t position)
 {
     float row[256];
@@ -97,9 +142,9 @@ static uint64_t add_token(const struct fold_source *source, uint64_t sum, uint64
         rows_values(&source->rows, g, position, 1, row);
         for (size_t d = 0; d < source->head_dim; d++) sum = fold_sum_value(sum, row[d]);
     }
-    const float *mass = source->mass == NULL ? NULL : source->mass(source->mass_arg, position);
-    for (size_t h = 0; mass != NULL && h < source->query_heads; h++)
-        sum = fold_sum_value(sum, mass[h]);
+    float mass[MASS_HEADS_MAX];
+    bool known = read_mass(source, position, mass);
+    for (size_t h = 0; known && h < source->query_heads; h++) sum = fold_sum_value(sum, mass[h]);
     return sum;
 }
 

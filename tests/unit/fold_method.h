@@ -6,6 +6,9 @@
  *     test-reads-back   has that of every token, and answers as of any limit; compresses a prompt
  *                       to every third token
  *
+ * Both read attention mass with all the threads that they are given, in the order that is worst for
+ * whoever keeps a chunk of it.
+ *
  * Programs that link fold_method.c put them into their table of methods (method_table.h).
  */
 #ifndef MEMD_TESTS_FOLD_METHOD_H

@@ -12,6 +12,7 @@
 #include <stdatomic.h>
 #include <sys/wait.h>
 
+#include "base/pool.h"
 #include "memory/catalog_state.h"
 #include "tests/unit/method_table.h"
 
@@ -121,6 +122,30 @@ static void test_mass(void **state)
         expect_mass(&fx, context, truth);
     }
     fixture_end(&fx);
+    free(truth);
+}
+
+/* A daemon has threads for what is inside an answer; the fold of a method that reads mass is made
+ * without them, however its blocks could be split. */
+static void test_mass_beside_threads(void **state)
+{
+    (void)state;
+    struct fixture fx;
+    struct error err = { 0 };
+    struct truth *truth = calloc(1, sizeof *truth);
+    struct pool *pool = NULL;
+    begin(&fx);
+    ASSERT_OK(pool_open(2, 1, &pool, &err), err);
+    fx.config.pool = pool;
+    fixture_restart(&fx);
+    struct context *context = fixture_context(&fx, "book");
+    wait_built(&fx, context); /* the builder comes again when a segment was sealed */
+    append(&fx, context, truth, 500);
+    uint64_t before = fold_tokens_taken();
+    expect_mass(&fx, context, truth);
+    assert_int_equal(fold_tokens_taken() - before, fold_reach(500)); /* by the query */
+    fixture_end(&fx);
+    pool_close(pool);
     free(truth);
 }
 
@@ -552,7 +577,8 @@ static void test_compress_uneven(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_mass),        cmocka_unit_test(test_mass_of_forks),
+        cmocka_unit_test(test_mass),        cmocka_unit_test(test_mass_beside_threads),
+        cmocka_unit_test(test_mass_of_forks),
         cmocka_unit_test(test_mass_is_cut), cmocka_unit_test(test_mass_is_taken_back),
         cmocka_unit_test(test_mass_of_what_is_stored),
         cmocka_unit_test(test_refused_mass), cmocka_unit_test(test_kill),
