@@ -190,22 +190,6 @@ static int open_store(struct catalog *catalog, const struct catalog_config *conf
     return store_open(&store, &catalog->store, err);
 }
 
-static int finish_drops(struct catalog *catalog, struct error *err)
-{
-    for (;;) {
-        CLEANUP(store_abort) struct store_txn txn = { 0 };
-        int rc = store_begin(catalog->store, false, &txn, err);
-        if (rc < 0) return rc;
-        uint64_t id = 0, bytes = 0;
-        bool pending = drop_pending(&txn, &id);
-        store_abort(&txn);
-        if (!pending) return store_failed(&txn, err);
-        bool done = false;
-        while (rc == 0 && !done) rc = drop_step(catalog, id, &bytes, &done, err);
-        if (rc < 0) return rc;
-    }
-}
-
 static void free_catalog(struct catalog *catalog)
 {
     builder_stop(catalog->builder);
@@ -225,6 +209,11 @@ static void free_catalog(struct catalog *catalog)
 static void free_catalogp(struct catalog **catalog)
 {
     if (*catalog != NULL) free_catalog(*catalog);
+}
+
+static int run_drops(struct writer_job *job, struct error *err)
+{
+    return drop_resume(job->catalog, err);
 }
 
 int catalog_open(const struct catalog_config *config, struct catalog **ret_catalog,
@@ -250,10 +239,12 @@ int catalog_open(const struct catalog_config *config, struct catalog **ret_catal
     int rc = lock_directory(catalog, config->path, err);
     if (rc == 0) rc = open_store(catalog, config, err);
     if (rc == 0) rc = open_meta(catalog, config->sync, err);
-    if (rc == 0) rc = finish_drops(catalog, err);
     if (rc == 0) rc = builder_open(catalog, &catalog->builder, err);
     if (rc == 0) rc = writer_open(catalog, config, &catalog->writer, err);
     if (rc < 0) return rc;
+    /* What the process before left of drops; what stops them stops nobody else. */
+    struct writer_job drops = { .run = run_drops, .catalog = catalog };
+    writer_run(catalog->writer, &drops, NULL);
     *ret_catalog = TAKE(catalog);
     return 0;
 }

@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* catalog_drop.c — dropping in three movements: mark (the name is free, the record says so),
  * wait for pins, remove in bounded transactions. The marker `dropping/ID` in the table meta
- * finds it again after a crash.
+ * finds it again after a crash, and after a step that failed: the writer goes on with it.
+ *
+ * The movements are jobs of the writer, whoever drops: a worker queues them, an eviction is on the
+ * writer's thread already and runs them there.
  */
 #include <assert.h>
 #include <inttypes.h>
@@ -25,17 +28,6 @@ static struct slice marker(uint64_t id, char buffer[MARKER_BYTES])
     int length = snprintf(buffer, MARKER_BYTES, MARKER_PREFIX "%020" PRIu64, id);
     assert(length > 0 && length < MARKER_BYTES);
     return (struct slice){ buffer, (size_t)length };
-}
-
-bool drop_pending(struct store_txn *txn, uint64_t *ret_id)
-{
-    struct store_cursor cursor;
-    struct slice prefix = { MARKER_PREFIX, strlen(MARKER_PREFIX) };
-    bool found = store_seek(txn, STORE_META, prefix, &cursor) && cursor.key.bytes > prefix.bytes &&
-                 memcmp(cursor.key.data, prefix.data, prefix.bytes) == 0 &&
-                 format_read_u64(cursor.value.data, cursor.value.bytes, ret_id);
-    store_cursor_close(&cursor);
-    return found;
 }
 
 /* The name of a record that cannot be read any more. */
@@ -66,18 +58,28 @@ static int free_name(struct catalog *catalog, struct store_txn *txn, uint64_t id
     return 0;
 }
 
-int drop_begin(struct catalog *catalog, uint64_t id, struct error *err)
+struct drop_job {
+    struct writer_job job;
+    uint64_t id, bytes;
+    struct context *context; /* NULL: nobody has it in memory */
+    bool here; /* on the writer's thread */
+    bool done;
+};
+
+/* Mark as dropping and free the name. */
+static int run_begin(struct writer_job *job, struct error *err)
 {
+    struct drop_job *drop = (struct drop_job *)(void *)job;
     CLEANUP(store_abort) struct store_txn txn = { 0 };
-    int rc = store_begin(catalog->store, true, &txn, err);
+    int rc = store_begin(job->catalog->store, true, &txn, err);
     if (rc < 0) return rc;
-    rc = free_name(catalog, &txn, id, err);
+    rc = free_name(job->catalog, &txn, drop->id, err);
     if (rc < 0) return rc;
     unsigned char value[8];
     char name[MARKER_BYTES];
-    format_put_u64(id, value);
-    store_put(&txn, STORE_META, marker(id, name), (struct slice){ value, sizeof value });
-    return catalog_commit(catalog, &txn, 0, err);
+    format_put_u64(drop->id, value);
+    store_put(&txn, STORE_META, marker(drop->id, name), (struct slice){ value, sizeof value });
+    return catalog_commit(job->catalog, &txn, 0, err);
 }
 
 /* The layer of the first chain entry of the context; false when it has none. */
@@ -94,11 +96,14 @@ static bool first_chain(struct store_txn *txn, uint64_t id, struct chain_key *re
     return found;
 }
 
-int drop_step(struct catalog *catalog, uint64_t id, uint64_t *bytes, bool *ret_done,
-              struct error *err)
+/* A bounded part of what is marked. */
+static int run_step(struct writer_job *job, struct error *err)
 {
+    struct drop_job *drop = (struct drop_job *)(void *)job;
+    uint64_t id = drop->id;
+    if (drop->context != NULL) writer_forget(job->catalog->writer, drop->context);
     CLEANUP(store_abort) struct store_txn txn = { 0 };
-    int rc = store_begin(catalog->store, true, &txn, err);
+    int rc = store_begin(job->catalog->store, true, &txn, err);
     if (rc < 0) return rc;
     int64_t delta = 0;
     uint64_t removed = 0;
@@ -117,31 +122,11 @@ int drop_step(struct catalog *catalog, uint64_t id, uint64_t *bytes, bool *ret_d
         store_delete(&txn, STORE_CONTEXTS, (struct slice){ key, format_key_id(id, key) });
         store_delete(&txn, STORE_META, marker(id, name));
     }
-    rc = catalog_commit(catalog, &txn, delta, err);
+    rc = catalog_commit(job->catalog, &txn, delta, err);
     if (rc < 0) return rc;
-    *bytes += (uint64_t)-delta;
-    *ret_done = done;
+    drop->bytes += (uint64_t)-delta;
+    drop->done = done;
     return 0;
-}
-
-struct drop_job {
-    struct writer_job job;
-    uint64_t id, bytes;
-    struct context *context;
-    bool done;
-};
-
-static int run_begin(struct writer_job *job, struct error *err)
-{
-    struct drop_job *drop = (struct drop_job *)(void *)job;
-    return drop_begin(job->catalog, drop->id, err);
-}
-
-static int run_step(struct writer_job *job, struct error *err)
-{
-    struct drop_job *drop = (struct drop_job *)(void *)job;
-    writer_forget(job->catalog->writer, drop->context);
-    return drop_step(job->catalog, drop->id, &drop->bytes, &drop->done, err);
 }
 
 int drop_claim(struct catalog *catalog, uint64_t id, bool only_idle, struct context **ret_context,
@@ -174,7 +159,7 @@ int drop_claim(struct catalog *catalog, uint64_t id, bool only_idle, struct cont
 }
 
 /* Out of the map; pins are gone, and with dropping set none can come. */
-void drop_release(struct catalog *catalog, struct context *context)
+static void release(struct catalog *catalog, struct context *context)
 {
     pthread_mutex_lock(&catalog->lock);
     map_remove(&catalog->residents, context->id);
@@ -185,42 +170,124 @@ void drop_release(struct catalog *catalog, struct context *context)
     context_free(context);
 }
 
-void drop_unclaim(struct catalog *catalog, struct context *context)
+/* Nothing was changed: give it back to others. */
+static void unclaim(struct catalog *catalog, struct context *context)
 {
     bool placeholder = context->record == NULL;
     pthread_mutex_lock(&catalog->lock);
     context->dropping = placeholder;
     if (!placeholder) builder_add(catalog->builder, context); /* it passed over the context */
     pthread_mutex_unlock(&catalog->lock);
-    if (placeholder) drop_release(catalog, context);
+    if (placeholder) release(catalog, context);
 }
 
-void drop_wait_unpinned(struct catalog *catalog, struct context *context)
+/* Nobody pins it any more. With `dropping` set none can come. */
+static void wait_unpinned(struct catalog *catalog, struct context *context)
 {
     pthread_mutex_lock(&catalog->lock);
     while (context->pins > 0) pthread_cond_wait(&catalog->unpinned, &catalog->lock);
     pthread_mutex_unlock(&catalog->lock);
 }
 
+/* On the writer's own thread at once, from any other in its turn. */
+static int run(struct drop_job *drop, int (*movement)(struct writer_job *job, struct error *err),
+               struct error *err)
+{
+    struct writer *writer = drop->job.catalog->writer;
+    drop->job.run = movement;
+    return drop->here ? writer_run_here(writer, &drop->job, err)
+                      : writer_run(writer, &drop->job, err);
+}
+
+static int remove_all(struct drop_job *drop, struct error *err)
+{
+    int rc = 0;
+    while (rc == 0 && !drop->done) rc = run(drop, run_step, err);
+    return rc;
+}
+
+/* *ret_gone: the name is, and the rest will be. */
+static int drop_claimed(struct drop_job *drop, bool *ret_gone, struct error *err)
+{
+    struct catalog *catalog = drop->job.catalog;
+    int rc = run(drop, run_begin, err);
+    *ret_gone = rc == 0;
+    if (rc < 0) {
+        unclaim(catalog, drop->context);
+        return rc;
+    }
+    wait_unpinned(catalog, drop->context); /* of an eviction: the builder, which lets go at once */
+    rc = remove_all(drop, err);
+    release(catalog, drop->context);
+    if (rc < 0) writer_wish_drops(catalog->writer);
+    return rc;
+}
+
 int catalog_drop(struct catalog *catalog, uint64_t context_id, uint64_t *ret_bytes,
                  struct error *err)
 {
-    struct drop_job drop = { .job = { .run = run_begin, .catalog = catalog, .frees = true },
-                             .id = context_id };
+    struct drop_job drop = { .job = { .catalog = catalog, .frees = true }, .id = context_id };
+    bool gone = false;
     pthread_mutex_lock(&catalog->load_lock);
     int rc = drop_claim(catalog, context_id, false, &drop.context, err);
     pthread_mutex_unlock(&catalog->load_lock);
+    if (rc == 0) rc = drop_claimed(&drop, &gone, err);
+    if (rc == 0) *ret_bytes = drop.bytes;
+    return rc;
+}
+
+int drop_here(struct catalog *catalog, struct context *context, struct error *err)
+{
+    struct drop_job drop = { .job = { .catalog = catalog, .frees = true }, .id = context->id,
+                             .context = context, .here = true };
+    bool gone = false;
+    int rc = drop_claimed(&drop, &gone, err);
+    return gone ? 0 : rc;
+}
+
+/* What somebody drops now is not left over. */
+static bool is_under_way(struct catalog *catalog, uint64_t id)
+{
+    pthread_mutex_lock(&catalog->lock);
+    const struct context *context = map_get(&catalog->residents, id);
+    bool dropping = context != NULL && context->dropping;
+    pthread_mutex_unlock(&catalog->lock);
+    return dropping;
+}
+
+/* The first context behind `after` whose drop was begun and left. 1, 0: there is none. */
+static int next_left(struct catalog *catalog, uint64_t after, uint64_t *ret_id, struct error *err)
+{
+    char name[MARKER_BYTES];
+    struct slice prefix = { MARKER_PREFIX, strlen(MARKER_PREFIX) };
+    CLEANUP(store_abort) struct store_txn txn = { 0 };
+    int rc = store_begin(catalog->store, false, &txn, err);
     if (rc < 0) return rc;
-    rc = writer_run(catalog->writer, &drop.job, err);
-    if (rc < 0) { /* nothing has changed: it stays */
-        drop_unclaim(catalog, drop.context);
-        return rc;
+    struct store_cursor cursor;
+    bool found = store_seek(&txn, STORE_META, marker(after + 1, name), &cursor), left = false;
+    for (; found && !left; found = store_next(&cursor)) {
+        if (cursor.key.bytes <= prefix.bytes ||
+            memcmp(cursor.key.data, prefix.data, prefix.bytes) != 0)
+            break;
+        left = format_read_u64(cursor.value.data, cursor.value.bytes, ret_id) &&
+               !is_under_way(catalog, *ret_id);
     }
-    drop_wait_unpinned(catalog, drop.context);
-    drop.job.run = run_step;
-    while (rc == 0 && !drop.done) rc = writer_run(catalog->writer, &drop.job, err);
-    drop_release(catalog, drop.context);
-    if (rc < 0) return rc; /* the marker stays: the next start goes on */
-    *ret_bytes = drop.bytes;
-    return 0;
+    store_cursor_close(&cursor);
+    rc = store_failed(&txn, err);
+    return rc < 0 ? rc : left;
+}
+
+int drop_resume(struct catalog *catalog, struct error *err)
+{
+    uint64_t id = 0;
+    int first = 0, rc;
+    while ((rc = next_left(catalog, id, &id, err)) > 0) {
+        struct drop_job drop = { .job = { .catalog = catalog, .frees = true }, .id = id,
+                                 .here = true };
+        rc = remove_all(&drop, first == 0 ? err : NULL);
+        if (first == 0) first = rc;
+    }
+    if (first == 0) first = rc;
+    if (first < 0) writer_wish_drops(catalog->writer);
+    return first;
 }

@@ -75,26 +75,16 @@ bool catalog_is_crowded(struct catalog *catalog);
 int catalog_commit(struct catalog *catalog, struct store_txn *txn, int64_t delta,
                    struct error *err);
 
-/* One bounded step of removing a context whose record says dropping, in a transaction of its
- * own: bytes given back are added to *bytes, *ret_done says whether the record is gone too.
- * Writer. */
-int drop_step(struct catalog *catalog, uint64_t id, uint64_t *bytes, bool *ret_done,
-              struct error *err);
-/* Mark as dropping and free the name. Writer. */
-int drop_begin(struct catalog *catalog, uint64_t id, struct error *err);
-/* The id of some context that is being dropped; false when there is none. */
-bool drop_pending(struct store_txn *txn, uint64_t *ret_id);
-
 /* The entry of the map that keeps others out while a context is dropped: the resident, or an
  * empty one in its place. MEMD_EBUSY when it has to be idle and is not. With load_lock held. */
 int drop_claim(struct catalog *catalog, uint64_t id, bool only_idle, struct context **ret_context,
                struct error *err);
-/* Nobody pins it any more. With `dropping` set none can come. */
-void drop_wait_unpinned(struct catalog *catalog, struct context *context);
-/* Take it out of the map: the data is gone. */
-void drop_release(struct catalog *catalog, struct context *context);
-/* Nothing was changed: give it back to others. */
-void drop_unclaim(struct catalog *catalog, struct context *context);
+/* Drop what was claimed. 0: it is gone for everybody, although the writer may have to come back for
+ * some of its bytes (writer_owes_drops). After an error it is as before. Writer. */
+int drop_here(struct catalog *catalog, struct context *context, struct error *err);
+/* Go on with all drops that failed, or that another process did not finish; what fails again is
+ * left to the writer (writer_wish_drops). Writer. */
+int drop_resume(struct catalog *catalog, struct error *err);
 
 /* When more is stored than the budget allows, drop least recently used contexts. Writer. */
 void evict_run(struct catalog *catalog);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* evict.c — what happens when there is too much: least recently used contexts go, down to eight
  * tenths of the budget, so that one eviction makes room for many appends. Retained ones, pinned
- * ones and ones with rows on the way are passed over. Retention ends by itself (catalog_retain),
- * so nothing can wedge the store for good.
+ * ones and ones with rows on the way are passed over, and nobody goes while a drop is left undone
+ * (writer.c). Retention ends by itself (catalog_retain), so nothing can wedge the store for good.
  *
  * The table of contexts is scanned for each victim: eviction writes megabytes, reading a few
  * thousand records of 300 bytes does not show, and there is no second list that could disagree
@@ -14,7 +14,6 @@
 #include "base/cleanup.h"
 #include "base/error.h"
 #include "memory/catalog_state.h"
-#include "memory/commit.h"
 
 /* Rows leave so much of the map and of the disk alone. A delete writes new pages before it frees
  * old ones, so a disk that rows had filled to its last page could not be emptied. */
@@ -104,23 +103,8 @@ static int drop_victim(struct catalog *catalog, uint64_t id)
     int rc = drop_claim(catalog, id, true, &context, NULL);
     pthread_mutex_unlock(&catalog->load_lock);
     if (rc < 0) return rc;
-    rc = drop_begin(catalog, id, NULL);
-    if (rc == MEMD_EFULL && commit_turn_pages(catalog) == 0) rc = drop_begin(catalog, id, NULL);
-    if (rc < 0) {
-        drop_unclaim(catalog, context);
-        return rc;
-    }
-    uint64_t bytes = 0;
-    bool done = false;
-    drop_wait_unpinned(catalog, context); /* the builder alone, which lets go at once */
-    writer_forget(catalog->writer, context);
-    while (rc == 0 && !done) {
-        rc = drop_step(catalog, id, &bytes, &done, NULL);
-        if (rc == MEMD_EFULL && commit_turn_pages(catalog) == 0)
-            rc = drop_step(catalog, id, &bytes, &done, NULL);
-    }
-    drop_release(catalog, context);
-    CATALOG_COUNT(catalog, evicted_contexts_total, 1);
+    rc = drop_here(catalog, context, NULL);
+    if (rc == 0) CATALOG_COUNT(catalog, evicted_contexts_total, 1);
     return rc;
 }
 
@@ -129,7 +113,7 @@ void evict_run(struct catalog *catalog)
     uint64_t budget = atomic_load(&catalog->budget_bytes), id = 0;
     if (budget == 0 || atomic_load(&catalog->stored_bytes) <= budget) return;
     uint64_t target = budget / 10 * 8; /* and planes for them: rebuild.c keeps a tenth free */
-    while (atomic_load(&catalog->stored_bytes) > target && find_victim(catalog, &id)) {
-        if (drop_victim(catalog, id) < 0) return;
+    while (atomic_load(&catalog->stored_bytes) > target && !writer_owes_drops(catalog->writer)) {
+        if (!find_victim(catalog, &id) || drop_victim(catalog, id) < 0) return;
     }
 }

@@ -10,6 +10,11 @@
  * Sync modes: `always` lets LMDB sync in each commit; the others commit without, and store_sync
  * runs when the interval is over or somebody waits for it. A context stands in `unsynced` from
  * its commit to the sync.
+ *
+ * A drop that fails half-way (the disk is full, say) has given its name away and cannot be had
+ * back. It is gone on with from here, after a wait that doubles from a tenth of a second to a
+ * minute, until it is done; what a process leaves undone the next one begins with. No other context
+ * is evicted meanwhile: whatever stops one drop would stop the next.
  */
 #include "memory/writer.h"
 
@@ -24,6 +29,9 @@
 #include "memory/commit.h"
 
 #define MS_NS UINT64_C(1000000)
+/* Between attempts to go on with what was left of drops. */
+#define DROPS_WAIT_MIN_NS (100 * MS_NS)
+#define DROPS_WAIT_MAX_NS (60000 * MS_NS)
 
 struct writer {
     struct catalog *catalog;
@@ -36,6 +44,8 @@ struct writer {
     enum sync_mode sync;
     uint64_t sync_interval_ns;
     bool stopping, sync_wished;
+    uint64_t drops_due_ns;  /* when to go on with drops; UINT64_MAX: none is left undone */
+    uint64_t drops_wait_ns; /* from a failure to the next attempt */
     /* writer */
     enum sync_mode applied;     /* what the store runs in */
     uint64_t unsynced_since_ns; /* 0: nothing is unsynced */
@@ -63,6 +73,7 @@ static void wait_for_work(struct writer *writer)
 {
     while (!writer->stopping && list_empty(&writer->dirty) && list_empty(&writer->jobs)) {
         uint64_t due = sync_due_ns(writer);
+        if (writer->drops_due_ns < due) due = writer->drops_due_ns;
         if (due <= clock_monotonic_ns()) return;
         if (due == UINT64_MAX) {
             pthread_cond_wait(&writer->work, &writer->lock);
@@ -143,17 +154,39 @@ static void commit_batch(struct writer *writer, struct list_link *batch)
     note_commit(writer);
 }
 
-static void run_job(struct writer *writer, struct writer_job *job)
+static int attempt(struct writer *writer, struct writer_job *job)
 {
     int rc = job->run(job, &job->err);
     if (rc == MEMD_EFULL && job->frees && commit_turn_pages(job->catalog) == 0)
         rc = job->run(job, &job->err);
     if (rc == 0) note_commit(writer);
+    return rc;
+}
+
+static void run_job(struct writer *writer, struct writer_job *job)
+{
+    int rc = attempt(writer, job);
     if (rc == 0 && job->sync) rc = sync_now(writer, &job->err);
     pthread_mutex_lock(&writer->lock);
     job->rc = rc;
     job->done = true;
     pthread_cond_broadcast(&writer->job_done);
+    pthread_mutex_unlock(&writer->lock);
+}
+
+static void resume_drops(struct writer *writer)
+{
+    pthread_mutex_lock(&writer->lock);
+    bool due = writer->drops_due_ns <= clock_monotonic_ns();
+    if (due) { /* whoever fails from here on says so again, and waits for longer */
+        uint64_t wait_ns = 2 * writer->drops_wait_ns;
+        writer->drops_wait_ns = wait_ns < DROPS_WAIT_MAX_NS ? wait_ns : DROPS_WAIT_MAX_NS;
+        writer->drops_due_ns = UINT64_MAX;
+    }
+    pthread_mutex_unlock(&writer->lock);
+    if (!due || drop_resume(writer->catalog, NULL) < 0) return;
+    pthread_mutex_lock(&writer->lock);
+    writer->drops_wait_ns = DROPS_WAIT_MIN_NS;
     pthread_mutex_unlock(&writer->lock);
 }
 
@@ -188,6 +221,7 @@ static void *writer_main(void *arg)
             list_append(&jobs, link);
         pthread_mutex_unlock(&writer->lock);
         apply_mode(writer);
+        resume_drops(writer);
         commit_batch(writer, &batch);
         for (struct list_link *link; (link = list_take_first(&jobs)) != NULL;) {
             run_job(writer, LIST_ENTRY(link, struct writer_job, link));
@@ -242,6 +276,8 @@ int writer_open(struct catalog *catalog, const struct catalog_config *config,
     writer->on_progress = config->on_progress;
     writer->on_progress_arg = config->on_progress_arg;
     writer->applied = config->sync;
+    writer->drops_due_ns = UINT64_MAX;
+    writer->drops_wait_ns = DROPS_WAIT_MIN_NS;
     writer_reconfigure(writer, config);
     int rc = start_thread(writer);
     if (rc != 0) {
@@ -347,6 +383,31 @@ void writer_forget(struct writer *writer, struct context *context)
     list_remove(&context->unsynced_link);
     pthread_mutex_unlock(&writer->lock);
     assert(!list_linked(&context->batch_link));
+}
+
+void writer_wish_drops(struct writer *writer)
+{
+    pthread_mutex_lock(&writer->lock);
+    if (writer->drops_due_ns == UINT64_MAX)
+        writer->drops_due_ns = clock_monotonic_ns() + writer->drops_wait_ns;
+    pthread_cond_signal(&writer->work);
+    pthread_mutex_unlock(&writer->lock);
+}
+
+bool writer_owes_drops(struct writer *writer)
+{
+    pthread_mutex_lock(&writer->lock);
+    bool owes = writer->drops_due_ns != UINT64_MAX;
+    pthread_mutex_unlock(&writer->lock);
+    return owes;
+}
+
+int writer_run_here(struct writer *writer, struct writer_job *job, struct error *err)
+{
+    assert(pthread_equal(pthread_self(), writer->thread));
+    job->err = (struct error){ 0 };
+    int rc = attempt(writer, job);
+    return rc < 0 ? error_set(err, rc, "%s", job->err.text) : 0;
 }
 
 int writer_run(struct writer *writer, struct writer_job *job, struct error *err)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* writer.h — the one thread that commits: groups what was appended, runs jobs, syncs.
  *
- * Threads  any, but writer_run not from the writer itself
+ * Threads  any, but writer_run not from the writer itself, and writer_run_here only from there
  * Errors   MEMD_EBUSY too much uncommitted · MEMD_EFULL · MEMD_ENOMEM · MEMD_EIO
  * Tests    tests/unit/test_catalog.c, tests/unit/test_recovery.c
  */
@@ -58,5 +58,11 @@ struct writer_job {
     struct error err;
 };
 int writer_run(struct writer *writer, struct writer_job *job, struct error *err);
+/* The same from the writer itself, at once; without `sync`. */
+int writer_run_here(struct writer *writer, struct writer_job *job, struct error *err);
+
+/* A drop has failed after its first transaction: go on with it some time (drop_resume). */
+void writer_wish_drops(struct writer *writer);
+bool writer_owes_drops(struct writer *writer);
 
 #endif

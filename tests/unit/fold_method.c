@@ -96,7 +96,7 @@ static uint64_t add_params(const struct fold_source *source)
 struct reading_mass {
     const struct fold_source *source;
     uint64_t positions[2];
-    pthread_barrier_t *turn; /* NULL: one thread reads both */
+    pthread_barrier_t *turn; /* NULL: there is one thread, and nobody else reads */
     float *ret_mass;
     bool known;
 };
@@ -128,7 +128,7 @@ static bool read_mass(const struct fold_source *source, uint64_t position, float
     pthread_barrier_t turn;
     pthread_barrier_init(&turn, NULL, 2);
     if (source->pool != NULL) reading.turn = &turn;
-    pool_for(source->pool, 2, read_beside, &reading);
+    pool_for(source->pool, source->pool != NULL ? 2 : 1, read_beside, &reading);
     pthread_barrier_destroy(&turn);
     return reading.known;
 }
