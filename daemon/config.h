@@ -46,7 +46,6 @@ struct config {
     char listen[CONFIG_TEXT_BYTES]; /* "HOST:PORT", "" = no TCP */
     char token_file[CONFIG_TEXT_BYTES];
     uint64_t workers; /* 0 = one per CPU */
-    uint64_t queue_limit;
     uint64_t map_size, budget, tail_memory;
     uint64_t contexts_resident_max;
     uint64_t resident_memory;

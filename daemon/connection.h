@@ -67,8 +67,8 @@ struct connection {
     struct request *ordered_running;
     /* REQUEST_WAITING: others, for a share of the pool, by flow (dispatch.h) */
     struct list_link held[CONNECTION_FLOWS];
-    size_t pooled_in[CONNECTION_FLOWS], pooled_count; /* of its requests in the pool */
-    size_t held_next;                                 /* the flow whose turn it is */
+    size_t pooled_in[CONNECTION_FLOWS]; /* of its requests in the pool */
+    size_t held_next;                   /* the flow whose turn it is */
     size_t unsent_bytes;
 
     uint64_t active_ns;            /* something was read or written */

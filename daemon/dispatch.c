@@ -97,12 +97,8 @@ static int submit(struct request *req)
     if (server->memory_bytes > MEMORY_REFUSE_FACTOR * config->memory_in_flight)
         return error_set(&req->err, MEMD_EBUSY, "%llu bytes of requests and replies are in flight",
                          (unsigned long long)server->memory_bytes);
-    int rc = worker_submit(req);
-    if (rc < 0)
-        return error_set(&req->err, rc, "%llu requests wait for a worker already",
-                         (unsigned long long)config->queue_limit);
+    worker_submit(req);
     req->pooled = true;
-    req->connection->pooled_count++;
     req->connection->pooled_in[place_of(req)]++;
     return 0;
 }
@@ -154,13 +150,13 @@ static void run_next_ordered(struct connection *conn)
     }
 }
 
-/* Who reads its replies may go on whatever the others do; who does not is bounded twice. */
+/* Of every flow one more than there are workers, whatever the others do: what is in the pool at
+ * once is bounded by the number of connections, and who floods it waits for itself. Who does not
+ * read its replies is bounded twice more. */
 static bool has_share(const struct connection *conn, size_t place)
 {
     const struct server *server = conn->server;
-    size_t all = (size_t)server->config.queue_limit / 2 + pool_threads(server->pool);
     if (conn->pooled_in[place] > pool_threads(server->pool)) return false;
-    if (conn->pooled_count > all) return false;
     if (conn->unsent_bytes == 0) return true;
     return conn->unsent_bytes <= server->config.output_buffer_max &&
            server->memory_bytes <= server->config.memory_in_flight;
@@ -223,10 +219,7 @@ static void run_again(struct request *req)
 void dispatch_done(struct request *req, int status)
 {
     struct connection *conn = req->connection;
-    if (req->pooled) {
-        conn->pooled_count--;
-        conn->pooled_in[place_of(req)]--;
-    }
+    if (req->pooled) conn->pooled_in[place_of(req)]--;
     req->pooled = false;
     if (status == OPERATION_AGAIN && !conn->closing) {
         park_again(req);

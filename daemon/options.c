@@ -36,8 +36,6 @@ const struct option_info option_table[] = {
       "lines `TOKEN [read|write|admin]` that TCP clients must show; not readable by others" },
     { "workers", OPTION_COUNT, FIELD(workers), "0", 0, 1024, false,
       "threads that compute; 0 = one per CPU" },
-    { "queue_limit", OPTION_COUNT, FIELD(queue_limit), "1024", 1, 1 << 20, false,
-      "requests that may wait for a worker; more are answered MEMD_EBUSY" },
     { "map_size", OPTION_BYTES, FIELD(map_size), "64GiB", 1 * MIB, 64 * TIB, false,
       "most bytes that the store may ever hold (address space, not allocated)" },
     { "budget", OPTION_BYTES, FIELD(budget), "0", 0, 64 * TIB, true,

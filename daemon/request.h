@@ -69,7 +69,7 @@ struct request {
     enum role role;                    /* of the connection when dispatched */
     bool active;                       /* loop: counted in server->requests_active */
     uint64_t flow;                     /* whose share of the pool it takes; 0 = not known yet */
-    bool pooled;                       /* loop: counted in connection->pooled_count */
+    bool pooled;                       /* loop: counted in connection->pooled_in */
     bool on_loop;                      /* run was called there: it must not wait for a lock */
     bool again;                        /* loop: parked because there was no room */
     uint64_t again_since_ns;           /* loop: first time that there was none, 0 = never */

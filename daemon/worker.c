@@ -2,6 +2,8 @@
 /* worker.c — handing a request over is handing over the right to touch it. */
 #include "daemon/worker.h"
 
+#include <assert.h>
+
 #include "base/error.h"
 #include "base/object.h"
 #include "daemon/dispatch.h"
@@ -55,10 +57,11 @@ static void run_job(struct pool_job *job)
     if (was_empty) uv_async_send(&queue->wake);
 }
 
-int worker_submit(struct request *req)
+void worker_submit(struct request *req)
 {
     req->job = (struct pool_job){ .run = run_job, .flow = req->flow };
-    return pool_submit(req->server->pool, &req->job);
+    int rc = pool_submit(req->server->pool, &req->job);
+    assert(rc == 0); /* its queue has no limit but those of connections (server.c) */
 }
 
 void worker_progress(void *arg)

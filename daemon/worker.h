@@ -29,8 +29,8 @@ struct worker_queue {
 int worker_open(struct server *server, struct error *err);
 void worker_close(struct server *server); /* closes the async handle; the pool is idle */
 
-/* 0, or MEMD_EBUSY. The request comes back through dispatch_done. */
-int worker_submit(struct request *req);
+/* The request comes back through dispatch_done. */
+void worker_submit(struct request *req);
 
 /* struct catalog_config.on_progress; arg is the server. */
 void worker_progress(void *arg);

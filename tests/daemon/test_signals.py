@@ -24,18 +24,18 @@ def write(path, text):
 
 def reload(directory):
     path = os.path.join(directory, "memd.conf")
-    write(path, "sync = interval 1s\nworkers = 2\nqueue_limit = 7\n")
+    write(path, "sync = interval 1s\nworkers = 2\ncontexts_resident_max = 7\n")
     with Daemon(config=path) as daemon:
         client = daemon.client()
-        write(path, "sync = interval 2s\nqueue_limit = 9\n\nnonsense = 1\n")
+        write(path, "sync = interval 2s\ncontexts_resident_max = 9\n\nnonsense = 1\n")
         daemon.process.send_signal(signal.SIGHUP)
         wait_for(daemon, "memd.conf:4: unknown key 'nonsense'")
         assert client.ask("status")["sync"] == "interval 1s", "a bad file changed something"
-        write(path, "sync = interval 2s\nqueue_limit = 9\n")
+        write(path, "sync = interval 2s\ncontexts_resident_max = 9\n")
         daemon.process.send_signal(signal.SIGHUP)
         wait_for(daemon, "info reloaded ")
         assert client.ask("status")["sync"] == "interval 2s"
-        assert "reload-needs-restart key=queue_limit running='7' file='9'" in daemon.log()
+        assert "reload-needs-restart key=contexts_resident_max running='7' file='9'" in daemon.log()
         daemon.stop()
 
 

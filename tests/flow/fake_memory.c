@@ -73,11 +73,11 @@ static void unpin(void *object)
 int catalog_pin(struct catalog *catalog, uint64_t context_id, struct arena *arena,
                 struct context **ret_context, struct error *err)
 {
-    if (context_id != 1 && context_id != 2)
+    if (context_id == 0 || context_id > FAKE_CONTEXTS)
         return error_set(err, MEMD_ENOCONTEXT, "no such context");
     atomic_fetch_add(&fake.pins, 1);
     if (arena_on_reset(arena, unpin, catalog) < 0) return error_set(err, MEMD_ENOMEM, "no memory");
-    *ret_context = context_id == 1 ? &catalog->context : &catalog->quick;
+    *ret_context = context_id == 2 ? &catalog->quick : &catalog->context;
     return 0;
 }
 

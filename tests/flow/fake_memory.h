@@ -4,7 +4,7 @@
  * Linked in place of memory/'s, so that a flow can stop time where a real store never would: a
  * commit that does not come, a commit that fails, an attend that is under way, a context that is
  * locked. Tokens are counted, rows are not kept. Context 2 is as context 1, but nothing holds its
- * attends.
+ * attends; 3 … FAKE_CONTEXTS are context 1 by other names.
  *
  * Threads  the test's thread sets, the daemon's threads look
  */
@@ -17,6 +17,7 @@
 
 enum {
     FAKE_LAYER_TOKENS_LARGE = 100000, /* layer 1 always claims to hold that many */
+    FAKE_CONTEXTS = 32,
     FAKE_SEGMENTS = 5,                /* that want derived data */
 };
 

@@ -165,9 +165,8 @@ static inline uint64_t send_health(struct flow *flow, int fd)
     return send_message(flow, fd, METHOD_HEALTH, &request.base, 0);
 }
 
-/* The next reply must answer `id`; *ret_body is its message and payload, in `arena`. */
-static inline struct frame take_frame(int fd, uint64_t id, struct arena *arena,
-                                      unsigned char **ret_body)
+/* The next reply, whatever it answers; *ret_body is its message and payload, in `arena`. */
+static inline struct frame take_any(int fd, struct arena *arena, unsigned char **ret_body)
 {
     unsigned char header[FRAME_HEADER_BYTES];
     struct frame frame;
@@ -177,6 +176,14 @@ static inline struct frame take_frame(int fd, uint64_t id, struct arena *arena,
     *ret_body = arena_alloc(arena, bytes);
     assert_non_null(*ret_body);
     if (bytes > 0) assert_int_equal(recv(fd, *ret_body, bytes, MSG_WAITALL), (ssize_t)bytes);
+    return frame;
+}
+
+/* The next reply must answer `id`. */
+static inline struct frame take_frame(int fd, uint64_t id, struct arena *arena,
+                                      unsigned char **ret_body)
+{
+    struct frame frame = take_any(fd, arena, ret_body);
     assert_int_equal(frame.request_id, id);
     return frame;
 }
