@@ -5,7 +5,8 @@
  *
  * One thread, and it does not split its work over the pool: a worker that codes a head (some
  * milliseconds) is a worker that no request has. It runs at a lower priority where the system
- * allows it.
+ * allows it, and offers its processor every 500 µs, since a request would wait milliseconds for
+ * that otherwise (base/yield_timer.h).
  *
  * A context in the queue is there because it was woken (something new) or because something failed
  * and is to be tried again at `retry_ns`. Both may be.
@@ -21,11 +22,13 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/yield_timer.h"
 #include "memory/build.h"
 
 #define SECOND_NS UINT64_C(1000000000)
 #define WAIT_NS (SECOND_NS / 20)
 #define AGAIN_NS (SECOND_NS / 10)
+#define YIELD_NS (SECOND_NS / 2000)
 enum { BACK_OFF_MAX = 6, NICE = 10 }; /* 2^6 seconds */
 
 struct command {
@@ -45,6 +48,7 @@ struct builder {
     struct list_link queue;    /* contexts by build_link */
     struct list_link commands; /* struct command */
     uint64_t current;          /* the context in work; 0 = none */
+    struct yield_timer timer;  /* of the thread alone */
     atomic_bool stopping;
     bool running;
 };
@@ -167,6 +171,7 @@ static void work_on(struct builder *builder, struct context *context, bool retry
                            .context = context };
     builder->current = context->id;
     pthread_mutex_unlock(&builder->catalog->lock);
+    yield_timer_start(&builder->timer);
     uint64_t start_ns = clock_monotonic_ns();
     const struct method *method = context->method;
     if (method->planes) build_planes(&build, retry);
@@ -176,6 +181,7 @@ static void work_on(struct builder *builder, struct context *context, bool retry
     build_unpin(&build);
     CATALOG_COUNT(builder->catalog, build_ns_total, clock_monotonic_ns() - start_ns);
     CATALOG_COUNT(builder->catalog, build_failures_total, build.failed);
+    yield_timer_stop(&builder->timer);
     pthread_mutex_lock(&builder->catalog->lock);
     builder->current = 0;
     finish(builder, &build, retry);
@@ -186,7 +192,9 @@ static void work_on(struct builder *builder, struct context *context, bool retry
 static void obey(struct builder *builder, struct command *command)
 {
     pthread_mutex_unlock(&builder->catalog->lock);
+    yield_timer_start(&builder->timer);
     command->rc = build_delete(builder->catalog, command->context_id, command->step, &command->err);
+    yield_timer_stop(&builder->timer);
     pthread_mutex_lock(&builder->catalog->lock);
     command->done = true;
     pthread_cond_broadcast(&builder->changed);
@@ -196,6 +204,7 @@ static void *builder_main(void *arg)
 {
     struct builder *builder = arg;
     setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), NICE); /* of this thread, on Linux */
+    yield_timer_open(&builder->timer, YIELD_NS);
     pthread_mutex_lock(&builder->catalog->lock);
     while (!builder->stopping) {
         struct list_link *link = list_take_first(&builder->commands);
@@ -214,6 +223,7 @@ static void *builder_main(void *arg)
     builder->running = false;
     pthread_cond_broadcast(&builder->changed);
     pthread_mutex_unlock(&builder->catalog->lock);
+    yield_timer_close(&builder->timer);
     return NULL;
 }
 

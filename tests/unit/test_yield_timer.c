@@ -1,0 +1,152 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* test_yield_timer.c — that it comes while it runs, comes to its own thread only, is silent when
+ * stopped, restarts system calls, and leaves a handler of the program's own alone.
+ *
+ * Nothing depends on how soon it comes: the tests wait until it has.
+ */
+#include "base/yield_timer.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+enum { INTERVAL_NS = 200000, TIMES = 5 };
+
+/* The lock is for the thread sanitizer, which delivers signals at calls that it knows. */
+static void await(struct yield_timer *timer, unsigned long count)
+{
+    pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    while (atomic_load(&timer->yields) < count) {
+        pthread_mutex_lock(&lock);
+        pthread_mutex_unlock(&lock);
+        errno = EDOM;
+    }
+}
+
+static void test_it_comes_again_and_again(void **state)
+{
+    (void)state;
+    struct yield_timer timer;
+    yield_timer_open(&timer, INTERVAL_NS);
+    assert_true(timer.exists);
+    assert_int_equal(atomic_load(&timer.yields), 0);
+    yield_timer_start(&timer);
+    await(&timer, TIMES);
+    assert_int_equal(errno, EDOM); /* kept over the handler */
+    yield_timer_stop(&timer);
+    yield_timer_start(&timer); /* and once more */
+    await(&timer, atomic_load(&timer.yields) + TIMES);
+    yield_timer_close(&timer);
+    assert_false(timer.exists);
+}
+
+static void test_stopped_it_is_silent(void **state)
+{
+    (void)state;
+    struct yield_timer quiet, loud;
+    yield_timer_open(&quiet, INTERVAL_NS);
+    yield_timer_open(&loud, INTERVAL_NS);
+    yield_timer_start(&quiet);
+    await(&quiet, 1);
+    yield_timer_stop(&quiet);
+    yield_timer_start(&loud);
+    await(&loud, 2); /* whatever of the other was pending has come */
+    unsigned long before = atomic_load(&quiet.yields);
+    await(&loud, 2 + (unsigned long)4 * TIMES);
+    assert_int_equal(atomic_load(&quiet.yields), before);
+    yield_timer_close(&quiet);
+    yield_timer_close(&loud);
+}
+
+/* Writes after a timer of its own came often, so that of the reader did too. */
+static void *write_later(void *arg)
+{
+    const int *fd = arg;
+    struct yield_timer timer;
+    yield_timer_open(&timer, INTERVAL_NS);
+    yield_timer_start(&timer);
+    await(&timer, TIMES);
+    yield_timer_close(&timer);
+    return write(*fd, "x", 1) == 1 ? arg : NULL;
+}
+
+static void test_reads_are_restarted(void **state)
+{
+    (void)state;
+    struct yield_timer timer;
+    int fds[2];
+    assert_int_equal(pipe(fds), 0);
+    yield_timer_open(&timer, INTERVAL_NS);
+    yield_timer_start(&timer);
+    pthread_t writer;
+    assert_int_equal(pthread_create(&writer, NULL, write_later, &fds[1]), 0);
+    char byte = 0;
+    assert_int_equal(read(fds[0], &byte, 1), 1);
+    await(&timer, 1);
+    yield_timer_close(&timer);
+    void *written = NULL;
+    pthread_join(writer, &written);
+    assert_non_null(written);
+    close(fds[0]);
+    close(fds[1]);
+}
+
+/* A SIGURG that no timer sent does nothing, as before. */
+static void test_other_signals_are_ignored(void **state)
+{
+    (void)state;
+    struct yield_timer timer;
+    yield_timer_open(&timer, INTERVAL_NS);
+    assert_int_equal(raise(SIGURG), 0);
+    assert_int_equal(atomic_load(&timer.yields), 0);
+    yield_timer_close(&timer);
+}
+
+static volatile sig_atomic_t own_calls;
+
+static void own_handler(int number)
+{
+    (void)number;
+    own_calls++;
+}
+
+/* In a process of its own, since handlers are looked at once. */
+static void test_a_handler_of_the_program_stays(void **state)
+{
+    (void)state;
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        struct sigaction own = { .sa_handler = own_handler };
+        sigaction(SIGURG, &own, NULL);
+        struct yield_timer timer;
+        yield_timer_open(&timer, INTERVAL_NS);
+        yield_timer_start(&timer);
+        raise(SIGURG);
+        bool fine = !timer.exists && own_calls == 1;
+        yield_timer_close(&timer);
+        _exit(fine ? 0 : 1);
+    }
+    int status = 0;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_a_handler_of_the_program_stays), /* before the first timer */
+        cmocka_unit_test(test_it_comes_again_and_again),
+        cmocka_unit_test(test_stopped_it_is_silent),
+        cmocka_unit_test(test_reads_are_restarted),
+        cmocka_unit_test(test_other_signals_are_ignored),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
