@@ -35,17 +35,6 @@ void sketches_init(struct sketches *sketches, size_t width, size_t dims)
     *sketches = (struct sketches){ .width = width, .dims = dims };
 }
 
-/* What was learned, after an attempt without memory too. */
-static void forget(struct sketches *sketches)
-{
-    free(sketches->mean);
-    free(sketches->basis);
-    free(sketches->centroids);
-    free(sketches->cells);
-    sketches->mean = sketches->basis = sketches->centroids = NULL;
-    sketches->cells = NULL;
-}
-
 static size_t tiles_of(const struct sketches_cell *cell)
 {
     return (size_t)((cell->count + SKETCHES_TILE - 1) / SKETCHES_TILE);
@@ -58,7 +47,10 @@ void sketches_fini(struct sketches *sketches)
         for (size_t t = 0; t < tiles_of(cell); t++) free(cell->tiles[t]);
         free(cell->tiles);
     }
-    forget(sketches);
+    free(sketches->mean);
+    free(sketches->basis);
+    free(sketches->centroids);
+    free(sketches->cells);
     *sketches = (struct sketches){ 0 };
 }
 
@@ -267,15 +259,34 @@ static int put(struct sketches *sketches, const float *numbers, uint64_t positio
     return 0;
 }
 
+/* Only the first `count` vectors are coded, and were learned from, as before an attempt without
+ * memory. The others' rows may be gone when the next attempt comes. */
+static void take_back(struct sketches *sketches, uint64_t count)
+{
+    size_t width = sketches->width, dims = sketches->dims;
+    if (count < SKETCHES_SAMPLE) {
+        sketches_fini(sketches);
+        sketches_init(sketches, width, dims);
+        return;
+    }
+    for (size_t c = 0; c < SKETCHES_CELLS; c++) {
+        struct sketches_cell *cell = &sketches->cells[c];
+        size_t tiles = tiles_of(cell);
+        cell->count = sketches_before(sketches, c, count);
+        for (size_t t = tiles_of(cell); t < tiles; t++, sketches->tiles--) free(cell->tiles[t]);
+    }
+    sketches->count = count;
+}
+
 int sketches_advance(struct sketches *sketches, const struct rows *rows,
                      const struct grown *squares, uint64_t end, struct error *err)
 {
     if (sketches->dims == 0 || end < SKETCHES_SAMPLE) return 0;
     size_t width = sketches->width, dims = sketches->dims, together = 0;
+    uint64_t before = sketches->count;
     assert(width == 2 * rows->head_dim);
     int rc = 0;
     if (sketches->cells == NULL) rc = learn(sketches, rows, err);
-    if (rc < 0) forget(sketches);
     CLEANUP(free_ptr) float *x = aligned_alloc(64, BLOCK * width * sizeof *x);
     float numbers[BLOCK * (SKETCHES_DIMS_MAX + 1)];
     if (rc == 0 && x == NULL) rc = no_memory(err);
@@ -289,6 +300,7 @@ int sketches_advance(struct sketches *sketches, const struct rows *rows,
             rc = put(sketches, numbers + i * (dims + 1), positions[i],
                      *(const float *)grown_rows(squares, 0, positions[i], 1, &together), err);
     }
+    if (rc < 0) take_back(sketches, before);
     return rc;
 }
 

@@ -33,8 +33,8 @@
  *          scores: S bytes of each vector of the cells that are looked into
  * Memory   S + 20 bytes of each vector, half a tile for each cell; 4 (S + 2) W bytes of a layer
  * Threads  advance alone, everything else beside each other
- * Errors   MEMD_ENOMEM
- * Tests    tests/unit/test_vectors.c
+ * Errors   MEMD_ENOMEM; then nothing has changed
+ * Tests    tests/unit/test_vectors.c, tests/fault/test_states.c
  */
 #ifndef MEMD_INDEX_SKETCHES_H
 #define MEMD_INDEX_SKETCHES_H
@@ -87,7 +87,7 @@ void sketches_init(struct sketches *sketches, size_t width, size_t dims);
 void sketches_fini(struct sketches *sketches);
 size_t sketches_bytes(const struct sketches *sketches);
 
-/* Code the vectors count … end-1 of `rows`. squares (1, end) fp32 of |c|² */
+/* Code the vectors count … end-1 of `rows`, or none of them. squares (1, end) fp32 of |c|² */
 int sketches_advance(struct sketches *sketches, const struct rows *rows,
                      const struct grown *squares, uint64_t end, struct error *err);
 

@@ -3,55 +3,14 @@
  * (open, append, attend, fetch, fork, truncate, list, verify, drop, close) needs fewer than n.
  *
  * Every failure must come out as MEMD_ENOMEM, leave no leak (run it with the address sanitizer)
- * and a store that verifies. The linker's --wrap puts the functions below in front of the
- * allocator for all of memd; LMDB and libc keep their own.
+ * and a store that verifies.
  */
 #include "tests/unit/method_fixture.h"
 
-#include <stdatomic.h>
-
+#include "tests/fault/allocations.h"
 #include "tests/unit/fold_method.h"
 
 METHOD_TABLE(METHOD_FIXTURES, FOLD_METHODS);
-
-void *__real_malloc(size_t bytes);
-void *__real_calloc(size_t count, size_t bytes);
-void *__real_realloc(void *old, size_t bytes);
-int __real_posix_memalign(void **ret, size_t align, size_t bytes);
-void *__wrap_malloc(size_t bytes);
-void *__wrap_calloc(size_t count, size_t bytes);
-void *__wrap_realloc(void *old, size_t bytes);
-int __wrap_posix_memalign(void **ret, size_t align, size_t bytes);
-
-static atomic_long left = -1; /* allocations until one fails; negative: none does */
-static atomic_bool failed;
-
-static bool fails(void)
-{
-    if (atomic_load(&left) < 0 || atomic_fetch_sub(&left, 1) != 0) return false;
-    atomic_store(&failed, true);
-    return true;
-}
-
-void *__wrap_malloc(size_t bytes)
-{
-    return fails() ? NULL : __real_malloc(bytes);
-}
-
-void *__wrap_calloc(size_t count, size_t bytes)
-{
-    return fails() ? NULL : __real_calloc(count, bytes);
-}
-
-void *__wrap_realloc(void *old, size_t bytes)
-{
-    return fails() ? NULL : __real_realloc(old, bytes);
-}
-
-int __wrap_posix_memalign(void **ret, size_t align, size_t bytes)
-{
-    return fails() ? ENOMEM : __real_posix_memalign(ret, align, bytes);
-}
 
 enum { TOKENS = 1100, APPENDS = 2, LAYERS = 2 };
 
@@ -131,7 +90,7 @@ static int build_all(struct life *life, struct context *context, struct error *e
     struct recall_layer layer;
     struct recall_args recall = { .context_id = context_id(context), .target_error = -1 };
     int rc = catalog_wait_built(life->fx->catalog, recall.context_id, NULL, NULL, &built, err);
-    if (rc == 0 && built.built != built.segments && !atomic_load(&failed))
+    if (rc == 0 && built.built != built.segments && !allocations_failed())
         fail_msg("%llu of %llu segments have planes", (unsigned long long)built.built,
                  (unsigned long long)built.segments);
     if (rc < 0 || life->fx->state_width > 0) return rc;
@@ -203,7 +162,7 @@ static int live_again(struct life *life, struct error *err)
     struct context *context = NULL;
     struct walk_args walk = { .context_id = 0 };
     struct verify_step step = { 0 };
-    atomic_store(&failed, false);
+    allocations_forget();
     int rc = catalog_open(&fx->config, &fx->catalog, err);
     if (rc == 0) rc = catalog_verify(fx->catalog, &walk, &fx->arena, &step, err);
     if (rc == 0 && step.finding_count > 0) fail_msg("verify: %s", step.findings[0]);
@@ -259,13 +218,13 @@ static void fail_each(const char *method)
         fixture_remove(fx.path);
         assert_int_equal(mkdir(fx.path, 0700), 0);
         struct error err = { 0 };
-        atomic_store(&failed, false);
-        atomic_store(&left, n);
+        allocations_forget();
+        allocations_fail_after(n);
         int rc = live(&life, &err);
-        atomic_store(&left, -1);
-        if (rc != 0 && (rc != MEMD_ENOMEM || !atomic_load(&failed)))
+        allocations_fail_after(-1);
+        if (rc != 0 && (rc != MEMD_ENOMEM || !allocations_failed()))
             fail_msg("allocation %ld: %s (%s)", n, error_name(rc), err.text);
-        more = atomic_load(&failed);
+        more = allocations_failed();
         if (more) ASSERT_OK(live_again(&life, &err), err);
         n++;
     } while (more);
