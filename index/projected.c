@@ -222,6 +222,17 @@ static void project_piece(void *arg, size_t idx)
     }
 }
 
+/* No token is in the fold: those that the basis is of may be gone when the next attempt comes. */
+static void forget_basis(struct projected *projected)
+{
+    grown_fini(&projected->keys);
+    free(projected->basis);
+    projected->keys = (struct grown){ 0 };
+    projected->basis = NULL;
+    projected->width = projected->components = 0;
+    count_bytes(projected);
+}
+
 int projected_advance(struct projected *projected, const struct fold_source *source, bool unrotated,
                       uint64_t end, struct error *err)
 {
@@ -236,6 +247,7 @@ int projected_advance(struct projected *projected, const struct fold_source *sou
     }
     int rc = grown_reserve(&projected->keys, end, err);
     count_bytes(projected);
+    if (rc < 0 && fold->tokens == 0) forget_basis(projected);
     if (rc < 0) return rc;
     struct projecting work = { .projected = projected, .source = source, .begin = fold->tokens,
                                .rows = rows_of(source, unrotated), .end = end };
@@ -243,6 +255,7 @@ int projected_advance(struct projected *projected, const struct fold_source *sou
     pool_for(source->pool, projected->heads * work.pieces, project_piece, &work);
     rc = stopped_with(&work.stopped, err);
     if (rc == 0) fold->tokens = end;
+    if (fold->tokens == 0) forget_basis(projected);
     return rc;
 }
 

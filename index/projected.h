@@ -41,7 +41,8 @@ struct projected_wish {
     double share;
 };
 
-/* For the functions of a fold_type: its `open`, `free` and `advance` (of a fold with a basis). */
+/* For the functions of a fold_type: its `open`, `free` and `advance` (of a fold with a basis; where
+ * that fails before it has a token, it has no basis again). */
 int projected_open(const struct fold_type *type, const struct fold_source *source,
                    struct fold **ret_fold, struct error *err);
 void projected_free(struct fold *fold);

@@ -239,10 +239,19 @@ static void test_stop(void **state)
     source.stop = past_refuse;
     assert_int_equal(projected_advance(projected, &source, false, 300, NULL), MEMD_ECANCELLED);
     assert_int_equal(projected->base.tokens, 0);
+    assert_int_equal(projected->width, 0);
     source.stop = NULL;
-    assert_int_equal(projected_advance(projected, &source, false, 300, NULL), 0);
-    assert_int_equal(projected->base.tokens, 300);
+    past_fill(&past, past.k, past.k_rows, &random); /* a truncate, and other keys */
+    struct projected *fresh = open_fold(&source), *both[] = { projected, fresh };
+    for (size_t i = 0; i < 2; i++) {
+        assert_int_equal(projected_calibrate(both[i], &source, false, 300, &wish, NULL), 0);
+        assert_int_equal(projected_advance(both[i], &source, false, 300, NULL), 0);
+        assert_int_equal(both[i]->base.tokens, 300);
+    }
+    assert_memory_equal(projected->basis, fresh->basis, 8 * 8 * sizeof(float));
+    assert_int_equal(projected->base.bytes, fresh->base.bytes);
     projected_free(&projected->base);
+    projected_free(&fresh->base);
     past_free(&past);
 }
 
