@@ -21,7 +21,7 @@
  * Memory   scratch from `arena`
  * Threads  any, concurrently
  * Errors   as attend
- * Tests    tests/unit/test_progressive.c, tests/recall
+ * Tests    tests/unit/test_progressive.c, test_progressive_trouble.c, tests/recall
  */
 #ifndef MEMD_INDEX_PROGRESSIVE_H
 #define MEMD_INDEX_PROGRESSIVE_H

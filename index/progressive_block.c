@@ -38,12 +38,15 @@ enum {
     SAMPLED = 8,       /* of so many segments, one is asked whether clusters are worth it */
     SAMPLED_FROM = 24, /* segments */
     SAMPLED_PLACES = 16,
+    REFINED = 3, /* times at most */
 };
 
 static const double shut_share = 0.9;   /* of the target, for shut clusters */
 static const double aim = 0.95;         /* of that, when clusters are opened */
 static const double first_guess = 0.1; /* error per priority left shut, before any sample */
 static const double digits_lost = 1e-6; /* of what was taken out of sums of floats, at most */
+static const double units_alike = 2.0;    /* what errors are relative to, before and after */
+static const double shut_slack = 1.5;     /* of the target, without opening more */
 static const double sampled_fully = 0.05; /* targets up to here get the whole sample */
 
 uint64_t block_bytes_left(const struct block *block)
@@ -322,6 +325,13 @@ size_t block_answer_row(const struct block *block, size_t m)
     return i * scan->heads + block->kv_head * scan->group + j;
 }
 
+/* Share of the mass that a state has; 0 for a query that sees nothing. */
+static float share_of(const struct block_state *state, size_t m, double shift, double inverse)
+{
+    if (!(state->sum[m] > 0.0F)) return 0.0F;
+    return (float)((double)state->sum[m] * inverse * exp((double)state->max[m] - shift));
+}
+
 /* Write row m of the answer, and what it was made of. */
 static void write_row(struct block *block, size_t m)
 {
@@ -340,10 +350,8 @@ static void write_row(struct block *block, size_t m)
         block->limited && error > (double)call->args->base.target_error;
     mass[INDEX_CLUSTERS] = (float)((block->mass_shut[m] + block->correction_mass[m]) * inverse);
     mass[INDEX_HI] = block->coded > 0 ? (float)(block->mass_open[m] * inverse) : 0.0F;
-    mass[INDEX_LO] = (float)((double)block->refined.sum[m] * inverse *
-                             exp((double)block->refined.max[m] - shift));
-    mass[INDEX_EXACT] = (float)((double)block->exact.sum[m] * inverse *
-                                exp((double)block->exact.max[m] - shift));
+    mass[INDEX_LO] = share_of(&block->refined, m, shift, inverse);
+    mass[INDEX_EXACT] = share_of(&block->exact, m, shift, inverse);
 }
 
 static void finish(struct block *block)
@@ -395,6 +403,43 @@ static void start_again_exactly(struct block *block)
     finish_exactly(block);
 }
 
+/* Z |o| of every row, what errors are relative to. ret_units (M) */
+static void measure_units(const struct block *block, double *ret_units)
+{
+    for (size_t m = 0; m < block->rows; m++) ret_units[m] = block->total[m] * block->norm[m];
+}
+
+/* Refine until errors were judged by the answer that comes out: a token that was taken out because
+ * its codes scored it many nats too high was nearly all of the answer that the others were compared
+ * with. Once more is enough but for the strangest keys. */
+static void refine(struct block *block)
+{
+    double before[BLOCK_ROWS], after[BLOCK_ROWS];
+    bool moved = true;
+    for (int round = 0; moved && round < REFINED; round++) {
+        moved = false;
+        measure_units(block, before);
+        block_refine(block);
+        turn_exact(block);
+        block_sum_up(block);
+        measure_units(block, after);
+        for (size_t m = 0; m < block->rows; m++) {
+            if (!(before[m] > units_alike * after[m])) continue;
+            moved = true;
+            block->shut_error[m] *= before[m] / fmax(after[m], 1e-300);
+        }
+    }
+}
+
+/* Are the clusters that stayed shut too wrong now for a row? */
+static bool is_misjudged(const struct block *block)
+{
+    bool wrong = false;
+    for (size_t m = 0; m < block->rows; m++)
+        wrong |= block->shut_error[m] > shut_slack * (double)block->call->target;
+    return wrong && !block->limited;
+}
+
 void block_run(struct block *block)
 {
     block_sort_views(block, read_rows);
@@ -416,10 +461,9 @@ void block_run(struct block *block)
         start_again_exactly(block);
         return;
     }
-    block_refine(block);
-    turn_exact(block);
-    block_sum_up(block);
-    if (is_cancelled(block)) {
+    bool judged = !is_misjudged(block); /* else all rounds were not enough */
+    refine(block);
+    if (is_cancelled(block) || (judged && is_misjudged(block))) {
         if (rows_bytes(block) < block_bytes_left(block)) {
             start_again_exactly(block);
             return;

@@ -244,9 +244,12 @@ static inline void block_fetch_lines(const void *from, size_t bytes)
  * the first ones. */
 void block_fetch(const struct block *block, size_t p, uint64_t clusters);
 
-/* Scores of a tile (16) whose centroid scores `centre`, in place: without the mean of their
- * rounding errors. */
-void block_centre_tile(float *scores, float centre);
+/* How the rounding errors of a tile's scores are shared out: proportional to step², 1 on the mean.
+ * steps (16) fp16, ret_shares (16) */
+void block_centre_shares(const uint16_t *steps, float *ret_shares);
+/* Scores of a tile (16) whose centroid scores `centre`, in place: moved by those shares until their
+ * mean is the centroid's. */
+void block_centre_tile(float *scores, float centre, const float *shares);
 /* Residuals of the tiles `which` (bits) of a chunk, with their weights as they are, added to
  * acc (M, D). */
 void block_weigh(struct block *block, const struct block_chunk *chunk, uint64_t which, float *acc);
@@ -265,6 +268,13 @@ void block_sum_up(struct block *block);
 
 /* Read tokens more finely until codes meet what the target leaves them; sets code_error. */
 void block_refine(struct block *block);
+
+/* What the mean value of a cluster is off by, squared: 8 bits of it are coded. */
+static inline float block_mean_rounding(const struct block *block, const struct planes *planes,
+                                        size_t c)
+{
+    return planes->mean_scale[c] * planes->mean_scale[c] * (float)block->head_dim / 12.0F;
+}
 
 /* K-hi of a tile, or V-hi. */
 size_t block_plane_bytes(const struct block *block);

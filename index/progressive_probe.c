@@ -123,15 +123,16 @@ static void read_probe(struct block *block, size_t i)
     size_t rows = block->rows, head_dim = block->head_dim;
     uint16_t tile = (uint16_t)probe->cluster;
     _Alignas(64) float weights[BLOCK_ROWS * PLANE_TILE];
-    float square[BLOCK_ROWS], *sum = block->probe_masses + i * rows;
+    float shares[PLANE_TILE], square[BLOCK_ROWS], *sum = block->probe_masses + i * rows;
     struct plane_queries queries = block_plane_queries(block, probe->segment);
     kernels->score(&(struct plane_score_args){
         .queries = &queries, .key_hi = planes->key_hi, .key_scale = planes->key_scale,
         .tiles = &tile, .count = 1, .stride = PLANE_TILE, .scores = weights });
     const float *centre = block->centre + probe->segment * rows * PLANES_CLUSTERS + tile;
+    block_centre_shares(planes->key_scale + tile * PLANE_TILE, shares);
     for (size_t m = 0; m < rows; m++) {
         float most = block->shift[m] + probe_slack;
-        block_centre_tile(weights + m * PLANE_TILE, centre[m * PLANES_CLUSTERS]);
+        block_centre_tile(weights + m * PLANE_TILE, centre[m * PLANES_CLUSTERS], shares);
         for (size_t t = 0; t < PLANE_TILE; t++) {
             float *score = &weights[m * PLANE_TILE + t];
             *score = *score < most ? *score : most;
@@ -179,19 +180,30 @@ static double add_probe(const struct block *block, size_t i, size_t m, float wei
     return ((double)squares[0] + (double)squares[1]) + ((double)squares[2] + (double)squares[3]);
 }
 
+/* What rounding of its mean value makes of the answer's error by probe i, squared: independent from
+ * cluster to cluster, and in no sample, whose residuals are to the rounded mean. */
+static double rounding_of(const struct block *block, size_t i, size_t m)
+{
+    const struct block_probe *probe = &block->probes[i];
+    const struct planes *planes = block->segments[probe->segment].planes;
+    double mass = (double)block->probe_masses[i * block->rows + m];
+    return mass * mass * (double)block_mean_rounding(block, planes, probe->cluster);
+}
+
 /* Prediction and correction of row m. */
 static void judge(struct block *block, size_t m)
 {
     size_t head_dim = block->head_dim;
     const float *output = block->output + m * head_dim;
     double draws = (double)block->draws, squares = 0.0, independent = 0.0, mean_square = 0.0;
-    double mass = 0.0;
+    double mass = 0.0, rounding = 0.0;
     float *correction = block->correction + m * head_dim;
     for (size_t i = 0; i < block->probe_count; i++) {
         const struct block_probe *probe = &block->probes[i];
         double share = (double)probe->draws / draws;
         double square = add_probe(block, i, m, (float)(share / probe->chance), correction);
         independent += share * square / probe->chance;
+        rounding += share * rounding_of(block, i, m) / probe->chance;
         squares += share * square / (probe->chance * probe->chance);
         mass += share / probe->chance * ((double)block->probe_masses[i * block->rows + m] -
                                          (double)estimated_mass(block, probe, m));
@@ -202,7 +214,8 @@ static void judge(struct block *block, size_t m)
     double signal = fmax(mean_square - noise, independent);
     double sum = signal + noise, lambda = sum > 0.0 ? signal / sum : 0.0;
     double unit = block->total[m] * block->norm[m];
-    block->shut_error[m] = unit > 0.0 && sum > 0.0 ? sqrt(signal * noise / sum) / unit : 0.0;
+    double left = (sum > 0.0 ? signal * noise / sum : 0.0) + rounding;
+    block->shut_error[m] = unit > 0.0 ? sqrt(left) / unit : 0.0;
     block->correction_mass[m] = fmax(lambda * mass, -0.9 * block->mass_shut[m]);
     for (size_t d = 0; d < head_dim; d++)
         correction[d] = (float)(lambda * ((double)correction[d] + mass * (double)output[d]));

@@ -7,7 +7,9 @@
  *
  *     e² = w² (|q'|² dk²/12 |v - o|² + D dv²/12) / (Z² |o|²)
  *
- * and 16 times less (256 in the square) once its low nibbles are read. The terms are collected in a
+ * and 16 times less (256 in the square) once its low nibbles are read. What all weights of a
+ * cluster have in common (progressive_scan.c) is answered by its mean value, whose own rounding,
+ * d², is shared by its tokens: 16 least² d² / (Z² |o|²) each. The terms are collected in a
  * histogram of quarter octaves per query row; from it follow the smallest set of tokens to take to
  * 8 bits and, when that cannot be enough, the set to read exactly. No sorting, one more pass.
  *
@@ -26,13 +28,15 @@
 #include "index/backend.h"
 #include "index/progressive_block.h"
 
+/* Low nibbles leave a token with at most this share of its e², or it is read exactly. */
+static const float lo_helps = 0.25F;
 static const double quiet_share = 0.1; /* of the target squared, for all quiet tiles together */
 static const float lo_share = 1.0F / 256.0F; /* of hi's error, squared */
 static const double quiet_of_bound = 0.6;    /* what e² is of its bound, on the mean */
 
-/* What of e² belongs to one tile: e² = w² (key step² + value step²), the steps squared. */
+/* What of e² belongs to one tile: e² = w² (key step² + value step²) + mean, the steps squared. */
 struct terms {
-    float key[BLOCK_ROWS], value[BLOCK_ROWS];
+    float key[BLOCK_ROWS], value[BLOCK_ROWS], mean[BLOCK_ROWS];
     float key_steps[PLANE_TILE], value_steps[PLANE_TILE]; /* squared */
     float least[BLOCK_ROWS]; /* weight */
     float small;             /* an e² that no threshold is below */
@@ -109,7 +113,8 @@ static void bound_tile(const struct block *block, const struct block_chunk *chun
     float dims = (float)block->head_dim, rms = planes->mean_scale[c] * 127.0F / 2.5F;
     float key = largest_step_square(planes->key_scale + c * PLANES_CLUSTER), value = 0.0F;
     if ((chunk->valued >> i & 1) != 0)
-        value = dims * largest_step_square(planes->value_scale + c * PLANES_CLUSTER);
+        value = dims * largest_step_square(planes->value_scale + c * PLANES_CLUSTER) +
+                12.0F * PLANE_TILE * block_mean_rounding(block, planes, c);
     float size = rms * rms * dims + planes->value_spread[c];
     const float *square = block->square + chunk->segment * block->rows;
     for (size_t m = 0; m < block->rows; m++) {
@@ -164,6 +169,7 @@ static void tile_terms(const struct block *block, const struct block_chunk *chun
     const struct planes *planes = block->segments[chunk->segment].planes;
     size_t c = chunk->tiles[i], place = c * PLANES_CLUSTER;
     float dims = (float)block->head_dim;
+    float shared = 12.0F * PLANE_TILE * block_mean_rounding(block, planes, c);
     for (size_t t = 0; t < PLANE_TILE; t++) {
         float key = block_step(planes->key_scale[place + t]);
         float value = block_step(planes->value_scale[place + t]);
@@ -177,7 +183,9 @@ static void tile_terms(const struct block *block, const struct block_chunk *chun
         float square = block->square[chunk->segment * block->rows + m];
         ret_terms->key[m] = square * value_distance(block, planes, c, m, share) * over;
         ret_terms->value[m] = dims * over;
-        ret_terms->least[m] = least_of(chunk->weights + (m * chunk->count + i) * PLANE_TILE);
+        float least = least_of(chunk->weights + (m * chunk->count + i) * PLANE_TILE);
+        ret_terms->least[m] = least;
+        ret_terms->mean[m] = least * least * shared * over;
     }
 }
 
@@ -186,7 +194,15 @@ static inline float token_term(const struct terms *terms, size_t m, size_t t, fl
                                float uneven)
 {
     return weight * weight * terms->key[m] * terms->key_steps[t] +
-           uneven * uneven * terms->value[m] * terms->value_steps[t];
+           uneven * uneven * terms->value[m] * terms->value_steps[t] + terms->mean[m];
+}
+
+/* What is left of it at 8 bits. Its values are no longer relative to those of its cluster, so where
+ * a softmax is flat that may be as much. */
+static inline float token_term_lo(const struct terms *terms, size_t m, size_t t, float weight)
+{
+    return lo_share * weight * weight *
+           (terms->key[m] * terms->key_steps[t] + terms->value[m] * terms->value_steps[t]);
 }
 
 /* e² of the tokens of tile i for row m into sums (BLOCK_BINS); what is too small to be refined goes
@@ -383,12 +399,14 @@ static uint8_t wanted_level(struct block *block, const struct block_chunk *chunk
 {
     uint8_t level = 0;
     size_t t = at % PLANE_TILE;
-    float term[BLOCK_ROWS];
+    float term[BLOCK_ROWS], lo[BLOCK_ROWS];
     for (size_t m = 0; m < block->rows; m++) {
         float weight = chunk->weights[m * chunk->count * PLANE_TILE + at];
         term[m] = token_term(terms, m, t, weight, weight - terms->least[m]);
-        if (term[m] >= thresholds->lo[m]) level = level > 1 ? level : 1;
-        if (term[m] >= thresholds->exact[m]) level = 2;
+        lo[m] = token_term_lo(terms, m, t, weight);
+        if (term[m] < thresholds->lo[m]) continue;
+        bool exactly = term[m] >= thresholds->exact[m] || lo[m] > lo_helps * term[m];
+        level = exactly || level == 2 ? 2 : 1;
     }
     if (level == 0) return 0;
     size_t place = (size_t)chunk->tiles[at / PLANE_TILE] * PLANE_TILE + t;
@@ -401,8 +419,8 @@ static uint8_t wanted_level(struct block *block, const struct block_chunk *chunk
     }
     block->level_rows[level == 1 ? INDEX_LO : INDEX_EXACT] += 2;
     block->level_bytes[level == 1 ? INDEX_LO : INDEX_EXACT] += bytes;
-    float share = level == 1 ? 1.0F - lo_share : 1.0F;
-    for (size_t m = 0; m < block->rows; m++) block->code_error[m] -= (double)(share * term[m]);
+    for (size_t m = 0; m < block->rows; m++)
+        block->code_error[m] -= (double)(level == 1 ? term[m] - lo[m] : term[m]);
     return level;
 }
 

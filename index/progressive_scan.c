@@ -18,6 +18,9 @@
  * residuals are weighed by what a weight has over the least of its tile, which is the same sum.
  * Where keys are near copies of each other, and are rounded alike, that takes away an error that
  * would not cancel: without it, the masses of such clusters were off by e^(0.27) at a time (0032).
+ * Of what the mean is off by, every score takes the share that its step² has of all (the best
+ * estimate where errors are independent and their sum is known): one key far longer than the others
+ * of its tile has nearly all of the error, and moved evenly they would all be wrong by it.
  *
  * The shift of a row is fixed when its centroids are known; a token may lie above it. Up to e^40
  * that costs nothing. A key far outside (an outlier whose cluster hid it) moves the shift, and what
@@ -124,13 +127,26 @@ static void move_masses(struct block *block, const struct block_chunk *chunk)
         .head_dim = block->head_dim, .acc = block->base });
 }
 
-void block_centre_tile(float *scores, float centre)
+void block_centre_shares(const uint16_t *steps, float *ret_shares)
+{
+    float sums[4] = { 0 };
+    for (size_t t = 0; t < PLANE_TILE; t++) {
+        float step = block_step(steps[t]);
+        ret_shares[t] = step * step;
+        sums[t % 4] += ret_shares[t];
+    }
+    float sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    float unit = sum > 0.0F ? (float)PLANE_TILE / sum : 0.0F; /* steps of 0: nothing is rounded */
+    for (size_t t = 0; t < PLANE_TILE; t++) ret_shares[t] *= unit;
+}
+
+void block_centre_tile(float *scores, float centre, const float *shares)
 {
     float sums[4];
     for (size_t t = 0; t < 4; t++)
         sums[t] = (scores[t] + scores[4 + t]) + (scores[8 + t] + scores[12 + t]);
     float excess = ((sums[0] + sums[1]) + (sums[2] + sums[3])) / (float)PLANE_TILE - centre;
-    for (size_t t = 0; t < PLANE_TILE; t++) scores[t] -= excess;
+    for (size_t t = 0; t < PLANE_TILE; t++) scores[t] -= excess * shares[t];
 }
 
 /* Weights of a tile over their least. */
@@ -170,12 +186,14 @@ void block_set_unit(struct block *block, size_t m)
 static bool wants_values(struct block *block, const struct block_chunk *chunk, size_t i)
 {
     size_t c = chunk->tiles[i];
-    float spread = block->segments[chunk->segment].planes->value_spread[c];
+    const struct planes *planes = block->segments[chunk->segment].planes;
+    float spread = planes->value_spread[c], rounding = block_mean_rounding(block, planes, c);
     bool wanted = false;
     for (size_t m = 0; m < block->rows; m++) {
         float sum = chunk->tile_sum[m * chunk->count + i];
         float uneven = chunk->tile_square[m * chunk->count + i] - sum * sum / PLANE_TILE;
-        double moved = sqrt(uneven > 0.0F ? (double)uneven * (double)spread : 0.0);
+        double square = (double)sum * (double)sum * (double)rounding;
+        double moved = sqrt(uneven > 0.0F ? square + (double)uneven * (double)spread : square);
         float priority = (float)fmin(known_weight * moved * block->priority_unit[m], priority_most);
         float *at = &block->priority[(chunk->segment * block->rows + m) * PLANES_CLUSTERS + c];
         block->priority_shut[m] += (double)priority - (double)*at;
@@ -230,11 +248,14 @@ struct block_chunk *block_score_tokens(struct block *block, size_t p, uint64_t f
         .queries = &queries, .key_hi = segment->planes->key_hi,
         .key_scale = segment->planes->key_scale, .tiles = chunk->tiles, .count = chunk->count,
         .stride = stride, .scores = chunk->weights });
-    for (size_t m = 0; m < block->rows; m++) {
-        const float *centre = block->centre + (p * block->rows + m) * PLANES_CLUSTERS;
-        for (size_t i = 0; i < chunk->count; i++)
+    const float *centre = block->centre + p * block->rows * PLANES_CLUSTERS;
+    for (size_t i = 0; i < chunk->count; i++) {
+        float shares[PLANE_TILE];
+        size_t c = chunk->tiles[i];
+        block_centre_shares(segment->planes->key_scale + c * PLANE_TILE, shares);
+        for (size_t m = 0; m < block->rows; m++)
             block_centre_tile(chunk->weights + m * stride + i * PLANE_TILE,
-                              centre[chunk->tiles[i]]);
+                              centre[m * PLANES_CLUSTERS + c], shares);
     }
     segment->opened |= fresh;
     block->level_rows[INDEX_HI] += stride;

@@ -71,10 +71,17 @@ static void score_run(const struct planes_launch *args, uint32_t at)
         .count = PLANES_CLUSTERS, .stride = PLANES_TOKENS, .scores = scores });
     for (size_t i = 0; i < (size_t)run->queries * PLANES_CLUSTERS; i++) {
         float *tile = scores + i * PLANES_CLUSTER;
-        double mean = 0.0;
-        for (size_t t = 0; t < PLANES_CLUSTER; t++) mean += (double)tile[t] / PLANES_CLUSTER;
-        for (size_t t = 0; t < PLANES_CLUSTER; t++)
-            tile[t] = (float)((double)tile[t] - (mean - (double)centre[i]));
+        const uint16_t *steps = planes.key_scale + i % PLANES_CLUSTERS * PLANES_CLUSTER;
+        double excess = -(double)centre[i] * PLANES_CLUSTER, squares = 0.0;
+        for (size_t t = 0; t < PLANES_CLUSTER; t++) {
+            double step = (double)half_from_fp16(steps[t]);
+            excess += (double)tile[t];
+            squares += step * step;
+        }
+        for (size_t t = 0; squares > 0.0 && t < PLANES_CLUSTER; t++) {
+            double step = (double)half_from_fp16(steps[t]);
+            tile[t] = (float)((double)tile[t] - excess * (step * step / squares));
+        }
     }
     memset(args->levels + (size_t)at * PLANES_TOKENS, PLANES_AT_HI, PLANES_TOKENS);
     args->picked[at] = 0;

@@ -85,7 +85,8 @@ SIMT_DEVICE void score_centroids(const struct planes_launch *args, const struct 
     }
 }
 
-/* The token of this lane for all query rows, with the mean of its tile moved to the centroid's. */
+/* The token of this lane for all query rows, with the mean of its tile moved to the centroid's:
+ * each by its share of step² (progressive_scan.c). */
 SIMT_DEVICE void score_token(const struct planes_launch *args, const struct planes_run *run,
                              const struct score_shared *shared, unsigned place)
 {
@@ -108,13 +109,15 @@ SIMT_DEVICE void score_token(const struct planes_launch *args, const struct plan
             dots[m] = __dp4a((int)(word >> 4 & NIBBLES), (int)codes[1], dots[m]);
         }
     }
+    float squares = tile_sum(step * step);
+    float share = squares > 0.0F ? step * step / squares : 0.0F;
     SIMT_UNROLL
     for (unsigned m = 0; m < LAUNCH_QUERIES; m++) {
         if (m >= run->queries) continue;
         float score = shared->scale[m] * step * ((float)dots[m] - 7.5F * shared->sum[m]) +
                       shared->offset[m];
-        float excess = tile_sum(score) / (float)HALF - shared->centre[m * PLANES_CLUSTERS + c];
-        scores[(size_t)m * PLANES_TOKENS] = score - excess;
+        float excess = tile_sum(score) - (float)HALF * shared->centre[m * PLANES_CLUSTERS + c];
+        scores[(size_t)m * PLANES_TOKENS] = score - excess * share;
     }
 }
 
