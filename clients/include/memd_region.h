@@ -16,6 +16,10 @@
  *           asked before it writes any more, and only then repeats requests. Not so memory of a
  *           device (memd_share_device), which the daemon cannot recognise: what was asked for on
  *           the lost connection may still be written there for a while.
+ * WHAT IS NOT TAKEN AGAIN  A daemon that was started anew may refuse a region (its shared_memory is
+ *           less now, others have it). What names it already then fails with what the daemon said.
+ *           Later calls send its arrays over the socket, until there is a connection on which it
+ *           is taken; those with memory of a device fail.
  * ONE CLIENT  A memory belongs to one connection at a time. Clients that do not want to share one
  *           connection share a region each.
  *

@@ -333,8 +333,24 @@ static int send_share(int fd, const struct dial_share *share, uint64_t deadline_
     return rc < 0 ? rc : send_all(fd, message, bytes, deadline_ns, err);
 }
 
-static int share_one(int fd, const struct dial_share *share, uint64_t deadline_ns,
-                     struct arena *arena, struct error *err)
+static int take_answer(struct dial_share *share, const struct frame *frame,
+                       const unsigned char *message, struct arena *arena, struct error *err)
+{
+    if (frame->status < 0) {
+        const Memd__ErrorReply *why = message_unpack_error(message, frame->message_bytes, arena);
+        error_set(&share->refused, frame->status, "%s",
+                  why != NULL ? why->text : error_text(frame->status));
+        return 0;
+    }
+    const Memd__MapMemoryReply *reply = (const Memd__MapMemoryReply *)message_unpack_reply(
+        METHOD_MAP_MEMORY, message, frame->message_bytes, arena, err);
+    if (reply == NULL) return MEMD_EPROTO;
+    share->registered = reply->registered;
+    return 0;
+}
+
+static int share_one(int fd, struct dial_share *share, uint64_t deadline_ns, struct arena *arena,
+                     struct error *err)
 {
     unsigned char header[FRAME_HEADER_BYTES];
     struct frame frame;
@@ -348,10 +364,11 @@ static int share_one(int fd, const struct dial_share *share, uint64_t deadline_n
     unsigned char *message = arena_alloc(arena, frame.message_bytes);
     if (message == NULL)
         return error_set(err, MEMD_EPROTO, "reply of %u bytes", (unsigned)frame.message_bytes);
-    return receive_all(fd, message, frame.message_bytes, deadline_ns, err);
+    rc = receive_all(fd, message, frame.message_bytes, deadline_ns, err);
+    return rc < 0 ? rc : take_answer(share, &frame, message, arena, err);
 }
 
-int dial(const struct dial_target *target, const struct dial_shares *shares, uint64_t deadline_ns,
+int dial(const struct dial_target *target, struct dial_shares *shares, uint64_t deadline_ns,
          int *ret_fd, struct dial_hello *ret_hello, struct error *err)
 {
     CLEANUP(close_fd) int fd = -1;

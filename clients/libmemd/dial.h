@@ -14,9 +14,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/error.h"
 #include "proto/limits.h"
-
-struct error;
 
 struct dial_target {
     bool is_unix;
@@ -34,12 +33,14 @@ struct dial_hello {
     uint64_t region_bytes_max;
 };
 
-/* Memory to be shared on the new connection (region.h). */
+/* Memory to be shared on the new connection (region.h), and what the daemon said to that. */
 struct dial_share {
     uint64_t number, bytes;
     int kind; /* Memd__MemoryKind */
     int fd;   /* owned, or -1: */
     unsigned char handle[LIMIT_HANDLE_BYTES];
+    struct error refused; /* code 0: it has it, */
+    bool registered;      /* and its device can reach it */
 };
 struct dial_shares {
     struct dial_share *items; /* (count), owned */
@@ -54,9 +55,8 @@ void dial_fini(struct dial_target *target);
 enum { DIAL_REQUEST_ID = 1 };
 
 /* A non-blocking socket, on which the daemon has answered all `shares` as well (NULL: there are
- * none). Those that it refuses are left out: requests that name them will tell. deadline_ns by
- * clock_monotonic_ns. */
-int dial(const struct dial_target *target, const struct dial_shares *shares, uint64_t deadline_ns,
+ * none), whatever it said. deadline_ns by clock_monotonic_ns. */
+int dial(const struct dial_target *target, struct dial_shares *shares, uint64_t deadline_ns,
          int *ret_fd, struct dial_hello *ret_hello, struct error *err);
 
 #endif

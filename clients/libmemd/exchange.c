@@ -258,6 +258,21 @@ static void dial_failed(struct memd_client *client, const struct error *why)
     }
 }
 
+/* Requests that name a region which this daemon does not take. */
+static void refuse_named(struct memd_client *client, const struct dial_share *share)
+{
+    LIST_FOR_SAFE (link, after, &client->queue) {
+        struct memd_ticket *ticket = ticket_at(link);
+        bool names = false;
+        for (size_t i = 0; i < TICKET_NAMED; i++) names |= ticket->named[i] == share->number;
+        if (!names) continue;
+        int rc = error_set(&ticket->err, share->refused.code,
+                           "shared memory was not taken again by the daemon: %.120s",
+                           share->refused.text);
+        exchange_finish_locked(ticket, rc);
+    }
+}
+
 /* Leader only; without the lock while it dials. */
 static void reconnect(struct memd_client *client, uint64_t deadline_ns)
 {
@@ -273,6 +288,10 @@ static void reconnect(struct memd_client *client, uint64_t deadline_ns)
         dial_failed(client, &err);
         return;
     }
+    if (!region_settle_locked(client, &shares)) {
+        close(fd); /* and dial again */
+        return;
+    }
     client->fd = fd;
     client->hello = hello;
     client->dial_pause_ms = 0;
@@ -280,6 +299,8 @@ static void reconnect(struct memd_client *client, uint64_t deadline_ns)
     client->dial_error = (struct error){ 0 };
     client->counters.reconnects++;
     receive_reset(&client->receiver);
+    for (size_t i = 0; i < shares.count; i++)
+        if (shares.items[i].refused.code < 0) refuse_named(client, &shares.items[i]);
 }
 
 /* ---- leading ---- */

@@ -24,13 +24,15 @@
 struct memd_region {
     uint32_t magic;
     struct memd_client *client;
-    struct list_link link; /* locked by client->lock: client->regions, once the daemon has it */
     uint64_t number;
     Memd__MemoryKind kind;
     unsigned char *at; /* mapped here, or the device's */
     size_t bytes;
     int fd; /* -1: a handle */
     unsigned char handle[MEMD_HANDLE_BYTES];
+    /* locked by client->lock */
+    struct list_link link; /* client->regions, from the daemon's answer on */
+    struct error refused;  /* of the connection that there is; code 0: it has it */
     bool registered;
 };
 
@@ -74,10 +76,14 @@ int region_locate(struct memd_client *client, const void *data, size_t bytes,
     bool host = region == NULL || is_host(region);
     uint64_t begin = region == NULL ? 0 : (uint64_t)(uintptr_t)region->at;
     bool inside = region != NULL && at >= begin && bytes <= region->bytes - (at - begin);
-    if (inside && (at - begin) % LIMIT_PAYLOAD_ALIGN == 0)
+    struct error refused = region == NULL ? (struct error){ 0 } : region->refused;
+    if (inside && refused.code == 0 && (at - begin) % LIMIT_PAYLOAD_ALIGN == 0)
         *ret_at = (struct region_at){ .number = region->number, .offset = at - begin };
     pthread_mutex_unlock(&client->lock);
     if (host || ret_at->number != 0) return 0;
+    if (refused.code != 0)
+        return error_set(err, refused.code, "memory of a device was not taken again: %.120s",
+                         refused.text);
     return error_set(err, MEMD_EINVAL,
                      "%zu bytes in shared memory of a device that do not begin at "
                      "a multiple of %u of it, or end behind it",
@@ -112,6 +118,23 @@ int region_snapshot_locked(struct memd_client *client, struct dial_shares *ret_s
     return 0;
 }
 
+bool region_settle_locked(struct memd_client *client, const struct dial_shares *shares)
+{
+    size_t found = 0;
+    LIST_FOR(link, &client->regions)
+    {
+        struct memd_region *region = LIST_ENTRY(link, struct memd_region, link);
+        for (size_t i = 0; i < shares->count; i++) {
+            const struct dial_share *share = &shares->items[i];
+            if (share->number != region->number) continue;
+            region->refused = share->refused;
+            region->registered = share->registered;
+            found++;
+        }
+    }
+    return found == shares->count;
+}
+
 void region_free_all(struct memd_client *client)
 {
     for (struct list_link *link; (link = list_take_first(&client->regions)) != NULL;)
@@ -143,12 +166,22 @@ static int make_memory(struct memd_region *region, struct error *err)
     return 0;
 }
 
+/* With lock held. It is one of the client's from here on, so that a connection that is made before
+ * whoever shares it has heard of the answer has it, too. */
 static int place_map(struct memd_ticket *ticket, ProtobufCMessage *message)
 {
-    bool *registered = ticket_result(ticket, 1, sizeof *registered);
-    if (registered == NULL) return MEMD_ENOMEM;
-    *registered = ((const Memd__MapMemoryReply *)message)->registered;
+    struct memd_region *region = *(struct memd_region *const *)ticket->plan;
+    region->registered = ((const Memd__MapMemoryReply *)message)->registered;
+    if (list_linked(&region->link)) return 0;
+    list_append(&ticket->client->regions, &region->link);
+    atomic_fetch_add(&ticket->client->region_count, 1);
     return 0;
+}
+
+static void take_out(struct memd_region *region)
+{
+    if (list_linked(&region->link)) atomic_fetch_sub(&region->client->region_count, 1);
+    list_remove(&region->link);
 }
 
 static int map(struct memd_region *region, struct memd_error *err)
@@ -164,15 +197,14 @@ static int map(struct memd_region *region, struct memd_error *err)
         if (region->fd < 0)
             request.handle = (ProtobufCBinaryData){ MEMD_HANDLE_BYTES, region->handle };
         ticket->place = place_map;
+        ticket->plan = &region;
         ticket->send_fd = region->fd;
         ticket->has_fd = region->fd >= 0;
         rc = ticket_pack(ticket, &request.base);
     }
     rc = ticket_call(ticket, rc, err);
-    if (rc < 0) return rc;
-    region->registered = *(const bool *)ticket->result;
-    memd_ticket_free(ticket);
-    return 0;
+    if (rc == 0) memd_ticket_free(ticket);
+    return rc;
 }
 
 /* Before anything is allocated: a size that the daemon does not take may be more than there is. */
@@ -204,16 +236,15 @@ static int share(struct memd_region *region, struct memd_region **ret_region,
     region->number = ++client->region_numbers;
     pthread_mutex_unlock(&client->lock);
     int rc = map(region, err);
-    if (rc < 0) {
-        destroy(region);
-        return rc;
+    if (rc == 0) {
+        *ret_region = region;
+        return 0;
     }
     pthread_mutex_lock(&client->lock);
-    list_append(&client->regions, &region->link);
-    atomic_fetch_add(&client->region_count, 1);
+    take_out(region);
     pthread_mutex_unlock(&client->lock);
-    *ret_region = region;
-    return 0;
+    destroy(region);
+    return rc;
 }
 
 static struct memd_region *make(struct memd_client *client, Memd__MemoryKind kind, size_t bytes)
@@ -276,7 +307,10 @@ size_t memd_region_bytes(const struct memd_region *region)
 bool memd_region_is_registered(const struct memd_region *region)
 {
     assert(region->magic == REGION_MAGIC);
-    return region->registered;
+    pthread_mutex_lock(&region->client->lock);
+    bool registered = region->registered;
+    pthread_mutex_unlock(&region->client->lock);
+    return registered;
 }
 
 /* ---- the end ---- */
@@ -293,15 +327,14 @@ int memd_unshare(struct memd_region *region, struct memd_error *err)
     assert(region->magic == REGION_MAGIC);
     struct memd_client *client = region->client;
     pthread_mutex_lock(&client->lock);
-    list_remove(&region->link);
-    atomic_fetch_sub(&client->region_count, 1);
-    bool connected = client->fd >= 0;
+    take_out(region);
+    bool connected = client->fd >= 0 && region->refused.code == 0;
     pthread_mutex_unlock(&client->lock);
     Memd__UnmapMemoryRequest request = MEMD__UNMAP_MEMORY_REQUEST__INIT;
     request.region = region->number;
     struct memd_ticket *ticket = NULL;
     int rc = 0;
-    if (connected) { /* otherwise no daemon has it */
+    if (connected) { /* otherwise no daemon has it, or none that will be talked to */
         ticket = ticket_new(client, METHOD_UNMAP_MEMORY, 0);
         if (ticket != NULL) {
             ticket->place = place_nothing;

@@ -131,6 +131,14 @@ static size_t array_bytes(const struct ticket_array *array)
     return bytes;
 }
 
+/* Of more than these the daemon says itself that it does not have one. */
+static void note_region(struct memd_ticket *ticket, uint64_t number)
+{
+    size_t i = 0;
+    while (i < TICKET_NAMED && ticket->named[i] != 0 && ticket->named[i] != number) i++;
+    if (i < TICKET_NAMED) ticket->named[i] = number;
+}
+
 int ticket_into(struct memd_ticket *ticket, const struct ticket_array *array,
                 Memd__Tensor **ret_wire)
 {
@@ -143,6 +151,7 @@ int ticket_into(struct memd_ticket *ticket, const struct ticket_array *array,
     if (wire == NULL)
         return error_set(&ticket->err, MEMD_ENOMEM, "no memory to describe %s", array->what);
     wire->region = at.number;
+    note_region(ticket, at.number);
     *ret_wire = wire;
     return 0;
 }

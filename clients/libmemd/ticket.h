@@ -39,6 +39,7 @@ struct memd_ticket;
 #define TICKET_MAGIC UINT32_C(0x544B4354)
 #define RESULT_MAGIC UINT32_C(0x544C5352)
 
+enum { TICKET_NAMED = 4 };
 enum ticket_state { TICKET_BUILDING, TICKET_QUEUED, TICKET_SENT, TICKET_DONE };
 
 /* Where the next bytes of a payload go; at == NULL: nowhere. */
@@ -70,6 +71,7 @@ struct memd_ticket {
     size_t part_count, part_limit;
     size_t part_idx, part_offset; /* lock: what is sent next */
     uint64_t payload_bytes;
+    uint64_t named[TICKET_NAMED]; /* regions; the first ones, 0 = no more */
     bool has_fd; /* a descriptor goes beside the first bytes: */
     int send_fd; /* the caller's */
 

@@ -1,7 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* test_shared.c — what goes over the wire where arrays lie in shared memory: places instead of
- * bytes, a descriptor with the first of them, everything shared again before anything is repeated;
- * and a daemon that puts an answer where nobody asked for it.
+ * bytes, a descriptor with the first of them, everything shared again before anything is repeated,
+ * whoever else shares or takes back meanwhile; a daemon that does not take a region again, and one
+ * that puts an answer where nobody asked for it.
+ *
+ * The linker puts a function of this file in front of the one that calls end in: between the answer
+ * of a call and its return a test does what another thread might do then.
  */
 #include "clients/include/memd.h"
 
@@ -26,10 +30,15 @@ enum behaviour { HONEST, IN_FRAME, ELSEWHERE, HANGS_UP };
 
 struct script {
     enum behaviour behaviour;
+    bool honest_later;       /* from the second connection on */
+    int refuses;             /* MapMemory on the second connection, with this code */
+    int hangs_up_at;         /* the second connection, at that Attend; 0: it does not */
+    sem_t *greeting, *greet; /* the second connection's Hello has come, may be answered; or NULL */
     int descriptors;         /* that came */
     uint64_t numbers[8];     /* of regions, in the order in which they came, over all connections */
     int number_count;
     int numbers_before_attend; /* on the second connection */
+    int first_of_last;         /* which of numbers is the first of the latest connection */
     uint64_t q_offset, o_offset, lse_offset, payload_bytes; /* of the last attend */
 };
 
@@ -94,17 +103,25 @@ static void daemon_script(struct fake *fake, int fd, int number)
 {
     struct script *script = fake->arg;
     struct fake_request request = { 0 };
-    int came = peek_descriptor(fd);
+    int came = peek_descriptor(fd), attends = 0;
+    script->first_of_last = script->number_count;
+    if (number > 0 && script->honest_later) script->behaviour = HONEST;
     for (; fake_receive(fd, &request); came = peek_descriptor(fd)) {
         assert(came == (request.frame.method == METHOD_MAP_MEMORY ? 1 : 0));
         script->descriptors += came;
+        if (request.frame.method == METHOD_HELLO && number == 1 && script->greet != NULL) {
+            sem_post(script->greeting);
+            sem_wait(script->greet);
+        }
         if (request.frame.method == METHOD_HELLO) greet(fd, &request);
         if (request.frame.method == METHOD_MAP_MEMORY) {
             const Memd__MapMemoryRequest *map = (const Memd__MapMemoryRequest *)request.message;
             Memd__MapMemoryReply reply = MEMD__MAP_MEMORY_REPLY__INIT;
             assert(script->number_count < 8 && map->bytes == REGION_BYTES && map->kind == 0);
             script->numbers[script->number_count++] = map->region;
-            fake_reply(fd, &request, &reply.base, NULL, 0);
+            if (number == 1 && script->refuses < 0)
+                fake_error(fd, &request, script->refuses, "no room for it");
+            else fake_reply(fd, &request, &reply.base, NULL, 0);
         }
         if (request.frame.method == METHOD_UNMAP_MEMORY) {
             Memd__UnmapMemoryReply reply = MEMD__UNMAP_MEMORY_REPLY__INIT;
@@ -113,9 +130,28 @@ static void daemon_script(struct fake *fake, int fd, int number)
         if (request.frame.method != METHOD_ATTEND) continue;
         if (number == 1) script->numbers_before_attend = script->number_count;
         if (number == 0 && script->behaviour == HANGS_UP) break;
+        if (number == 1 && ++attends == script->hangs_up_at) break;
         answer_attend(script, fd, &request);
     }
     arena_fini(&request.arena);
+}
+
+struct memd_ticket;
+int __real_ticket_call(struct memd_ticket *ticket, int rc, struct memd_error *err);
+int __wrap_ticket_call(struct memd_ticket *ticket, int rc, struct memd_error *err);
+
+/* Of the next call that is answered well, and not of what is asked then. */
+static struct {
+    const struct memd_query *query;
+} meanwhile;
+
+int __wrap_ticket_call(struct memd_ticket *ticket, int rc, struct memd_error *err)
+{
+    rc = __real_ticket_call(ticket, rc, err);
+    const struct memd_query *query = meanwhile.query;
+    meanwhile.query = NULL;
+    if (rc == 0 && query != NULL) assert(memd_attend(query, NULL, NULL) == 0);
+    return rc;
 }
 
 /* A region with one query in it, its answer's places behind. */
@@ -218,12 +254,107 @@ static void shared_again_before_repeating(void **state)
     fake_close(&fake);
 }
 
+/* A region is shared on one thread, and before that has heard of it another one makes a new
+ * connection. */
+static void shared_beside_a_reconnect(void **state)
+{
+    (void)state;
+    struct script script = { .behaviour = HANGS_UP, .honest_later = true };
+    struct fake fake = { 0 };
+    struct asked asked = { 0 };
+    struct memd_region *other = NULL;
+    fake_open(&fake, daemon_script, &script);
+    ask_from(&asked, &fake);
+    meanwhile.query = &asked.query;
+    struct memd_error err = { 0 };
+    if (memd_share(asked.client, REGION_BYTES, &other, &err) < 0) fail_msg("%s", err.text);
+    assert_null(meanwhile.query); /* it was asked */
+    static const uint64_t wanted[4] = { 1, 2, 1, 2 };
+    assert_int_equal(script.number_count, 4);
+    assert_memory_equal(script.numbers, wanted, sizeof wanted);
+    memd_close(asked.client);
+    fake_close(&fake);
+}
+
+static void *attend_in_thread(void *arg)
+{
+    struct asked *asked = arg;
+    assert(memd_attend(&asked->query, NULL, NULL) == 0);
+    return NULL;
+}
+
+/* A region is taken back while a connection is made, for which it was looked up already. */
+static void unshared_beside_a_reconnect(void **state)
+{
+    (void)state;
+    sem_t greeting, greet;
+    struct script script = { .behaviour = HANGS_UP, .honest_later = true, .greeting = &greeting,
+                             .greet = &greet };
+    struct fake fake = { 0 };
+    struct asked asked = { 0 };
+    struct memd_region *gone = NULL;
+    pthread_t thread;
+    sem_init(&greeting, 0, 0);
+    sem_init(&greet, 0, 0);
+    fake_open(&fake, daemon_script, &script);
+    ask_from(&asked, &fake);
+    assert_int_equal(memd_share(asked.client, REGION_BYTES, &gone, NULL), 0);
+    assert_int_equal(pthread_create(&thread, NULL, attend_in_thread, &asked), 0);
+    sem_wait(&greeting);
+    assert_int_equal(memd_unshare(gone, NULL), 0);
+    sem_post(&greet);
+    pthread_join(thread, NULL);
+    assert_int_equal(script.number_count - script.first_of_last, 1);
+    assert_int_equal(script.numbers[script.first_of_last], 1);
+    memd_close(asked.client);
+    fake_close(&fake);
+    sem_destroy(&greeting);
+    sem_destroy(&greet);
+}
+
+/* What the daemon does not take again travels, until it does. */
+static void not_taken_again(void **state)
+{
+    (void)state;
+    struct script script = { .behaviour = HANGS_UP, .honest_later = true,
+                             .refuses = MEMD_EFULL, .hangs_up_at = 3 };
+    struct fake fake = { 0 };
+    struct asked asked = { 0 };
+    fake_open(&fake, daemon_script, &script);
+    ask_from(&asked, &fake);
+    float o[H * D], lse[H], q[H * D] = { 1 };
+    struct memd_query framed = asked.query;
+    struct memd_error err = { 0 };
+    framed.q = q;
+    framed.o = o;
+    framed.lse = lse;
+    assert_int_equal(memd_attend(&asked.query, NULL, &err), MEMD_EFULL); /* named it before */
+    assert_non_null(strstr(err.text, "no room for it"));
+    assert_int_equal(memd_attend(&framed, NULL, NULL), 0);
+    asked.query.o[0] = asked.query.lse[0] = 7;
+    assert_int_equal(memd_attend(&asked.query, NULL, NULL), 0);
+    assert_true(script.q_offset == UINT64_MAX && script.payload_bytes == sizeof q);
+    assert_true(script.o_offset == UINT64_MAX && script.lse_offset == UINT64_MAX);
+    assert_true(asked.query.o[0] == 0 && asked.query.lse[0] == 0); /* what the daemon answers */
+    assert_int_equal(memd_attend(&framed, NULL, NULL), 0); /* the third */
+    assert_int_equal(memd_attend(&asked.query, NULL, NULL), 0);
+    assert_int_equal(script.q_offset, 0);
+    assert_int_equal(script.o_offset, AT_O);
+    assert_int_equal(script.number_count, 3);
+    assert_int_equal(memd_unshare(asked.region, NULL), 0);
+    memd_close(asked.client);
+    fake_close(&fake);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(places_instead_of_bytes),
         cmocka_unit_test(answers_where_nobody_asked),
         cmocka_unit_test(shared_again_before_repeating),
+        cmocka_unit_test(shared_beside_a_reconnect),
+        cmocka_unit_test(unshared_beside_a_reconnect),
+        cmocka_unit_test(not_taken_again),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

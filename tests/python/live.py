@@ -30,10 +30,10 @@ class Live:
         self.start()
         self.client = memd.connect(self.address, timeout=START_SECONDS)
 
-    def start(self):
+    def start(self, *options):
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                [BINARY, "--socket", f"{self._folder}/s", "--data", f"{self._folder}/data"],
+                [BINARY, "--socket", f"{self._folder}/s", "--data", f"{self._folder}/data", *options],
                 stdout=log, stderr=log)
         give_up = time.monotonic() + START_SECONDS
         while True:
@@ -63,9 +63,9 @@ class Live:
         self.process.send_signal(how)
         return self.process.wait(START_SECONDS)
 
-    def restart(self, how=signal.SIGTERM):
+    def restart(self, how=signal.SIGTERM, *options):
         self.end(how)
-        self.start()
+        self.start(*options)
 
     def close(self):
         self.client.close()

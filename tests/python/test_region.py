@@ -134,6 +134,26 @@ class Shared(unittest.TestCase):
             with self.assertRaises(memd.LimitError):
                 other.share(1 << 40)
 
+    def test_what_is_not_taken_again(self):
+        """A daemon with less memory for it: a call that named it hears why, later ones travel, until there is room."""
+        region = self.client.share(1 << 20)
+        q, o, lse = self.arrays(region)
+        wanted = self.context.attend(0, self.q, self.limits, self.limits)
+        self.live.restart(signal.SIGKILL, "--shared-memory", "64KiB")
+        with self.assertRaises(memd.LimitError):
+            self.context.attend(0, q, self.limits, self.limits, out=(o, lse))
+        for there in (False, True):
+            if there:
+                self.live.restart(signal.SIGKILL)
+                self.client.health()
+            o[:] = lse[:] = 0
+            sent = self.client.bytes_sent
+            self.context.attend(0, q, self.limits, self.limits, out=(o, lse))
+            self.assertEqual(self.client.bytes_sent - sent < q.nbytes, there)
+            self.assertTrue(o.tobytes() == wanted.o.tobytes() and lse.tobytes() == wanted.lse.tobytes())
+            self.assertEqual(self.client.status().shared_regions, there)
+        region.close()
+
 
 if __name__ == "__main__":
     unittest.main()

@@ -167,6 +167,7 @@ class Connection:
             while True:
                 try:
                     self._open(deadline)
+                    self._refuse(requests, replies)
                     self._run(requests, replies, deadline)
                     return replies
                 except (socket.timeout, DeadlineError) as failure:
@@ -180,6 +181,13 @@ class Connection:
                 except BaseException:  # half a reply may be left in the socket
                     self._drop_socket()
                     raise
+
+    def _refuse(self, requests, replies) -> None:
+        """Requests that name a region which this daemon did not take."""
+        for region in self.regions:
+            for place, request in enumerate(requests):
+                if region.refused is not None and replies[place] is None and region.number in request.named:
+                    replies[place] = region.refused
 
     @staticmethod
     def _check_repeatable(requests, replies, failure) -> None:
@@ -206,8 +214,11 @@ class Connection:
             self._drop_socket()
             raise replies[0]
         self.hello = replies[0].message
-        for region in self.regions:  # what the daemon refuses, requests that name it will tell
-            self._run([self._map_request(region)], [None], deadline)
+        for region in self.regions:
+            replies = [None]
+            self._run([self._map_request(region)], replies, deadline)
+            region.refused = replies[0] if isinstance(replies[0], Exception) else None
+            region.registered = region.refused is None and replies[0].message.registered
 
     def _is_alive(self) -> bool:
         """False when the daemon has closed its side while we were idle: a request that must not be

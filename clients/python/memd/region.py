@@ -31,7 +31,9 @@ class Place(NamedTuple):
 class Region:
     """Shared memory, made by `Client.share`. Arrays come from `array`, one behind the other.
 
-    From a call until it returns, the arrays that it was given, and those that it fills, are the daemon's.
+    From a call until it returns, the arrays that it was given, and those that it fills, are the daemon's. A daemon
+    that was started anew may refuse the memory (others have its `shared_memory`): a call that named it already fails
+    with what the daemon said, and from then on its arrays travel.
     """
 
     def __init__(self, connection: Connection, number: int, size: int):
@@ -40,6 +42,7 @@ class Region:
         self._connection = connection
         self.number = number
         self.registered = False  # the daemon's device can reach it
+        self.refused: Exception | None = None  # what the daemon of the newest connection did not take it with
         self._used = 0
         page = mmap.PAGESIZE
         self.size = -(-size // page) * page
@@ -91,6 +94,6 @@ def locate(regions, array: np.ndarray) -> Place | None:
     address = array.__array_interface__["data"][0]
     for region in regions:
         offset = address - region.address
-        if 0 <= offset and offset + array.nbytes <= region.size and offset % ALIGN == 0:
+        if region.refused is None and 0 <= offset and offset + array.nbytes <= region.size and offset % ALIGN == 0:
             return Place(region.number, offset)
     return None

@@ -61,6 +61,7 @@ class Request:
         self.number, _, self.repeatable = METHODS[method]
         self.message = _classes[method][0]()
         self.payload_bytes = 0
+        self.named: set = set()  # numbers of regions
         self._payload: list = []
 
     def tensor(self, wire, array: np.ndarray, dtype: int) -> None:
@@ -86,6 +87,7 @@ class Request:
         wire.dtype = dtype
         wire.shape.extend(array.shape)
         wire.region, wire.offset = found
+        self.named.add(found.region)
         return True
 
     def buffers(self, request_id: int, deadline_ms: int) -> list:
