@@ -8,6 +8,8 @@
 #include <assert.h>
 #include <stddef.h>
 
+#include "base/tensor.h"
+
 static const struct backend tables[CPU_LEVELS] = {
     [CPU_REF] = { "ref", partial_ref, score_ref, rotate_ref },
 #if defined(__x86_64__)
@@ -30,4 +32,12 @@ const struct backend *backend_get(void)
     enum cpu_level level = cpu_level(); /* not backend_for: CPUID traps in virtual machines */
     while (tables[level].partial == NULL) level--; /* ends at ref, which is always there */
     return &tables[level];
+}
+
+void backend_widen(const void *rows, uint32_t dtype, size_t count, size_t head_dim, float *ret_rows)
+{
+    backend_get()->rotate(&(struct rotate_args){ .head_dim = head_dim, .rows = rows,
+                                                 .stride_bytes = head_dim * dtype_bytes(dtype),
+                                                 .dtype = dtype, .count = count,
+                                                 .out = ret_rows });
 }

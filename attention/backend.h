@@ -22,6 +22,11 @@ struct backend {
 /* The table in force (cpu_level()). Never NULL, immutable. */
 const struct backend *backend_get(void);
 
+/* `count` rows of D elements that stand one behind the other, to fp32 by the kernel in force (what
+ * half_load says, in fewer instructions). D a multiple of 8; ret_rows (count, D) */
+void backend_widen(const void *rows, uint32_t dtype, size_t count, size_t head_dim,
+                   float *ret_rows);
+
 /* The table of one level, for tests; NULL when this build or CPU does not have it. */
 const struct backend *backend_for(enum cpu_level level);
 

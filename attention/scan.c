@@ -13,7 +13,6 @@
 #include "attention/backend.h"
 #include "attention/rope.h"
 #include "base/error.h"
-#include "base/half.h"
 #include "proto/limits.h"
 
 static size_t clipped_tokens(const struct view *view, uint64_t limit)
@@ -30,12 +29,13 @@ static void regroup_query(struct scan *scan, size_t i, const float *cos, const f
     size_t row_bytes = scan->head_dim * dtype_bytes(args->q.dtype);
     const unsigned char *from = args->q.data;
     from += (scan->first + i) * scan->heads * row_bytes;
-    for (size_t h = 0; h < scan->heads; h++) {
-        size_t g = h / scan->group, j = h % scan->group;
-        float *to = scan->q + ((g * scan->queries + i) * scan->group + j) * scan->head_dim;
-        half_load(from + h * row_bytes, args->q.dtype, scan->head_dim, to);
-        if (args->rope != NULL) rope_apply(args->rope, cos, sin, to, 1);
-        for (size_t d = 0; d < scan->head_dim; d++) to[d] *= args->scale;
+    size_t numbers = scan->group * scan->head_dim;
+    for (size_t g = 0; g < args->kv_heads; g++) {
+        float *to = scan->q + (g * scan->queries + i) * numbers; /* (group, D) */
+        backend_widen(from + g * scan->group * row_bytes, args->q.dtype, scan->group,
+                      scan->head_dim, to);
+        if (args->rope != NULL) rope_apply(args->rope, cos, sin, to, scan->group);
+        for (size_t d = 0; d < numbers; d++) to[d] *= args->scale;
     }
 }
 

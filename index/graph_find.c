@@ -16,7 +16,6 @@
 
 #include "attention/backend.h"
 #include "base/arena.h"
-#include "base/half.h"
 #include "base/tensor.h"
 
 enum { TAIL_ROWS = 256 };
@@ -132,8 +131,8 @@ static double spread(struct graph_finder *finder, const struct graph_find_args *
             .dtype = rows->key_dtype, .scores = finder->beam.scores });
         for (size_t i = 0; i < part; i++) {
             double weight = exp((double)finder->beam.scores[i] - (double)answer->lse[0]);
-            half_load((const unsigned char *)finder->values + i * row_bytes, rows->value_dtype,
-                      head_dim, finder->value);
+            backend_widen((const unsigned char *)finder->values + i * row_bytes, rows->value_dtype,
+                          1, head_dim, finder->value);
             for (size_t d = 0; d < head_dim; d++) {
                 double term = weight * ((double)finder->value[d] - (double)answer->o[d]);
                 squares += term * term;

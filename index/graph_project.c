@@ -18,10 +18,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "attention/backend.h"
 #include "attention/rope.h"
 #include "base/cleanup.h"
 #include "base/error.h"
-#include "base/half.h"
 #include "index/exact.h"
 #include "index/graph_build.h"
 
@@ -155,7 +155,7 @@ static void load_query(const struct graph_builder *builder, size_t at, float *re
     size_t group = source->query_heads / source->kv_heads, head_dim = source->head_dim;
     const uint16_t *q = source->queries.q +
                         (at * source->query_heads + builder->kv_head * group) * head_dim;
-    half_load(q, DTYPE_FP16, group * head_dim, ret_q);
+    backend_widen(q, DTYPE_FP16, group, head_dim, ret_q);
     if (source->rope == NULL) return;
     float cos[ROPE_PAIRS_MAX], sin[ROPE_PAIRS_MAX];
     rope_angles(source->rope, source->queries.positions[at], cos, sin);

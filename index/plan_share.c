@@ -7,10 +7,10 @@
 #include <string.h>
 
 #include "attention/attend.h"
+#include "attention/backend.h"
 #include "attention/rope.h"
 #include "base/arena.h"
 #include "base/error.h"
-#include "base/half.h"
 #include "index/plan.h"
 #include "index/rows.h"
 
@@ -72,8 +72,8 @@ static void load_query(const struct sharing *sharing, const struct plan_run *run
 {
     const struct tensor *q = &sharing->args->q;
     size_t head_dim = q->shape[2], row = run->query * q->shape[1] + head;
-    half_load((const unsigned char *)q->data + row * head_dim * dtype_bytes(q->dtype), q->dtype,
-              head_dim, sharing->q);
+    backend_widen((const unsigned char *)q->data + row * head_dim * dtype_bytes(q->dtype), q->dtype,
+                  1, head_dim, sharing->q);
     turn(sharing->args->rope, run->query_placed, sharing->q);
 }
 

@@ -31,7 +31,6 @@
 #include "base/bytes.h"
 #include "base/cleanup.h"
 #include "base/error.h"
-#include "base/half.h"
 #include "base/tensor.h"
 
 enum { ALIGN_BYTES = 64, LANES = 8 };
@@ -139,8 +138,8 @@ static void score_block(const struct slots *slots, const struct view *tokens, si
 {
     size_t head_dim = slots->shape.head_dim;
     for (size_t i = 0; i < block->tokens; i++) {
-        half_load(row_of(tokens->k, tokens->k_stride_bytes, first + i), tokens->dtype, head_dim,
-                  block->k);
+        backend_widen(row_of(tokens->k, tokens->k_stride_bytes, first + i), tokens->dtype, 1,
+                      head_dim, block->k);
         normalise(block->k, head_dim, block->unit + i * head_dim);
     }
     assert(block->tokens > 0 && block->columns > 0);
@@ -255,10 +254,10 @@ void slots_write(struct slots *slots, const struct view *tokens, float *scratch,
         for (size_t i = 0; i < block.tokens; i++) {
             bool merge = false;
             size_t slot = choose(slots, block.scores + i * block.columns, &merge);
-            half_load(row_of(tokens->k, tokens->k_stride_bytes, first + i), tokens->dtype,
-                      head_dim, block.k);
-            half_load(row_of(tokens->v, tokens->v_stride_bytes, first + i), tokens->dtype,
-                      head_dim, block.v);
+            backend_widen(row_of(tokens->k, tokens->k_stride_bytes, first + i), tokens->dtype, 1,
+                          head_dim, block.k);
+            backend_widen(row_of(tokens->v, tokens->v_stride_bytes, first + i), tokens->dtype, 1,
+                          head_dim, block.v);
             take_in(slots, slot, merge, &block);
             score_again(slots, slot, i + 1, &block);
             if (ret_slots != NULL) ret_slots[first + i] = (uint32_t)slot;

@@ -8,7 +8,6 @@
 
 #include "attention/backend.h"
 #include "base/error.h"
-#include "base/half.h"
 #include "base/tensor.h"
 #include "index/index.h"
 #include "proto/limits.h"
@@ -48,8 +47,9 @@ static void load(const struct rows *rows, uint64_t position, float *ret_state)
 {
     const struct view *view = rows_view(rows, 0, position);
     size_t row = (size_t)(position - view->position), half = rows->head_dim;
-    half_load(row_of(view->k, view->k_stride_bytes, row), view->dtype, half, ret_state);
-    half_load(row_of(view->v, view->v_stride_bytes, row), view->dtype, half, ret_state + half);
+    backend_widen(row_of(view->k, view->k_stride_bytes, row), view->dtype, 1, half, ret_state);
+    backend_widen(row_of(view->v, view->v_stride_bytes, row), view->dtype, 1, half,
+                  ret_state + half);
 }
 
 static float square_of(const float *state, size_t width)

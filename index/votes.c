@@ -12,7 +12,6 @@
 #include "attention/rope.h"
 #include "base/arena.h"
 #include "base/error.h"
-#include "base/half.h"
 #include "base/pool.h"
 
 enum { PIECE_TOKENS = 2048, TILE_FLOATS = 8192 };
@@ -161,8 +160,8 @@ static void load_queries(const struct voting *voting, size_t heads, float *ret_q
             size_t h = voting->first * voting->group + at;
             const unsigned char *from = args->q.data;
             float *q = ret_q + (at * args->window + i) * dim;
-            half_load(from + ((skipped + i) * args->query_heads + h) * row_bytes, args->q.dtype,
-                      dim, q);
+            backend_widen(from + ((skipped + i) * args->query_heads + h) * row_bytes,
+                          args->q.dtype, 1, dim, q);
             if (rope != NULL) rope_apply(rope, cos, sin, q, 1);
             for (size_t d = 0; d < dim; d++) q[d] *= args->scale;
         }

@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "attention/backend.h"
 #include "base/half.h"
 #include "base/tensor.h"
 #include "memory/catalog_state.h"
@@ -99,8 +100,8 @@ static void observe_row(struct context *context, const struct observation *seen,
     const struct tensor *q = seen->q;
     size_t values = context_query_values(context), heads = context->record->model.query_heads;
     uint64_t position = seen->positions != NULL ? seen->positions[i] : seen->first + i;
-    half_load((const unsigned char *)q->data + i * values * dtype_bytes(q->dtype), q->dtype, values,
-              scratch);
+    backend_widen((const unsigned char *)q->data + i * values * dtype_bytes(q->dtype), q->dtype,
+                  heads, values / heads, scratch);
     put_recent(context, observed, scratch, position);
     if (!context->method->planes) return;
     if (context->rope != NULL) {

@@ -46,7 +46,6 @@
 #include "base/arena.h"
 #include "base/cleanup.h"
 #include "base/error.h"
-#include "base/half.h"
 #include "index/blocks.h"
 #include "index/pick.h"
 #include "index/positions.h"
@@ -337,7 +336,7 @@ static void average_queries(const struct reading *reading, size_t first, size_t 
         float row[LIMIT_HEAD_DIM];
         for (size_t i = first; i < end; i++) {
             const unsigned char *at = args->q.data;
-            half_load(at + (i * heads + h) * row_bytes, args->q.dtype, dim, row);
+            backend_widen(at + (i * heads + h) * row_bytes, args->q.dtype, 1, dim, row);
             for (size_t d = 0; d < dim; d++) sum[d] += (double)row[d];
         }
         for (size_t d = 0; d < dim; d++)

@@ -11,10 +11,10 @@
 #include <math.h>
 #include <string.h>
 
+#include "attention/backend.h"
 #include "attention/rope.h"
 #include "base/arena.h"
 #include "base/error.h"
-#include "base/half.h"
 #include "base/pool.h"
 #include "index/blocks.h"
 #include "memory/methods/methods.h"
@@ -150,7 +150,7 @@ static void load_query(const struct attend_args *args, size_t query, size_t head
 {
     size_t heads = args->q.shape[1], dim = args->q.shape[2];
     size_t at = (query * heads + head) * dim * dtype_bytes(args->q.dtype);
-    half_load((const unsigned char *)args->q.data + at, args->q.dtype, dim, ret_q);
+    backend_widen((const unsigned char *)args->q.data + at, args->q.dtype, 1, dim, ret_q);
     for (size_t d = 0; d < dim; d++) ret_q[d] *= args->scale;
 }
 

@@ -40,9 +40,9 @@
 #include <math.h>
 #include <string.h>
 
+#include "attention/backend.h"
 #include "base/arena.h"
 #include "base/error.h"
-#include "base/half.h"
 #include "index/bucketed.h"
 #include "index/vectors.h"
 #include "memory/methods/methods.h"
@@ -296,7 +296,7 @@ static int encode(const struct encoding *encoding, struct arena *arena, float *r
     const struct tensor *bias = params_find(set, "norm_bias", encoding->layer);
     for (size_t i = 0; i < given->shape[0]; i++) {
         size_t at = i * hidden * dtype_bytes(given->dtype);
-        half_load((const unsigned char *)given->data + at, given->dtype, hidden, h);
+        backend_widen((const unsigned char *)given->data + at, given->dtype, 1, hidden, h);
         vectors_products(h, 1, project->data, width, hidden, ret_states + i * width);
         normalise(encoding->options, weight, bias, ret_states + i * width);
     }
@@ -331,7 +331,7 @@ static int load_queries(const struct reading *reading, struct arena *arena,
     uint64_t *limits = arena_calloc(arena, n, sizeof *limits);
     if (q == NULL || limits == NULL)
         return error_set(err, MEMD_ENOMEM, "no memory for %zu states of queries", n);
-    half_load(states->data, states->dtype, n * width, q);
+    backend_widen(states->data, states->dtype, n, width, q);
     for (size_t i = 0; i < n; i++) {
         uint64_t seen = seen_by(reading, i);
         limits[i] = reading->ring == NULL ? seen : lru_below(reading->ring, seen);

@@ -10,7 +10,6 @@
 #include "attention/backend.h"
 #include "base/arena.h"
 #include "base/error.h"
-#include "base/half.h"
 #include "base/pool.h"
 #include "index/index.h"
 #include "index/vectors.h"
@@ -62,7 +61,8 @@ static void load_query(const struct wave *wave, size_t query, size_t head, float
 {
     const struct attend_args *args = &wave->attention->reading->attend;
     size_t at = (query * args->q.shape[1] + head) * wave->head_dim * dtype_bytes(args->q.dtype);
-    half_load((const unsigned char *)args->q.data + at, args->q.dtype, wave->head_dim, ret_q);
+    backend_widen((const unsigned char *)args->q.data + at, args->q.dtype, 1, wave->head_dim,
+                  ret_q);
     for (size_t d = 0; d < wave->head_dim; d++) ret_q[d] *= args->scale;
 }
 
