@@ -33,6 +33,7 @@ INLINE void weigh_block(const struct tile *tile, float *acc, size_t row, size_t 
     const size_t head_dim = tile->head_dim, stride = tile->v.stride_bytes;
     const unsigned char *v = tile->v.at + row * stride;
     const unsigned char *soon = upcoming(tile, &tile->v, row);
+    touch_pages(soon + TILE_TOUCH_BYTES, count * stride);
     vec weight[TILE_QUERIES][4];
     for (size_t m = 0; m < queries; m++)
         for (size_t i = 0; i < count; i++)

@@ -25,7 +25,10 @@ enum {
     TILE_STRIDE = TILE_ROWS_MAX + 16, /* of scores; a block writes up to 3 floats behind its rows */
     TILE_LINE_BYTES = 64,
     TILE_PREFETCH = 2, /* locality of __builtin_prefetch: not the first level */
-    TILE_AHEAD_BYTES = 16384, /* distance of prefetching, into the second-level cache */
+    TILE_AHEAD_BYTES = 8192, /* distance of prefetching, into the second-level cache */
+    TILE_PAGE_BYTES = 4096,
+    TILE_TOUCH = 3,           /* locality of a prefetch that also finds out where its page is */
+    TILE_TOUCH_BYTES = 24576, /* how far ahead of the lines pages are touched */
 };
 
 /* Rows of K or V. */
@@ -89,6 +92,15 @@ INLINE void prefetch(const unsigned char *from, size_t d, size_t count, uint32_t
         __builtin_prefetch(from + d * count * dtype_bytes(dtype) + at, 0, TILE_PREFETCH);
 }
 
+/* Touch every page that begins in the `bytes` from `from`. A prefetch into the second level is
+ * dropped where the address of its page is not known yet, and looking that up takes longer than a
+ * line takes from memory where a page has 4 KB and the CPU is a virtual one (decisions/0049). */
+INLINE void touch_pages(const unsigned char *from, size_t bytes)
+{
+    size_t at = -(uintptr_t)from % TILE_PAGE_BYTES;
+    for (; at < bytes; at += TILE_PAGE_BYTES) __builtin_prefetch(from + at, 0, TILE_TOUCH);
+}
+
 /* Scores of the rows row … row + count - 1, count ≤ 4. */
 INLINE void dot_block(const struct tile *tile, size_t row, size_t count, size_t queries,
                       uint32_t dtype)
@@ -97,6 +109,7 @@ INLINE void dot_block(const struct tile *tile, size_t row, size_t count, size_t 
     const unsigned char *k = tile->k.at + row * stride;
     const unsigned char *soon = upcoming(tile, &tile->k, row);
     const float *q = tile->q;
+    touch_pages(soon + TILE_TOUCH_BYTES, count * stride);
     vec sums[TILE_QUERIES][4];
     for (size_t m = 0; m < queries; m++)
         for (size_t i = 0; i < 4; i++) sums[m][i] = vec_set(0.0F);

@@ -68,6 +68,7 @@ struct plane_score_args {
     const uint16_t *key_scale; /* (1024) fp16: 16 s, the step of hi */
     const uint16_t *tiles;     /* (count) or NULL */
     size_t count, stride;
+    const uint8_t *soon;       /* codes that are read next, asked for meanwhile; or NULL */
     float *scores;             /* (M, stride) out */
 };
 typedef void plane_score_fn(const struct plane_score_args *args);
@@ -146,6 +147,7 @@ struct plane_weigh_args {
     const uint16_t *value_scale; /* (1024) fp16: 16 s */
     const uint16_t *tiles;       /* (count) or NULL */
     size_t queries, head_dim, count, stride;
+    const uint8_t *soon;         /* codes that are read next, asked for meanwhile; or NULL */
     float *acc;                  /* (M, D) in, out */
 };
 typedef void plane_weigh_fn(const struct plane_weigh_args *args);

@@ -2,20 +2,19 @@
 /* plane_score_tile.h — the walk of plane_score over tiles and blocks of query rows, for all
  * instruction sets; each gives its score_rows, one tile for one block, which is inlined.
  *
- * The list jumps, so the CPU's own prefetcher knows little: score_rows touches one line of the tile
- * `soon`, SCORE_AHEAD tiles further in the list, for each line that it reads.
+ * The list jumps, so the CPU's own prefetcher knows little: for each line that it reads, score_rows
+ * asks for one of the tile `soon`, further in the list (plane_ahead.h).
  */
 #ifndef MEMD_INDEX_KERNELS_PLANE_SCORE_TILE_H
 #define MEMD_INDEX_KERNELS_PLANE_SCORE_TILE_H
 
-#include "index/kernels/plane.h"
+#include "index/kernels/plane_ahead.h"
 
 #define INLINE static inline __attribute__((always_inline))
 
 enum {
     SCORE_ROWS = 4,        /* query rows of a block */
     SCORE_STEP_BYTES = 64, /* 16 tokens × 8 dimensions */
-    SCORE_AHEAD = 3, /* tiles further in the list that are prefetched */
 };
 
 /* One tile. */
@@ -43,13 +42,14 @@ INLINE void score_tile(const struct scan *scan, score_rows_fn *score_rows)
 INLINE void score_tiles(const struct plane_score_args *args, score_rows_fn *score_rows)
 {
     const size_t tile_bytes = PLANE_TILE / 2 * args->queries->head_dim;
+    struct ahead ahead = { .codes = args->key_hi, .soon = args->soon, .tiles = args->tiles,
+                           .count = args->count, .tile_bytes = tile_bytes };
+    ahead_begin(&ahead);
     for (size_t at = 0; at < args->count; at++) {
         size_t tile = plane_tile(args->tiles, at);
-        size_t soon = at + SCORE_AHEAD < args->count
-                          ? plane_tile(args->tiles, at + SCORE_AHEAD) : tile;
         score_tile(&(struct scan){ .queries = args->queries,
                                    .codes = args->key_hi + tile * tile_bytes,
-                                   .soon = args->key_hi + soon * tile_bytes,
+                                   .soon = ahead_next(&ahead, at),
                                    .key_scale = args->key_scale + tile * PLANE_TILE,
                                    .scores = args->scores + at * PLANE_TILE,
                                    .stride = args->stride },

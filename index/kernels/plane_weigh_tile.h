@@ -20,7 +20,7 @@
 
 #include <stdbool.h>
 
-#include "index/kernels/plane.h"
+#include "index/kernels/plane_ahead.h"
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -32,7 +32,6 @@ enum {
     WEIGH_ROWS = 4,   /* query rows of a block */
     WEIGH_CHUNK = 16, /* query rows that go over a batch while it is in L1 */
     WEIGH_BATCH = 8,  /* tiles whose weights are rounded together */
-    WEIGH_AHEAD = WEIGH_BATCH, /* tiles further in the list that are prefetched */
     QUADS = 4,        /* of tokens of a tile */
 };
 
@@ -91,16 +90,15 @@ INLINE bool weigh_round(const struct weigh_isa *isa, const struct plane_weigh_ar
 /* `count` ≤ WEIGH_BATCH tiles of the list from `begin`. All weights first: rounding those of a tile
  * is a long chain of instructions, which nothing waits for when those of eight overlap. */
 INLINE void weigh_batch(const struct weigh_isa *isa, const struct plane_weigh_args *args,
-                        size_t begin, size_t count, float *less)
+                        size_t begin, size_t count, float *less, const struct ahead *ahead)
 {
     const size_t tile_bytes = PLANE_TILE / 2 * args->head_dim;
     struct weighing batch[WEIGH_BATCH];
     size_t active = 0;
     for (size_t at = begin; at < begin + count; at++) {
-        size_t later = at + WEIGH_AHEAD < args->count ? at + WEIGH_AHEAD : at;
         struct weighing *w = &batch[active];
         w->codes = args->value_hi + plane_tile(args->tiles, at) * tile_bytes;
-        w->soon = args->value_hi + plane_tile(args->tiles, later) * tile_bytes;
+        w->soon = ahead_next(ahead, at);
         w->head_dim = args->head_dim;
         active += weigh_round(isa, args, at, w, less);
     }
@@ -129,11 +127,14 @@ static struct plane_weigh_args weigh_part(const struct plane_weigh_args *args, s
 INLINE void weigh_chunk(const struct weigh_isa *isa, const struct plane_weigh_args *args)
 {
     float less[WEIGH_CHUNK] = { 0.0F };
+    struct ahead ahead = { .codes = args->value_hi, .soon = args->soon, .tiles = args->tiles,
+                           .count = args->count, .tile_bytes = PLANE_TILE / 2 * args->head_dim };
+    ahead_begin(&ahead);
     for (size_t at = 0; at < args->count; at += WEIGH_BATCH) {
         size_t count = args->count - at < WEIGH_BATCH ? args->count - at : WEIGH_BATCH;
         for (size_t first = 0; first < args->queries; first += WEIGH_ROWS) {
             struct plane_weigh_args part = weigh_part(args, first, WEIGH_ROWS);
-            weigh_batch(isa, &part, at, count, less + first);
+            weigh_batch(isa, &part, at, count, less + first, &ahead);
         }
     }
     for (size_t m = 0; m < args->queries; m++)

@@ -10,7 +10,11 @@
 
 #include "index/kernels/plane_round_avx2.h"
 
-enum { WIDE = 16, PAIR = 2 };
+enum {
+    WIDE = 16,
+    PAIR = 2,
+    MANY = 8, /* sums of a row that is alone, or of two rows, stay in registers */
+};
 
 /* Nibbles of 16 dimensions from d, four tokens of each in a lane. */
 INLINE void load_wide(const struct weighing *w, size_t d, __m512i nibbles[QUADS])
@@ -55,6 +59,34 @@ INLINE void weigh_wide(const struct weighing *batch, size_t count, size_t d, siz
             _mm512_storeu_ps(batch->acc[m] + d + i * WIDE, acc[m][i]);
 }
 
+/* Dimensions d … d + 16 MANY - 1 for one or two rows: a tile is read from its beginning to its end,
+ * which memory is best at. */
+INLINE void weigh_many(const struct weighing *batch, size_t count, size_t d, size_t rows)
+{
+    __m512 acc[PAIR][MANY];
+    for (size_t m = 0; m < rows; m++)
+        for (size_t i = 0; i < MANY; i++)
+            acc[m][i] = _mm512_loadu_ps(batch->acc[m] + d + i * WIDE);
+    for (size_t tile = 0; tile < count; tile++) {
+        const struct weighing *w = &batch[tile];
+        for (size_t i = 0; i < MANY; i++) {
+            __m512i nibbles[QUADS];
+            load_wide(w, d + i * WIDE, nibbles);
+            for (size_t m = 0; m < rows; m++) {
+                __m512i sums = _mm512_setzero_si512();
+                for (size_t quad = 0; quad < QUADS; quad++)
+                    sums = _mm512_dpbusd_epi32(sums, _mm512_set1_epi32(w->weights[m].quads[quad]),
+                                               nibbles[quad]);
+                acc[m][i] = _mm512_fmadd_ps(_mm512_set1_ps(w->weights[m].unit),
+                                            _mm512_cvtepi32_ps(sums), acc[m][i]);
+            }
+        }
+    }
+    for (size_t m = 0; m < rows; m++)
+        for (size_t i = 0; i < MANY; i++)
+            _mm512_storeu_ps(batch->acc[m] + d + i * WIDE, acc[m][i]);
+}
+
 /* The last 8 dimensions of one tile. */
 INLINE void weigh_eight(const struct weighing *w, size_t d, size_t rows)
 {
@@ -80,6 +112,8 @@ INLINE void weigh_eight(const struct weighing *w, size_t d, size_t rows)
 INLINE void weigh_all(const struct weighing *batch, size_t count, size_t rows)
 {
     size_t d = 0;
+    for (; rows <= PAIR && d + MANY * WIDE <= batch->head_dim; d += MANY * WIDE)
+        weigh_many(batch, count, d, rows);
     for (; d + PAIR * WIDE <= batch->head_dim; d += PAIR * WIDE)
         weigh_wide(batch, count, d, PAIR, rows);
     for (; d + WIDE <= batch->head_dim; d += WIDE) weigh_wide(batch, count, d, 1, rows);
