@@ -12,6 +12,7 @@
 #ifndef MEMD_TESTS_SIMT_FAKE_DEVICE_H
 #define MEMD_TESTS_SIMT_FAKE_DEVICE_H
 
+#include <assert.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -61,5 +62,16 @@ struct fake_device_counts {
     uint64_t pinned_bytes, imports; /* of others' memory, now */
 };
 struct fake_device_counts fake_device_counts(void);
+
+/* No call fails any more, and everybody has closed what they had of the device (asserted). Had one
+ * failed? */
+static inline bool fake_device_recover(void)
+{
+    bool failed = fake_device_has_failed();
+    struct fake_device_counts left = fake_device_counts();
+    fake_device_fail(0, false);
+    assert(left.devices == 0 && left.bytes == 0);
+    return failed;
+}
 
 #endif
