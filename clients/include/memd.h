@@ -519,8 +519,8 @@ MEMD_API int memd_fetch(const struct memd_fetch *fetch, const struct memd_rows *
  *
  * submit sends what the socket takes at once and returns; the rest goes out and answers come in
  * while some thread is in memd_wait or memd_poll. Everything that a request points to must stay
- * until its ticket is finished or freed. Answers come in any order; appends of one context are done
- * in the order in which they were submitted. */
+ * until its ticket is finished or freed. Answers come in any order; appends are done in that in
+ * which they were submitted, whatever contexts they are about: another client does not wait. */
 
 struct memd_ticket;
 
