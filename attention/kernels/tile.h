@@ -122,7 +122,8 @@ INLINE void dot_block(const struct tile *tile, size_t row, size_t count, size_t 
             for (size_t i = 0; i < count; i++) sums[m][i] = vec_fma(key[i], query, sums[m][i]);
         }
     }
-    for (size_t m = 0; m < queries; m++)
+    if (queries == 4) vec_store_blocks(tile->scores + row, TILE_STRIDE, sums);
+    for (size_t m = 0; queries < 4 && m < queries; m++)
         vec_store_sums(tile->scores + m * TILE_STRIDE + row, sums[m]);
 }
 

@@ -63,6 +63,12 @@ static inline void vec_store_sums(float *at, const vec sums[4])
     _mm_storeu_ps(at, _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1)));
 }
 
+/* The same for four blocks of four, `stride` floats apart. */
+static inline void vec_store_blocks(float *at, size_t stride, vec sums[4][4])
+{
+    for (size_t i = 0; i < 4; i++) vec_store_sums(at + i * stride, sums[i]);
+}
+
 static inline float vec_largest(vec a)
 {
     __m128 half = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));

@@ -63,6 +63,12 @@ static inline void vec_store_sums(float *at, const vec sums[4])
     vst1q_f32(at, vpaddq_f32(vpaddq_f32(sums[0], sums[1]), vpaddq_f32(sums[2], sums[3])));
 }
 
+/* The same for four blocks of four, `stride` floats apart. */
+static inline void vec_store_blocks(float *at, size_t stride, vec sums[4][4])
+{
+    for (size_t i = 0; i < 4; i++) vec_store_sums(at + i * stride, sums[i]);
+}
+
 static inline float vec_largest(vec a) { return vmaxvq_f32(a); }
 static inline float vec_sum(vec a) { return vaddvq_f32(a); }
 
