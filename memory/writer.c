@@ -387,6 +387,7 @@ void writer_forget(struct writer *writer, struct context *context)
 
 void writer_wish_drops(struct writer *writer)
 {
+    CATALOG_COUNT(writer->catalog, commit_failures_total, 1);
     pthread_mutex_lock(&writer->lock);
     if (writer->drops_due_ns == UINT64_MAX)
         writer->drops_due_ns = clock_monotonic_ns() + writer->drops_wait_ns;

@@ -61,7 +61,7 @@ int writer_run(struct writer *writer, struct writer_job *job, struct error *err)
 /* The same from the writer itself, at once; without `sync`. */
 int writer_run_here(struct writer *writer, struct writer_job *job, struct error *err);
 
-/* A drop has failed after its first transaction: go on with it some time (drop_resume). */
+/* A drop has failed after its first transaction: count that, go on some time (drop_resume). */
 void writer_wish_drops(struct writer *writer);
 bool writer_owes_drops(struct writer *writer);
 

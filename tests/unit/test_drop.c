@@ -117,6 +117,7 @@ static void test_waits(void **state)
     atomic_fetch_add(&now_ns, wait_ms * MS);
     turn(&fx);
     assert_int_equal(stats_of(&fx).stored_bytes, stored); /* of one book */
+    assert_int_equal(stats_of(&fx).commit_failures_total, attempts());
     fixture_expect(&fx, fixture_context(&fx, "book"), 1, 0, 2048);
     expect_clean(&fx);
     fixture_end(&fx);
