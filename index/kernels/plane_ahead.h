@@ -24,6 +24,7 @@ enum {
 struct ahead {
     const uint8_t *codes, *soon; /* soon: what is read after the list; or NULL */
     const uint16_t *tiles;
+    const uint16_t *scale;       /* (1024), 16 of each tile */
     size_t count, tile_bytes;
     size_t lines, pages; /* distances in tiles */
 };
@@ -55,14 +56,17 @@ static inline size_t ahead_tiles(size_t bytes, size_t tile_bytes, size_t most)
     return tiles > 0 ? tiles : 1;
 }
 
-/* Nobody knew of a list before: its first tiles are asked for at once, their pages first. Planes
- * that are read whole are `soon` of what was read before. */
+/* Nobody knew of a list before: its first tiles are asked for at once, their pages first, and all
+ * its scales. Planes that are read whole are `soon` of what was read before. */
 static inline void ahead_begin(struct ahead *ahead)
 {
     ahead->lines = ahead_tiles(AHEAD_BYTES, ahead->tile_bytes, AHEAD_TILES_MAX);
     ahead->pages = ahead_tiles(AHEAD_TOUCH_BYTES, ahead->tile_bytes, 2 * AHEAD_TILES_MAX);
     if (ahead->tiles == NULL) return;
-    for (size_t at = 0; at < ahead->pages && at < ahead->count; at++) ahead_touch(ahead, at);
+    size_t known = ahead->soon == NULL ? ahead->count : SIZE_MAX;
+    for (size_t at = 0; at < ahead->pages && at < known; at++) ahead_touch(ahead, at);
+    for (size_t at = 0; at < ahead->count; at++)
+        __builtin_prefetch(ahead->scale + ahead->tiles[at] * PLANE_TILE, 0, 3);
     for (size_t at = 0; at < ahead->lines && at < ahead->count; at++)
         for (size_t byte = 0; byte < ahead->tile_bytes; byte += AHEAD_LINE_BYTES)
             __builtin_prefetch(ahead_tile(ahead, at) + byte, 0, 2);

@@ -43,7 +43,8 @@ INLINE void score_tiles(const struct plane_score_args *args, score_rows_fn *scor
 {
     const size_t tile_bytes = PLANE_TILE / 2 * args->queries->head_dim;
     struct ahead ahead = { .codes = args->key_hi, .soon = args->soon, .tiles = args->tiles,
-                           .count = args->count, .tile_bytes = tile_bytes };
+                           .scale = args->key_scale, .count = args->count,
+                           .tile_bytes = tile_bytes };
     ahead_begin(&ahead);
     for (size_t at = 0; at < args->count; at++) {
         size_t tile = plane_tile(args->tiles, at);

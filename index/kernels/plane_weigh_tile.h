@@ -128,7 +128,8 @@ INLINE void weigh_chunk(const struct weigh_isa *isa, const struct plane_weigh_ar
 {
     float less[WEIGH_CHUNK] = { 0.0F };
     struct ahead ahead = { .codes = args->value_hi, .soon = args->soon, .tiles = args->tiles,
-                           .count = args->count, .tile_bytes = PLANE_TILE / 2 * args->head_dim };
+                           .scale = args->value_scale, .count = args->count,
+                           .tile_bytes = PLANE_TILE / 2 * args->head_dim };
     ahead_begin(&ahead);
     for (size_t at = 0; at < args->count; at += WEIGH_BATCH) {
         size_t count = args->count - at < WEIGH_BATCH ? args->count - at : WEIGH_BATCH;
