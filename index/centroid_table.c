@@ -38,6 +38,7 @@ struct centroid_table {
     void *mapped;                /* mapped_bytes, or MAP_FAILED */
     size_t mapped_bytes;
     unsigned char *entries;      /* (G, TABLE_SEGMENTS, entry_bytes), in it */
+    unsigned char *values;       /* the same, behind them */
 };
 
 static size_t entry_bytes(size_t head_dim)
@@ -66,7 +67,7 @@ struct centroid_table *centroid_table_new(size_t head_dim, size_t heads)
     table->head_dim = head_dim;
     table->heads = heads;
     table->mapped = MAP_FAILED;
-    size_t entries = heads * TABLE_SEGMENTS * entry_bytes(head_dim);
+    size_t half = heads * TABLE_SEGMENTS * entry_bytes(head_dim), entries = 2 * half;
     entries = (entries + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
     table->bytes = entries + heads * (sizeof *table->spaces + 3 * head_dim * sizeof(float));
     table->spaces = calloc(heads, sizeof *table->spaces);
@@ -78,6 +79,7 @@ struct centroid_table *centroid_table_new(size_t head_dim, size_t heads)
     if (table->mapped == MAP_FAILED) return NULL;
     size_t past = (uintptr_t)table->mapped % HUGE_PAGE;
     table->entries = (unsigned char *)table->mapped + (past == 0 ? 0 : HUGE_PAGE - past);
+    table->values = table->entries + half;
     (void)madvise(table->entries, entries, MADV_HUGEPAGE); /* a hint */
     return TAKE(table);
 }
@@ -151,6 +153,20 @@ static float put_codes(const float *x, size_t head_dim, uint8_t *tile)
     return step;
 }
 
+/* Mean values as they are coded, and what goes with them. */
+static void put_values(struct centroid_table *table, size_t at, struct planes *planes)
+{
+    size_t head_dim = table->head_dim, count = PLANES_CLUSTERS * sizeof(float);
+    int8_t *means = (int8_t *)(table->values + at * entry_bytes(head_dim));
+    float *scale = (float *)(void *)(means + PLANES_CLUSTERS * head_dim);
+    memmove(means, planes->means, PLANES_CLUSTERS * head_dim);
+    memmove(scale, planes->mean_scale, count);
+    memmove(scale + PLANES_CLUSTERS, planes->value_spread, count);
+    planes->means = means;
+    planes->mean_scale = scale;
+    planes->value_spread = scale + PLANES_CLUSTERS;
+}
+
 void centroid_table_put(struct centroid_table *table, size_t head, size_t place,
                         struct planes *planes)
 {
@@ -172,4 +188,5 @@ void centroid_table_put(struct centroid_table *table, size_t head, size_t place,
     }
     planes->space = space;
     planes->table = codes;
+    put_values(table, head * TABLE_SEGMENTS + place, planes);
 }

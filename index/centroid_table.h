@@ -6,10 +6,14 @@
  * for the centroids of a thousand segments, a query spends as much on a thousand turns of its rows
  * and on the way from one segment to the next as on the centroids (docs/decisions/0047). A table
  * holds copies for TABLE_SEGMENTS segments of every KV head, coded again in the space of the first
- * one that is put into it: 72 bytes per 16 tokens at D = 64, 136 at 128, 2 % of their fp16 rows.
+ * one that is put into it. Of what a query then wants mean values, it is of a few clusters in each
+ * segment, and where every segment lies on pages of its own it waits for the addresses of pages: so
+ * mean values are copied too, behind the centroids. 144 bytes per 16 tokens at D = 64, 272 at 128,
+ * 3.5 % of their fp16 rows.
  *
  *     entry   centroids 7-bit, as in planes.h (64 D bytes) · their steps (64 f32) ·
  *             key_spread of their clusters, for queries of the table's space (64 f32)
+ *     behind  mean values (64, D) s8 · their steps (64 f32) · value_spread (64 f32), as in planes.h
  *
  * A copy, never the only one: nothing of it is stored, a segment without an entry is read from its
  * planes. Coding again costs a second rounding (1 % of a score's deviation), which is in what the
@@ -40,8 +44,8 @@ struct centroid_table *centroid_table_new(size_t head_dim, size_t heads);
 void centroid_table_free(struct centroid_table *table);
 size_t centroid_table_bytes(const struct centroid_table *table);
 
-/* Copy the centroids of `planes` of this head to `place` < TABLE_SEGMENTS and let `planes` point to
- * them. What was there is no longer in use. */
+/* Copy the centroids and mean values of `planes` of this head to `place` < TABLE_SEGMENTS and let
+ * `planes` point to them. What was there is no longer in use. */
 void centroid_table_put(struct centroid_table *table, size_t head, size_t place,
                         struct planes *planes);
 

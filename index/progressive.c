@@ -131,7 +131,6 @@ static void lane_segments(struct lane_memory *memory, size_t rows, size_t head_d
 {
     size_t clusters = segments * PLANES_CLUSTERS, at = segments * rows;
     block->segments = lane_take(memory, segments * sizeof *block->segments);
-    block->sampled = lane_take(memory, segments * sizeof *block->sampled);
     block->fresh = lane_take(memory, segments * sizeof *block->fresh);
     block->q8 = lane_take(memory, at * head_dim);
     block->scale = take_floats(memory, at);
@@ -146,9 +145,11 @@ static void lane_segments(struct lane_memory *memory, size_t rows, size_t head_d
     block->mass_top = take_floats(memory, at);
     block->priority_log = take_floats(memory, at);
     block->priority_top = take_floats(memory, at);
+    block->priority_sum = take_floats(memory, at);
     block->chunks = lane_take(memory, segments * (BLOCK_ROUNDS + 1) * sizeof *block->chunks);
     block->tiles = lane_take(memory, clusters * sizeof *block->tiles);
     block->tile_sums = take_floats(memory, 3 * clusters * rows);
+    block->tile_steps = take_floats(memory, 2 * clusters);
     block->weights = take_floats(memory, clusters * rows * PLANES_CLUSTER);
 }
 
@@ -220,7 +221,7 @@ static void begin_block(struct block *block, const struct progressive *call, siz
     if (block->rows > call->block_rows) block->rows = call->block_rows;
     block->head_dim = head_dim;
     block->q = call->scan.q + (block->kv_head * rows_all + block->first) * head_dim;
-    block->segment_count = block->segments_all = 0;
+    block->segment_count = 0;
     block->chunk_count = block->tiles_used = block->coded = 0;
     block->limited = false;
     block->shared.space = NULL;

@@ -2,10 +2,11 @@
 /* progressive_block.c — the flow of one block, from exact rows to the answer.
  *
  * 1. Rows without planes, or that some query of the block does not see, are read exactly.
- * 2. Where clusters look useless by a sample of the segments, everything is read exactly. Otherwise
- *    all clusters are scored. A few are opened by a first guess; then a sample of the shut ones
- *    says how wrong they are together, and as many more are opened as that error is too large: it
- *    falls about in proportion to the priorities left shut. One round or two mostly, four at most.
+ * 2. The centroids of all clusters are scored. Where clusters look useless by a sample of the
+ *    segments, everything is read exactly. Otherwise a few are opened by a first guess; then a
+ *    sample of the shut ones says how wrong they are together, and as many more are opened as that
+ *    error is too large: it falls about in proportion to the priorities left shut. One round or two
+ *    mostly, four at most.
  * 3. Tokens whose codes matter too much are refined.
  * 4. Everything is joined.
  *
@@ -37,7 +38,7 @@ enum {
     SINKS = 4,         /* tokens */
     SAMPLED = 8,       /* of so many segments, one is asked whether clusters are worth it */
     SAMPLED_FROM = 24, /* segments */
-    SAMPLED_PLACES = 16,
+    LOOKED = 32,       /* segments that are asked at most */
     REFINED = 3, /* times at most */
 };
 
@@ -124,7 +125,6 @@ void block_sort_views(struct block *block,
             assert(view->tokens == PLANES_TOKENS);
             block->segments[block->segment_count++] =
                 (struct block_segment){ .planes = planes[i], .view = view };
-            block->segments_all = block->segment_count;
             if (row > exact_from) read(block, exact_from, row);
             exact_from = row + tokens;
         }
@@ -198,11 +198,11 @@ static uint64_t rows_bytes(const struct block *block)
     return (uint64_t)block->segment_count * PLANES_TOKENS * 4 * block->head_dim;
 }
 
-/* Would reading `fresh` too take longer than reading all rows exactly? Only where the caller leaves
- * the choice to the measured rule. */
-static bool exact_is_cheaper(const struct block *block)
+/* Would reading `fresh` too, of so many segments, take longer than reading all their rows exactly?
+ * Only where the caller leaves the choice to the measured rule. */
+static bool exact_is_cheaper(const struct block *block, size_t segments)
 {
-    size_t all = block->segment_count * PLANES_CLUSTERS, keys = 0, values = 0, shut = 0;
+    size_t all = segments * PLANES_CLUSTERS, keys = 0, values = 0, shut = 0;
     for (size_t p = 0; p < block->segment_count; p++) {
         const struct block_segment *segment = &block->segments[p];
         uint64_t known = block->fresh[p] & segment->opened;
@@ -255,50 +255,24 @@ static void guess(const struct block *block, double wanted, double *ret_allowed)
     }
 }
 
-/* One segment in SAMPLED to the front: their number. They come in runs, at SAMPLED_PLACES places or
- * more, and the others keep their order: so they stand in tables, and are read along. */
-static size_t sample_segments(struct block *block)
-{
-    size_t all = block->segment_count, count = 0, left = 0;
-    size_t run = all / (SAMPLED * SAMPLED_PLACES);
-    if (run == 0) run = 1;
-    for (size_t p = 0; p < all; p++)
-        if (p / run % SAMPLED == SAMPLED / 2) block->sampled[count++] = block->segments[p];
-        else block->segments[left++] = block->segments[p];
-    memmove(block->segments + count, block->segments, left * sizeof *block->segments);
-    memcpy(block->segments, block->sampled, count * sizeof *block->segments);
-    return count;
-}
-
 /* Would the first guess open so many clusters that all rows are better read exactly? Judged by one
- * segment in SAMPLED, so that keys without clusters cost little more than exact attention (0045).
- * Sets how many segments have scores now. */
-static bool looks_exact(struct block *block, size_t *ret_scored)
+ * segment in SAMPLED, or by LOOKED of them, so that keys without clusters cost little more than
+ * exact attention (0045). */
+static bool looks_exact(struct block *block)
 {
-    size_t all = block->segment_count;
-    *ret_scored = 0;
+    size_t all = block->segment_count, every = all / LOOKED;
     if (block->call->args->exact_below != UINT64_MAX || all < SAMPLED_FROM) return false;
-    uint64_t rows = block->level_rows[INDEX_CLUSTERS], bytes = block->level_bytes[INDEX_CLUSTERS];
-    size_t sampled = block->segment_count = *ret_scored = sample_segments(block);
-    block_score_clusters(block, 0);
-    double factor = (double)all / (double)sampled, allowed[BLOCK_ROWS];
+    if (every < SAMPLED) every = SAMPLED;
+    size_t looked = block_estimate_clusters(block, every);
+    double factor = (double)all / (double)looked, allowed[BLOCK_ROWS];
     for (size_t m = 0; m < block->rows; m++) block->mass_shut[m] *= factor;
     for (size_t d = 0; d < block->rows * block->head_dim; d++) block->base[d] *= (float)factor;
     block_sum_up(block);
     guess(block, (double)block->call->target * shut_share, allowed);
     for (size_t m = 0; m < block->rows; m++) allowed[m] /= factor;
     block_choose(block, allowed, block->fresh);
-    bool exact = exact_is_cheaper(block);
-    block->segment_count = all;
-    if (exact) return true;
-    /* As if nothing had been estimated; what was read is read again, from the caches. */
-    block->level_rows[INDEX_CLUSTERS] = rows;
-    block->level_bytes[INDEX_CLUSTERS] = bytes;
     block->limited = false;
-    memset(block->base, 0, block->rows * block->head_dim * sizeof *block->base);
-    for (size_t m = 0; m < block->rows; m++)
-        block->mass_shut[m] = block->priority_shut[m] = block->priority_all[m] = 0.0;
-    return false;
+    return exact_is_cheaper(block, looked);
 }
 
 /* Open until the sample says that shut clusters keep to their share. False: better read all rows
@@ -309,7 +283,7 @@ static bool open_clusters(struct block *block)
     guess(block, wanted, allowed);
     for (size_t round = 0;; round++) {
         size_t count = block_choose(block, allowed, block->fresh);
-        if (exact_is_cheaper(block)) return false;
+        if (exact_is_cheaper(block, block->segment_count)) return false;
         if (count > 0) block_scan_fresh(block, block->fresh);
         block_sum_up(block);
         if (judge_shut(block, wanted, allowed) || block->limited || round + 1 == BLOCK_ROUNDS ||
@@ -447,13 +421,13 @@ void block_run(struct block *block)
         finish_exactly(block);
         return;
     }
-    size_t scored = 0;
     turn_exact(block);
-    if (looks_exact(block, &scored)) {
+    block_score_clusters(block);
+    if (looks_exact(block)) {
         start_again_exactly(block);
         return;
     }
-    block_score_clusters(block, scored);
+    (void)block_estimate_clusters(block, 1);
     memset(block->threshold, 0, block->rows * sizeof *block->threshold); /* values of sinks: all */
     if (choose_sinks(block) > 0) block_scan_fresh(block, block->fresh);
     block_sum_up(block);

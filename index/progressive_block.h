@@ -71,6 +71,18 @@ static inline float block_step(uint16_t bits)
     return value * 0x1p112F;
 }
 
+/* The least of a tile's weights (16), which are not negative: as signed numbers, which a compiler
+ * may compare in any order. */
+static inline float block_least(const float *weights)
+{
+    int32_t bits[PLANE_TILE], least = INT32_MAX;
+    float value;
+    memcpy(bits, weights, sizeof bits);
+    for (size_t t = 0; t < PLANE_TILE; t++) least = bits[t] < least ? bits[t] : least;
+    memcpy(&value, &least, sizeof value);
+    return value;
+}
+
 /* Entries of a search's scratch heaps. */
 #define PROGRESSIVE_SCRATCH(k) ((k) + 16)
 
@@ -96,6 +108,7 @@ struct block_segment {
     const struct view *view;
     uint64_t opened; /* bit c: K-hi of cluster c was read */
     uint64_t valued; /* V-hi too; never without K-hi */
+    uint64_t dropped; /* masses that count as 0: next to nothing */
     bool blank;      /* no cluster counts for any row: masses and priorities are not there */
     bool turned;     /* the queries are in its space */
 };
@@ -110,6 +123,7 @@ struct block_chunk {
     float *tile_sum;       /* (M, count) */
     float *tile_square;    /* (M, count) */
     float *tile_most;      /* (M, count) largest e² of its tokens (progressive_refine.c) */
+    float *key_step, *value_step; /* (count) the largest of its tokens' steps, squared */
 };
 
 /* A cluster of the sample. */
@@ -132,8 +146,6 @@ struct block {
 
     struct block_segment *segments;
     size_t segment_count;
-    struct block_segment *sampled; /* scratch */
-    size_t segments_all; /* segment_count, also while only some of them are looked at */
 
     /* Queries, per segment. */
     int8_t *q8;        /* (P, M, D) */
@@ -161,6 +173,7 @@ struct block {
     float *mass_top;       /* (P, M): the largest logarithm of a mass per token */
     float *priority_log;   /* (P, M): the same of a priority */
     float *priority_top;   /* (P, M): no priority of the segment is larger */
+    float *priority_sum;   /* (P, M): of a segment that nothing was read of */
     float *priority_shift; /* (M): priority = exp(… - priority_shift) */
     double *priority_unit; /* (M): from weights to priorities, exp(shift - priority_shift) */
     float *threshold;      /* (M): priorities from here on are read */
@@ -178,6 +191,7 @@ struct block {
     uint16_t *tiles;    /* (64 P) */
     float *weights;     /* (M 1024 P) */
     float *tile_sums;   /* (3 M 64 P) */
+    float *tile_steps;  /* (2 64 P) */
 
     struct block_probe probes[BLOCK_PROBES];
     size_t probe_count, draws;
@@ -224,9 +238,11 @@ struct block_centroids {
 };
 struct block_centroids block_centroids(const struct block *block, size_t p);
 
-/* Masses, priorities and mean values of all clusters. Sets shift. The first `scored` segments have
- * their queries and scores already. */
-void block_score_clusters(struct block *block, size_t scored);
+/* Scores of the centroids of all clusters. Sets shift. */
+void block_score_clusters(struct block *block);
+/* Masses, priorities and mean values of the clusters of every `every`-th segment; the others are
+ * left out as if they held nothing. Returns how many segments were looked at. */
+size_t block_estimate_clusters(struct block *block, size_t every);
 /* Mark clusters until the priorities of those without V sum to no more than allowed[m] (M); as many
  * as the byte budget allows. Sets threshold. Returns how many are to be read (more) of; their bits
  * are in ret_fresh (P). */

@@ -25,7 +25,7 @@ enum {
     RISES = 448, /* by half, from the least float to beyond the largest */
     LINE_BYTES = 64,
     TOUCHED = 8, /* segments whose bytes are asked for together */
-    SMALL = 16,  /* of what is allowed, that segments may have without being looked at */
+    AHEAD = 8,   /* segments whose lines are asked for before they are needed */
 };
 
 /* s² in the mass counts up to 4; the priority is of a token 3 deviations above the centroid, but no
@@ -36,28 +36,6 @@ static const struct plane_reach reach = { 4.0F, 3.0F, 16.0F };
 static const double blank_share = 1e-3;
 /* Clusters with less than this times the target of the average mass are left out (0042). */
 static const double negligible = 3.0;
-
-/* Four floats, which every CPU has instructions for: the loops here are over 64 clusters. */
-typedef float four __attribute__((vector_size(16)));
-typedef int32_t four_bits __attribute__((vector_size(16)));
-enum { FOUR = 4 };
-
-static inline four four_load(const float *at)
-{
-    four a;
-    memcpy(&a, at, sizeof a);
-    return a;
-}
-
-static inline void four_store(float *at, four a)
-{
-    memcpy(at, &a, sizeof a);
-}
-
-static inline float four_sum(four a)
-{
-    return (a[0] + a[1]) + (a[2] + a[3]);
-}
 
 struct block_centroids block_centroids(const struct block *block, size_t p)
 {
@@ -79,7 +57,7 @@ struct reaches {
 static struct reaches reaches_of(const struct block *block)
 {
     double target = (double)block->call->target;
-    double each = target / (double)(block->segments_all * PLANES_CLUSTERS);
+    double each = target / (double)(block->segment_count * PLANES_CLUSTERS);
     return (struct reaches){ (float)log(negligible * each + 1e-30) - logf((float)PLANES_CLUSTER),
                              (float)log(blank_share * each + 1e-30) };
 }
@@ -114,7 +92,7 @@ static void raise_shifts(struct block *block, size_t p)
 static void estimate(struct block *block, size_t p, const float *mass_shift)
 {
     size_t rows = block->rows, at = p * rows;
-    float masses[BLOCK_ROWS], priorities[BLOCK_ROWS];
+    float masses[BLOCK_ROWS], *priorities = block->priority_sum + at;
     const struct planes *planes = block->segments[p].planes;
     struct block_centroids centroids = block_centroids(block, p);
     block->call->planes->estimate(&(struct plane_estimate_args){
@@ -132,74 +110,99 @@ static void estimate(struct block *block, size_t p, const float *mass_shift)
     }
 }
 
-/* Masses and priorities of all clusters but those of blank segments: they count as 0, and nothing
- * is written for them. */
-static void estimate_all(struct block *block, const struct reaches *reaches)
+/* Masses and priorities of the clusters of every `every`-th segment, but for blank ones: those
+ * count as 0, and nothing is written for them. Returns how many segments were looked at. */
+static size_t estimate_all(struct block *block, size_t every, const struct reaches *reaches)
 {
-    size_t rows = block->rows;
+    size_t rows = block->rows, looked = 0;
     float shift[BLOCK_ROWS];
     for (size_t m = 0; m < rows; m++) shift[m] = block->shift[m] - logf((float)PLANES_CLUSTER);
     for (size_t p = 0; p < block->segment_count; p++) {
-        bool blank = block->segments[p].blank = is_blank(block, p, reaches);
-        if (blank) memset(block->priority_top + p * rows, 0, rows * sizeof *block->priority_top);
-        else estimate(block, p, shift);
+        size_t soon = p + AHEAD * every;
+        block->segments[p].blank = true;
+        if (p % every != every / 2) continue;
+        looked++;
+        block->segments[p].blank = is_blank(block, p, reaches);
+        if (soon < block->segment_count && !is_blank(block, soon, reaches))
+            block_fetch_lines(block->segments[soon].planes->value_spread,
+                              PLANES_CLUSTERS * sizeof(float));
+        if (block->segments[p].blank)
+            memset(block->priority_top + p * rows, 0, rows * sizeof *block->priority_top);
+        else
+            estimate(block, p, shift);
     }
+    return looked;
 }
 
-/* Masses of segment p below the cut of every row -> 0. Returns how many clusters are left. */
-static size_t drop_negligible(struct block *block, size_t p, const float *cut)
+/* Clusters of segment p with a mass of at least the cut of some row; the others are dropped. What
+ * is left goes to mass_shut. */
+static uint64_t keep_masses(struct block *block, size_t p, const float *cut)
 {
-    size_t rows = block->rows, kept = 0;
-    int32_t keep[PLANES_CLUSTERS] = { 0 };
+    size_t rows = block->rows;
     float *masses = block->mass + p * rows * PLANES_CLUSTERS;
-    for (size_t m = 0; m < rows; m++)
-        for (size_t c = 0; c < PLANES_CLUSTERS; c++)
-            keep[c] |= -(masses[m * PLANES_CLUSTERS + c] > cut[m]);
-    for (size_t c = 0; c < PLANES_CLUSTERS; c++) kept += keep[c] != 0;
-    if (kept == PLANES_CLUSTERS) return kept;
+    uint64_t above[BLOCK_ROWS], kept = 0;
+    block->call->planes->above(&(struct plane_above_args){
+        .scores = masses, .least = cut, .queries = rows, .above = above });
+    for (size_t m = 0; m < rows; m++) kept |= above[m];
+    block->segments[p].dropped = ~kept;
     for (size_t m = 0; m < rows; m++) {
-        float *mass = masses + m * PLANES_CLUSTERS;
-        four dropped = { 0 };
-        for (size_t c = 0; c < PLANES_CLUSTERS; c += FOUR) {
-            four_bits bits;
-            memcpy(&bits, keep + c, sizeof bits);
-            four here = four_load(mass + c), left = (four)((four_bits)here & bits);
-            four_store(mass + c, left);
-            dropped += here - left;
-        }
-        block->mass_shut[m] -= (double)four_sum(dropped);
+        float sum = 0.0F;
+        for (uint64_t left = kept; left != 0; left &= left - 1)
+            sum += masses[m * PLANES_CLUSTERS + (size_t)__builtin_ctzll(left)];
+        block->mass_shut[m] += (double)sum;
     }
     return kept;
 }
 
+/* Ask for the mean values of some clusters of segment p. */
+static void fetch_means(const struct block *block, size_t p, uint64_t clusters)
+{
+    const struct planes *planes = block->segments[p].planes;
+    size_t bytes = block->head_dim;
+    for (; clusters != 0; clusters &= clusters - 1) {
+        size_t c = (size_t)__builtin_ctzll(clusters);
+        block_fetch_lines(planes->means + c * bytes, bytes);
+        block_fetch_lines(planes->mean_scale + c, 1);
+    }
+}
+
+/* Mean values of segment p into base. */
+static void add_means_of(struct block *block, size_t p, uint64_t clusters)
+{
+    const struct planes *planes = block->segments[p].planes;
+    block->call->planes->means(&(struct plane_means_args){
+        .clusters = clusters, .mass = block->mass + p * block->rows * PLANES_CLUSTERS,
+        .means = planes->means, .scale = planes->mean_scale, .queries = block->rows,
+        .head_dim = block->head_dim, .acc = block->base });
+}
+
 /* Mean values of all clusters into base, by their masses. In a peaked softmax most clusters hold
  * next to nothing: those are not read, and count as mass 0 from here on. What that leaves out is in
- * the sample, like everything that is wrong about shut clusters. */
-static void add_means(struct block *block)
+ * the sample, like everything that is wrong about shut clusters. A few clusters in each of many
+ * segments are a cache miss each, so that they are asked for some segments ahead. Returns how many
+ * were read. */
+static size_t add_means(struct block *block, size_t looked)
 {
-    size_t rows = block->rows, segments = block->segment_count, kept = 0;
+    size_t segments = block->segment_count, kept = 0;
+    uint64_t left[AHEAD] = { 0 };
     float cut[BLOCK_ROWS];
-    for (size_t m = 0; m < rows; m++) {
+    for (size_t m = 0; m < block->rows; m++) {
         double known = exp((double)block->exact.max[m] - (double)block->shift[m]);
         double all = block->mass_shut[m] + (double)block->exact.sum[m] * known;
         cut[m] = (float)(negligible * (double)block->call->target * all /
-                         (double)(segments * PLANES_CLUSTERS));
+                         (double)(looked * PLANES_CLUSTERS));
+        block->mass_shut[m] = 0.0;
     }
-    for (size_t p = 0; p < segments; p++) {
-        const struct planes *planes = block->segments[p].planes;
-        size_t here = block->segments[p].blank ? 0 : drop_negligible(block, p, cut);
-        kept += here;
-        if (here == 0) continue;
-        block->call->planes->means(&(struct plane_means_args){
-            .mass = block->mass + p * rows * PLANES_CLUSTERS, .means = planes->means,
-            .scale = planes->mean_scale, .queries = rows, .head_dim = block->head_dim,
-            .acc = block->base });
+    for (size_t p = 0; p < segments + AHEAD; p++) {
+        uint64_t *here = &left[p % AHEAD];
+        if (*here != 0) add_means_of(block, p - AHEAD, *here);
+        *here = 0;
+        if (p >= segments || block->segments[p].blank) continue;
+        *here = keep_masses(block, p, cut);
+        fetch_means(block, p, *here);
+        kept += (size_t)__builtin_popcountll(*here);
     }
-    block->level_rows[INDEX_CLUSTERS] += segments * PLANES_CLUSTERS + kept;
-    block->level_bytes[INDEX_CLUSTERS] +=
-        segments * (PLANES_CLUSTERS * (block->head_dim + 3 * sizeof(float)) +
-                    3 * block->head_dim * sizeof(float)) +
-        kept * (block->head_dim + sizeof(float));
+    return kept;
 }
 
 /* Bytes of a segment that a stage is about to read. */
@@ -264,45 +267,88 @@ static void score_segment(struct block *block, size_t p, const struct reaches *r
                block->rows * PLANES_CLUSTERS * sizeof *block->scores);
 }
 
-void block_score_clusters(struct block *block, size_t scored)
+void block_score_clusters(struct block *block)
 {
     struct reaches reaches = reaches_of(block);
     for (size_t m = 0; m < block->rows; m++) {
         block->shift[m] = block->exact.max[m];
         block->priority_shift[m] = -INFINITY;
     }
-    for (size_t p = 0; p < scored; p++) raise_shifts(block, p);
-    for (size_t p = scored; p < block->segment_count; p++) {
-        if ((p - scored) % TOUCHED == 0) touch_centroids(block, p);
+    for (size_t p = 0; p < block->segment_count; p++) {
+        if (p % TOUCHED == 0) touch_centroids(block, p);
         score_segment(block, p, &reaches);
     }
     for (size_t m = 0; m < block->rows; m++) block_set_unit(block, m);
-    estimate_all(block, &reaches);
-    add_means(block);
 }
 
-/* The largest threshold for row m such that clusters without V and with a priority below it sum to
- * at most `allowed`. */
-static float threshold(const struct block *block, size_t m, double allowed)
+size_t block_estimate_clusters(struct block *block, size_t every)
 {
-    float sums[BLOCK_BINS] = { 0 };
-    double low = allowed / (double)(SMALL * block->segment_count * PLANES_CLUSTERS), sum = 0.0;
-    for (size_t p = 0; p < block->segment_count; p++) {
-        double top = (double)block->priority_top[p * block->rows + m];
-        if (block->segments[p].blank || top <= low) { /* together 1/16 of what is allowed */
-            sum += top * PLANES_CLUSTERS;
-            continue;
-        }
-        const float *priority = block->priority + (p * block->rows + m) * PLANES_CLUSTERS;
-        uint64_t shut = ~block->segments[p].valued;
-        for (size_t c = 0; c < PLANES_CLUSTERS; c++)
-            sums[block_bin(priority[c])] += (shut >> c & 1) != 0 ? priority[c] : 0.0F;
+    struct reaches reaches = reaches_of(block);
+    uint64_t *rows = &block->level_rows[INDEX_CLUSTERS];
+    uint64_t *bytes = &block->level_bytes[INDEX_CLUSTERS];
+    for (size_t m = 0; m < block->rows; m++)
+        block->mass_shut[m] = block->priority_shut[m] = block->priority_all[m] = 0.0;
+    memset(block->base, 0, block->rows * block->head_dim * sizeof *block->base);
+    size_t looked = estimate_all(block, every, &reaches), kept = add_means(block, looked);
+    *rows = block->segment_count * PLANES_CLUSTERS + kept;
+    *bytes = block->segment_count * (PLANES_CLUSTERS * (block->head_dim + 3 * sizeof(float)) +
+                                     3 * block->head_dim * sizeof(float)) +
+             kept * (block->head_dim + sizeof(float));
+    return looked;
+}
+
+/* Priorities of segment p for row m: those that are large go to the histogram, the sum of all
+ * others of clusters without V is returned. */
+static double collect_priorities(struct block *block, size_t p, size_t m, uint64_t large)
+{
+    const struct block_segment *segment = &block->segments[p];
+    const float *priority = block->priority + (p * block->rows + m) * PLANES_CLUSTERS;
+    float *sums = block->histogram + m * BLOCK_BINS;
+    double all = (double)block->priority_sum[p * block->rows + m];
+    if (segment->opened != 0) {
+        all = 0.0;
+        for (uint64_t shut = ~segment->valued; shut != 0; shut &= shut - 1)
+            all += (double)priority[__builtin_ctzll(shut)];
     }
-    for (uint32_t bin = 0; bin < BLOCK_BINS; bin++) {
-        sum += (double)sums[bin];
-        if (sum > allowed) return block_bin_least(bin);
+    for (uint64_t left = large & ~segment->valued; left != 0; left &= left - 1) {
+        float value = priority[__builtin_ctzll(left)];
+        sums[block_bin(value)] += value;
+        all -= (double)value;
     }
-    return INFINITY;
+    return fmax(all, 0.0);
+}
+
+/* The largest thresholds such that clusters without V and with a priority below them sum to at most
+ * allowed[m]. Were all of them below allowed / their number, the sum would be allowed: only what is
+ * above needs a histogram. */
+static void set_thresholds(struct block *block, const double *allowed)
+{
+    size_t rows = block->rows, clusters = block->segment_count * PLANES_CLUSTERS;
+    double below[BLOCK_ROWS] = { 0.0 };
+    float least[BLOCK_ROWS];
+    bool any = false;
+    for (size_t m = 0; m < rows; m++) {
+        bool all = block->priority_shut[m] <= (1.0 - 1e-6) * allowed[m];
+        least[m] = all ? INFINITY : (float)(allowed[m] / (double)clusters);
+        any |= !all;
+        memset(block->histogram + m * BLOCK_BINS, 0, BLOCK_BINS * sizeof *block->histogram);
+    }
+    for (size_t p = 0; any && p < block->segment_count; p++) {
+        uint64_t large[BLOCK_ROWS];
+        if (block->segments[p].blank) continue;
+        block->call->planes->above(&(struct plane_above_args){
+            .scores = block->priority + p * rows * PLANES_CLUSTERS, .least = least,
+            .queries = rows, .above = large });
+        for (size_t m = 0; m < rows; m++)
+            if (least[m] < INFINITY) below[m] += collect_priorities(block, p, m, large[m]);
+    }
+    for (size_t m = 0; m < rows; m++) {
+        const float *sums = block->histogram + m * BLOCK_BINS;
+        uint32_t bin = least[m] < INFINITY ? block_bin(least[m]) : BLOCK_BINS;
+        while (bin < BLOCK_BINS && below[m] + (double)sums[bin] <= allowed[m])
+            below[m] += (double)sums[bin++];
+        block->threshold[m] = bin < BLOCK_BINS ? block_bin_least(bin) : INFINITY;
+    }
 }
 
 size_t block_plane_bytes(const struct block *block)
@@ -319,20 +365,22 @@ static size_t affordable(const struct block *block)
     return (size_t)(left - sample);
 }
 
-/* Clusters without V that one of the rows wants at these thresholds. Returns their number. */
-static size_t mark(const struct block *block, const float *thresholds, uint64_t *ret_fresh)
+/* Clusters without V that one of the rows wants. Returns their number. */
+static size_t mark(const struct block *block, uint64_t *ret_fresh)
 {
-    size_t count = 0;
+    size_t count = 0, rows = block->rows;
     for (size_t p = 0; p < block->segment_count; p++) {
-        uint64_t wanted = 0;
+        uint64_t wanted = 0, above[BLOCK_ROWS];
+        bool reached = false;
         ret_fresh[p] = 0;
         if (block->segments[p].blank) continue;
-        for (size_t m = 0; m < block->rows; m++) {
-            const float *priority = block->priority + (p * block->rows + m) * PLANES_CLUSTERS;
-            if (block->priority_top[p * block->rows + m] < thresholds[m]) continue;
-            for (size_t c = 0; c < PLANES_CLUSTERS; c++)
-                wanted |= (uint64_t)(priority[c] >= thresholds[m]) << c;
-        }
+        for (size_t m = 0; m < rows; m++)
+            reached |= block->priority_top[p * rows + m] >= block->threshold[m];
+        if (!reached) continue;
+        block->call->planes->above(&(struct plane_above_args){
+            .scores = block->priority + p * rows * PLANES_CLUSTERS, .least = block->threshold,
+            .queries = rows, .above = above });
+        for (size_t m = 0; m < rows; m++) wanted |= above[m];
         ret_fresh[p] = wanted & ~block->segments[p].valued;
         count += (size_t)__builtin_popcountll(ret_fresh[p]);
     }
@@ -342,15 +390,14 @@ static size_t mark(const struct block *block, const float *thresholds, uint64_t 
 size_t block_choose(struct block *block, const double *allowed, uint64_t *ret_fresh)
 {
     float *thresholds = block->threshold;
-    for (size_t m = 0; m < block->rows; m++)
-        thresholds[m] = threshold(block, m, allowed[m]);
-    size_t count = mark(block, thresholds, ret_fresh);
+    set_thresholds(block, allowed);
+    size_t count = mark(block, ret_fresh);
     /* A threshold of 0 would never rise, and infinite priorities are above all of them. */
     for (int step = 0; step < RISES && count > affordable(block); step++) {
         block->limited = true;
         for (size_t m = 0; m < block->rows; m++)
             thresholds[m] = 1.5F * fmaxf(thresholds[m], FLT_MIN);
-        count = mark(block, thresholds, ret_fresh);
+        count = mark(block, ret_fresh);
     }
     if (count <= affordable(block)) return count;
     memset(ret_fresh, 0, block->segment_count * sizeof *ret_fresh);

@@ -56,6 +56,18 @@ static double chances(const struct block *block, size_t p, const float *inverse,
     return ((double)sums[0] + (double)sums[1]) + ((double)sums[2] + (double)sums[3]);
 }
 
+/* That sum alone. Of a segment that nothing was read of it is known. */
+static double chance_of_segment(const struct block *block, size_t p, const float *inverse)
+{
+    float chance[PLANES_CLUSTERS];
+    if (block->segments[p].blank) return 0.0;
+    if (block->segments[p].opened != 0) return chances(block, p, inverse, chance);
+    double sum = 0.0;
+    for (size_t m = 0; m < block->rows; m++)
+        sum += (double)(block->priority_sum[p * block->rows + m] * inverse[m]);
+    return sum;
+}
+
 /* Where next to nothing is left of all priorities, the running difference is but rounding: summed
  * anew. */
 static double shut_priority(const struct block *block, size_t m)
@@ -88,8 +100,10 @@ static void draw(struct block *block, size_t most)
     double step = total / (double)draws, before = 0.0;
     double next = block->draws == 0 ? 0.25 * step : 0.75 * step;
     for (size_t p = 0; p < block->segment_count; p++) {
-        double here = chances(block, p, inverse, chance), sum = before;
-        before += here;
+        double sum = before;
+        before += chance_of_segment(block, p, inverse);
+        if (next > before) continue;
+        (void)chances(block, p, inverse, chance);
         for (size_t c = 0; c < PLANES_CLUSTERS && next <= before; c++) {
             sum += (double)chance[c];
             if (sum < next || chance[c] == 0.0F) continue;
@@ -154,6 +168,7 @@ static void read_probe(struct block *block, size_t i)
 
 static float estimated_mass(const struct block *block, const struct block_probe *probe, size_t m)
 {
+    if ((block->segments[probe->segment].dropped >> probe->cluster & 1) != 0) return 0.0F;
     return block->mass[(probe->segment * block->rows + m) * PLANES_CLUSTERS + probe->cluster];
 }
 

@@ -24,12 +24,8 @@ static const float square_floor = 0.01F;
 
 void block_turn_exactly(struct block *block, size_t p)
 {
-    const struct planes *planes = block->segments[p].planes;
-    size_t head_dim = block->head_dim;
-    for (size_t m = 0; m < block->rows; m++)
-        for (size_t d = 0; d < head_dim; d++)
-            block->turned[m * head_dim + d] = block->q[m * head_dim + d] / planes->balance[d];
-    rotation_apply(block->turned, block->rows, head_dim);
+    block->segments[p].turned = false;
+    (void)block_plane_queries(block, p); /* leaves them in block->turned */
 }
 
 /* Rows of the block into a space. */

@@ -28,6 +28,8 @@
 #include "index/backend.h"
 #include "index/progressive_block.h"
 
+enum { LANES = 4 };
+
 /* Low nibbles leave a token with at most this share of its e², or it is read exactly. */
 static const float lo_helps = 0.25F;
 static const double quiet_share = 0.1; /* of the target squared, for all quiet tiles together */
@@ -61,23 +63,13 @@ static float value_distance(const struct block *block, const struct planes *plan
     }
     const int8_t *codes = planes->means + c * head_dim;
     const float *output = block->output + m * head_dim;
-    float sum = 0.0F;
-    for (size_t d = 0; d < head_dim; d++) {
-        float e = scale * (float)codes[d] - output[d];
-        sum += e * e;
-    }
-    return sum + spread;
-}
-
-/* The largest of a tile's steps, squared. steps (16) fp16, not negative: as signed numbers, which
- * every CPU compares eight at a time. */
-static inline float largest_step_square(const uint16_t *steps)
-{
-    int16_t all[PLANE_TILE], most = 0;
-    memcpy(all, steps, sizeof all);
-    for (size_t t = 0; t < PLANE_TILE; t++) most = all[t] > most ? all[t] : most;
-    float step = block_step((uint16_t)most);
-    return step * step;
+    float sums[LANES] = { 0 };
+    for (size_t d = 0; d < head_dim; d += LANES)
+        for (size_t lane = 0; lane < LANES; lane++) {
+            float e = scale * (float)codes[d + lane] - output[d + lane];
+            sums[lane] += e * e;
+        }
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]) + spread;
 }
 
 /* What the tiles of a block have in common, per row. */
@@ -88,12 +80,14 @@ struct units {
     double bound[BLOCK_ROWS]; /* Σ of the bounds of all tiles */
     bool done[BLOCK_ROWS];    /* that is within the budget: nothing to refine for this row */
     float most;               /* a bound up to which a tile is quiet */
+    float small;              /* e² of a token that is never refined */
 };
 
 static void units_init(const struct block *block, struct units *ret_units)
 {
     double target = (double)block->call->target;
     ret_units->most = (float)(quiet_share * target * target / (double)block->tiles_used);
+    ret_units->small = ret_units->most / PLANE_TILE;
     for (size_t m = 0; m < block->rows; m++) {
         double unit = block->total[m] * block->norm[m], shut = block->shut_error[m];
         ret_units->over[m] = unit > 0.0 ? (float)(1.0 / (12.0 * unit * unit)) : 0.0F;
@@ -103,25 +97,31 @@ static void units_init(const struct block *block, struct units *ret_units)
     }
 }
 
-/* An upper bound of e² of tile i for each row, into tile_most. Of tiles without V it is that of
- * their keys: their values are not rounded but unknown, which the sample has counted. */
-static void bound_tile(const struct block *block, const struct block_chunk *chunk, size_t i,
-                       struct units *units)
+/* Upper bounds of e² of the tiles of a chunk for each row, into tile_most. Of tiles without V it is
+ * that of their keys: their values are not rounded but unknown, which the sample has counted. */
+static void bound_chunk(const struct block *block, const struct block_chunk *chunk,
+                        struct units *units)
 {
     const struct planes *planes = block->segments[chunk->segment].planes;
-    size_t c = chunk->tiles[i];
-    float dims = (float)block->head_dim, rms = planes->mean_scale[c] * 127.0F / 2.5F;
-    float key = largest_step_square(planes->key_scale + c * PLANES_CLUSTER), value = 0.0F;
-    if ((chunk->valued >> i & 1) != 0)
-        value = dims * largest_step_square(planes->value_scale + c * PLANES_CLUSTER) +
-                12.0F * PLANE_TILE * block_mean_rounding(block, planes, c);
-    float size = rms * rms * dims + planes->value_spread[c];
-    const float *square = block->square + chunk->segment * block->rows;
+    float dims = (float)block->head_dim, size[PLANES_CLUSTERS], value[PLANES_CLUSTERS];
+    for (size_t i = 0; i < chunk->count; i++) {
+        size_t c = chunk->tiles[i];
+        float rms = planes->mean_scale[c] * 127.0F / 2.5F;
+        float rounding = 12.0F * PLANE_TILE * block_mean_rounding(block, planes, c);
+        bool valued = (chunk->valued >> i & 1) != 0;
+        size[i] = rms * rms * dims + planes->value_spread[c];
+        value[i] = valued ? dims * chunk->value_step[i] + rounding : 0.0F;
+    }
     for (size_t m = 0; m < block->rows; m++) {
-        float term = square[m] * key * (size + units->square[m]) + value;
-        float bound = chunk->tile_square[m * chunk->count + i] * units->over[m] * term;
-        chunk->tile_most[m * chunk->count + i] = bound;
-        units->bound[m] += (double)bound;
+        const float *squares = chunk->tile_square + m * chunk->count;
+        float *most = chunk->tile_most + m * chunk->count, over = units->over[m];
+        float key = block->square[chunk->segment * block->rows + m], output = units->square[m];
+        float sum = 0.0F;
+        for (size_t i = 0; i < chunk->count; i++)
+            most[i] = squares[i] * over *
+                      (key * chunk->key_step[i] * (size[i] + output) + value[i]);
+        for (size_t i = 0; i < chunk->count; i++) sum += most[i];
+        units->bound[m] += (double)sum;
     }
 }
 
@@ -131,8 +131,7 @@ static bool bound_tiles(const struct block *block, struct units *units)
 {
     bool left = false;
     for (size_t at = 0; at < block->chunk_count; at++)
-        for (size_t i = 0; i < block->chunks[at].count; i++)
-            bound_tile(block, &block->chunks[at], i, units);
+        bound_chunk(block, &block->chunks[at], units);
     for (size_t m = 0; m < block->rows; m++) {
         units->done[m] = units->bound[m] <= units->budget[m];
         left |= !units->done[m];
@@ -140,27 +139,26 @@ static bool bound_tiles(const struct block *block, struct units *units)
     return left;
 }
 
-/* Can no token of tile i matter? Then its e², about 0.6 of the bound, goes to quiet (M). Most tiles
- * are quiet: the rest of the work is for the few that are not. A token of a tile without V that
- * mattered would have had its values read. */
-static bool is_quiet(const struct block *block, const struct block_chunk *chunk, size_t i,
-                     const struct units *units, double *quiet)
+/* The tiles of a chunk of which no token can matter: their e², about 0.6 of the bounds, go to quiet
+ * (M). Most tiles are quiet: the rest of the work is for the few that are not. A token of a tile
+ * without V that mattered would have had its values read. */
+static uint64_t quiet_tiles(const struct block *block, const struct block_chunk *chunk,
+                            const struct units *units, double *quiet)
 {
-    const float *bound = chunk->tile_most + i;
-    bool loud = false;
-    for (size_t m = 0; m < block->rows; m++)
-        loud |= !units->done[m] && !(bound[m * chunk->count] <= units->most);
-    if (loud && (chunk->valued >> i & 1) != 0) return false;
-    for (size_t m = 0; m < block->rows; m++)
-        quiet[m] += quiet_of_bound * (double)bound[m * chunk->count];
-    return true;
-}
-
-static inline float least_of(const float *weights)
-{
-    float least = weights[0];
-    for (size_t t = 1; t < PLANE_TILE; t++) least = weights[t] < least ? weights[t] : least;
-    return least;
+    uint64_t loud = 0;
+    for (size_t m = 0; m < block->rows; m++) {
+        const float *bound = chunk->tile_most + m * chunk->count;
+        for (size_t i = 0; i < chunk->count && !units->done[m]; i++)
+            loud |= (uint64_t)!(bound[i] <= units->most) << i;
+    }
+    loud &= chunk->valued;
+    for (size_t m = 0; m < block->rows; m++) {
+        const float *bound = chunk->tile_most + m * chunk->count;
+        float sum = 0.0F;
+        for (size_t i = 0; i < chunk->count; i++) sum += (loud >> i & 1) != 0 ? 0.0F : bound[i];
+        quiet[m] += quiet_of_bound * (double)sum;
+    }
+    return ~loud;
 }
 
 static void tile_terms(const struct block *block, const struct block_chunk *chunk, size_t i,
@@ -183,7 +181,7 @@ static void tile_terms(const struct block *block, const struct block_chunk *chun
         float square = block->square[chunk->segment * block->rows + m];
         ret_terms->key[m] = square * value_distance(block, planes, c, m, share) * over;
         ret_terms->value[m] = dims * over;
-        float least = least_of(chunk->weights + (m * chunk->count + i) * PLANE_TILE);
+        float least = block_least(chunk->weights + (m * chunk->count + i) * PLANE_TILE);
         ret_terms->least[m] = least;
         ret_terms->mean[m] = least * least * shared * over;
     }
@@ -226,18 +224,13 @@ static float collect_tile(const struct block_chunk *chunk, size_t i, size_t m,
 /* sums (M, BLOCK_BINS) of e², but for what is quiet. */
 static void collect(struct block *block, const struct units *units, float *sums, double *quiet)
 {
-    double target = (double)block->call->target;
-    double each = target * target / (double)(block->tiles_used * PLANE_TILE);
-    struct terms terms = { .small = (float)(quiet_share * each) };
+    struct terms terms = { .small = units->small };
     memset(sums, 0, block->rows * BLOCK_BINS * sizeof *sums);
     for (size_t at = 0; at < block->chunk_count; at++) {
         struct block_chunk *chunk = &block->chunks[at];
-        chunk->quiet = 0;
+        chunk->quiet = quiet_tiles(block, chunk, units, quiet);
         for (size_t i = 0; i < chunk->count; i++) {
-            if (is_quiet(block, chunk, i, units, quiet)) {
-                chunk->quiet |= UINT64_C(1) << i;
-                continue;
-            }
+            if ((chunk->quiet >> i & 1) != 0) continue;
             tile_terms(block, chunk, i, &terms);
             for (size_t m = 0; m < block->rows; m++)
                 chunk->tile_most[m * chunk->count + i] =
@@ -246,11 +239,12 @@ static void collect(struct block *block, const struct units *units, float *sums,
     }
 }
 
-/* The first bin that makes the bins below it sum to more than `budget`; that sum in *ret_below. */
-static uint32_t cut(const float *sums, double budget, double *ret_below)
+/* The first bin that makes the bins below it sum to more than `budget`; that sum in *ret_below.
+ * There is nothing below `first`. */
+static uint32_t cut(const float *sums, uint32_t first, double budget, double *ret_below)
 {
     *ret_below = 0.0;
-    for (uint32_t bin = 0; bin < BLOCK_BINS; bin++) {
+    for (uint32_t bin = first; bin < BLOCK_BINS; bin++) {
         if (*ret_below + (double)sums[bin] > budget) return bin;
         *ret_below += (double)sums[bin];
     }
@@ -259,14 +253,15 @@ static uint32_t cut(const float *sums, double budget, double *ret_below)
 
 /* The thresholds of one row that leave at most `budget` (of e²) behind. First the tokens that 8
  * bits would not help enough, and half of the budget for those that they do help. sums
- * (BLOCK_BINS); returns their sum. */
-static double set_thresholds(const float *sums, double budget, float *ret_lo, float *ret_exact)
+ * (BLOCK_BINS), none below `first`; returns their sum. */
+static double set_thresholds(const float *sums, uint32_t first, double budget, float *ret_lo,
+                             float *ret_exact)
 {
     double all = 0.0, coded, below = 0.0;
-    for (size_t bin = 0; bin < BLOCK_BINS; bin++) all += (double)sums[bin];
+    for (size_t bin = first; bin < BLOCK_BINS; bin++) all += (double)sums[bin];
     *ret_lo = *ret_exact = INFINITY;
     if (all <= budget) return all;
-    uint32_t exact = cut(sums, 0.5 * budget / (double)lo_share, &coded), lo = 0;
+    uint32_t exact = cut(sums, first, 0.5 * budget / (double)lo_share, &coded), lo = first;
     for (; lo < exact; lo++) {
         double more = below + (double)sums[lo];
         if (more + (coded - more) * (double)lo_share > budget) break;
@@ -457,9 +452,12 @@ static void refine_chunk(struct block *block, const struct block_chunk *chunk,
     struct gathering gathering = { .segment = chunk->segment };
     float removed[BLOCK_ROWS * PLANES_CLUSTERS];
     uint8_t levels[PLANES_TOKENS];
-    uint64_t which = 0;
-    for (size_t i = 0; i < chunk->count; i++)
-        which |= (uint64_t)choose_levels(block, chunk, i, thresholds, levels + i * PLANE_TILE) << i;
+    uint64_t which = 0, clusters = 0;
+    for (size_t i = 0; i < chunk->count; i++) {
+        bool any = choose_levels(block, chunk, i, thresholds, levels + i * PLANE_TILE);
+        which |= (uint64_t)any << i;
+        clusters |= (uint64_t)any << chunk->tiles[i];
+    }
     if (which == 0) return;
     memset(removed, 0, block->rows * PLANES_CLUSTERS * sizeof *removed);
     block_weigh(block, chunk, which, block->removed);
@@ -477,8 +475,9 @@ static void refine_chunk(struct block *block, const struct block_chunk *chunk,
     block_weigh(block, chunk, which, block->residual);
     end_segment(block, &gathering);
     block->call->planes->means(&(struct plane_means_args){
-        .mass = removed, .means = planes->means, .scale = planes->mean_scale,
-        .queries = block->rows, .head_dim = block->head_dim, .acc = block->removed });
+        .clusters = clusters, .mass = removed, .means = planes->means,
+        .scale = planes->mean_scale, .queries = block->rows, .head_dim = block->head_dim,
+        .acc = block->removed });
 }
 
 void block_refine(struct block *block)
@@ -498,8 +497,9 @@ void block_refine(struct block *block)
     for (size_t m = 0; m < block->rows; m++) {
         double target = (double)block->call->target, least = 0.25 * target * target;
         double budget = fmax(units.budget[m] - quiet[m], 0.1 * least);
-        block->code_error[m] = quiet[m] + set_thresholds(sums + m * BLOCK_BINS, budget,
-                                                         &thresholds.lo[m], &thresholds.exact[m]);
+        block->code_error[m] =
+            quiet[m] + set_thresholds(sums + m * BLOCK_BINS, block_bin(units.small), budget,
+                                      &thresholds.lo[m], &thresholds.exact[m]);
         any |= thresholds.lo[m] < INFINITY;
     }
     for (size_t i = 0; any && i < block->chunk_count; i++)

@@ -73,16 +73,28 @@ static void scale_row(struct block *block, size_t m, float factor)
 static void raise_shift(struct block *block, const float *scores, size_t count)
 {
     for (size_t m = 0; m < block->rows; m++) {
-        float top = -INFINITY;
-        for (size_t i = 0; i < count; i++) {
-            float score = scores[m * count + i];
-            top = score > top ? score : top;
-        }
+        float tops[PLANE_TILE], top = -INFINITY;
+        memcpy(tops, scores + m * count, sizeof tops);
+        for (size_t i = PLANE_TILE; i < count; i += PLANE_TILE)
+            for (size_t t = 0; t < PLANE_TILE; t++)
+                tops[t] = scores[m * count + i + t] > tops[t] ? scores[m * count + i + t] : tops[t];
+        for (size_t t = 0; t < PLANE_TILE; t++) top = tops[t] > top ? tops[t] : top;
         if (top <= block->shift[m] + shift_slack) continue;
         scale_row(block, m, expf(block->shift[m] - top));
         block->shift[m] = top;
         block_set_unit(block, m);
     }
+}
+
+/* The largest of a tile's steps, squared. steps (16) fp16, not negative: as signed numbers, which
+ * every CPU compares eight at a time. */
+static inline float largest_step_square(const uint16_t *steps)
+{
+    int16_t all[PLANE_TILE], most = 0;
+    memcpy(all, steps, sizeof all);
+    for (size_t t = 0; t < PLANE_TILE; t++) most = all[t] > most ? all[t] : most;
+    float step = block_step((uint16_t)most);
+    return step * step;
 }
 
 /* Memory for `fresh` of segment p. */
@@ -95,7 +107,9 @@ static struct block_chunk *add_chunk(struct block *block, size_t p, uint64_t fre
                                    .weights = block->weights + used * PLANE_TILE * rows,
                                    .tile_sum = block->tile_sums + used * rows,
                                    .tile_square = block->tile_sums + (all + used) * rows,
-                                   .tile_most = block->tile_sums + (2 * all + used) * rows };
+                                   .tile_most = block->tile_sums + (2 * all + used) * rows,
+                                   .key_step = block->tile_steps + used,
+                                   .value_step = block->tile_steps + all + used };
     for (; fresh != 0; fresh &= fresh - 1)
         chunk->tiles[chunk->count++] = (uint16_t)__builtin_ctzll(fresh);
     block->tiles_used += chunk->count;
@@ -107,34 +121,40 @@ static struct block_chunk *add_chunk(struct block *block, size_t p, uint64_t fre
 /* Move the clusters of a chunk from shut to open. */
 static void move_masses(struct block *block, const struct block_chunk *chunk)
 {
-    const struct planes *planes = block->segments[chunk->segment].planes;
+    struct block_segment *segment = &block->segments[chunk->segment];
+    const struct planes *planes = segment->planes;
     size_t rows = block->rows;
+    uint64_t clusters = 0;
     float more[BLOCK_ROWS * PLANES_CLUSTERS];
-    memset(more, 0, rows * PLANES_CLUSTERS * sizeof *more);
+    for (size_t i = 0; i < chunk->count; i++) clusters |= UINT64_C(1) << chunk->tiles[i];
     for (size_t m = 0; m < rows; m++) {
         float *mass = block->mass + (chunk->segment * rows + m) * PLANES_CLUSTERS;
         for (size_t i = 0; i < chunk->count; i++) {
             size_t c = chunk->tiles[i];
             float sum = chunk->tile_sum[m * chunk->count + i];
-            more[m * PLANES_CLUSTERS + c] = sum - mass[c];
-            block->mass_shut[m] -= (double)mass[c];
+            float before = (segment->dropped >> c & 1) != 0 ? 0.0F : mass[c];
+            more[m * PLANES_CLUSTERS + c] = sum - before;
+            block->mass_shut[m] -= (double)before;
             block->mass_open[m] += (double)sum;
             mass[c] = sum;
         }
     }
+    segment->dropped &= ~clusters;
     block->call->planes->means(&(struct plane_means_args){
-        .mass = more, .means = planes->means, .scale = planes->mean_scale, .queries = rows,
+        .clusters = clusters, .mass = more,
+        .means = planes->means, .scale = planes->mean_scale, .queries = rows,
         .head_dim = block->head_dim, .acc = block->base });
 }
 
 void block_centre_shares(const uint16_t *steps, float *ret_shares)
 {
-    float sums[4] = { 0 };
+    float sums[4];
     for (size_t t = 0; t < PLANE_TILE; t++) {
         float step = block_step(steps[t]);
         ret_shares[t] = step * step;
-        sums[t % 4] += ret_shares[t];
     }
+    for (size_t t = 0; t < 4; t++)
+        sums[t] = (ret_shares[t] + ret_shares[4 + t]) + (ret_shares[8 + t] + ret_shares[12 + t]);
     float sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
     float unit = sum > 0.0F ? (float)PLANE_TILE / sum : 0.0F; /* steps of 0: nothing is rounded */
     for (size_t t = 0; t < PLANE_TILE; t++) ret_shares[t] *= unit;
@@ -152,9 +172,9 @@ void block_centre_tile(float *scores, float centre, const float *shares)
 /* Weights of a tile over their least. */
 static void uneven_of(const float *weights, float *ret_uneven)
 {
-    float least = weights[0];
-    for (size_t t = 1; t < PLANE_TILE; t++) least = weights[t] < least ? weights[t] : least;
-    for (size_t t = 0; t < PLANE_TILE; t++) ret_uneven[t] = weights[t] - least;
+    float least = block_least(weights), over[PLANE_TILE];
+    for (size_t t = 0; t < PLANE_TILE; t++) over[t] = weights[t] - least;
+    memcpy(ret_uneven, over, sizeof over);
 }
 
 void block_weigh(struct block *block, const struct block_chunk *chunk, uint64_t which, float *acc)
@@ -181,27 +201,39 @@ void block_set_unit(struct block *block, size_t m)
     block->priority_unit[m] = exp(fmin(exponent, 300.0));
 }
 
-/* The priority of tile i, now that its weights are known, for every row. Does one of them want its
- * values? */
-static bool wants_values(struct block *block, const struct block_chunk *chunk, size_t i)
+/* Priorities of the tiles of a chunk, now that their weights are known. Returns which of them some
+ * row wants the values of. */
+static uint64_t wanted_values(struct block *block, const struct block_chunk *chunk)
 {
-    size_t c = chunk->tiles[i];
     const struct planes *planes = block->segments[chunk->segment].planes;
-    float spread = planes->value_spread[c], rounding = block_mean_rounding(block, planes, c);
-    bool wanted = false;
+    float spread[PLANES_CLUSTERS], rounding[PLANES_CLUSTERS];
+    uint64_t wanted = 0;
+    for (size_t i = 0; i < chunk->count; i++) {
+        spread[i] = planes->value_spread[chunk->tiles[i]];
+        rounding[i] = block_mean_rounding(block, planes, chunk->tiles[i]);
+    }
     for (size_t m = 0; m < block->rows; m++) {
-        float sum = chunk->tile_sum[m * chunk->count + i];
-        float uneven = chunk->tile_square[m * chunk->count + i] - sum * sum / PLANE_TILE;
-        double square = (double)sum * (double)sum * (double)rounding;
-        double moved = sqrt(uneven > 0.0F ? square + (double)uneven * (double)spread : square);
-        float priority = (float)fmin(known_weight * moved * block->priority_unit[m], priority_most);
-        float *at = &block->priority[(chunk->segment * block->rows + m) * PLANES_CLUSTERS + c];
-        block->priority_shut[m] += (double)priority - (double)*at;
-        block->priority_all[m] += (double)priority;
-        *at = priority;
-        float *top = &block->priority_top[chunk->segment * block->rows + m];
-        *top = priority > *top ? priority : *top;
-        wanted |= priority >= block->threshold[m];
+        const float *sums = chunk->tile_sum + m * chunk->count;
+        const float *squares = chunk->tile_square + m * chunk->count;
+        float *priorities =
+            block->priority + (chunk->segment * block->rows + m) * PLANES_CLUSTERS;
+        float top = block->priority_top[chunk->segment * block->rows + m];
+        double unit = known_weight * block->priority_unit[m], more = 0.0, all = 0.0;
+        for (size_t i = 0; i < chunk->count; i++) {
+            float square = sums[i] * sums[i], uneven = squares[i] - square / PLANE_TILE;
+            uneven = uneven > 0.0F ? uneven : 0.0F;
+            double moved = (double)sqrtf(uneven * spread[i] + square * rounding[i]) * unit;
+            float priority = (float)(moved < priority_most ? moved : priority_most);
+            float *at = &priorities[chunk->tiles[i]];
+            more += (double)priority - (double)*at;
+            all += (double)priority;
+            *at = priority;
+            top = priority > top ? priority : top;
+            wanted |= (uint64_t)(priority >= block->threshold[m]) << i;
+        }
+        block->priority_shut[m] += more;
+        block->priority_all[m] += all;
+        block->priority_top[chunk->segment * block->rows + m] = top;
     }
     return wanted;
 }
@@ -227,7 +259,9 @@ static void read_values(struct block *block, struct block_chunk *chunk, uint64_t
     block_weigh(block, chunk, which, block->residual);
     chunk->valued |= which;
     for (uint64_t bits = which; bits != 0; bits &= bits - 1) {
-        size_t c = chunk->tiles[__builtin_ctzll(bits)];
+        size_t i = (size_t)__builtin_ctzll(bits), c = chunk->tiles[i];
+        const uint16_t *steps = segment->planes->value_scale + c * PLANE_TILE;
+        chunk->value_step[i] = largest_step_square(steps);
         segment->valued |= UINT64_C(1) << c;
         for (size_t m = 0; m < block->rows; m++)
             block->priority_shut[m] -=
@@ -252,7 +286,9 @@ struct block_chunk *block_score_tokens(struct block *block, size_t p, uint64_t f
     for (size_t i = 0; i < chunk->count; i++) {
         float shares[PLANE_TILE];
         size_t c = chunk->tiles[i];
-        block_centre_shares(segment->planes->key_scale + c * PLANE_TILE, shares);
+        const uint16_t *steps = segment->planes->key_scale + c * PLANE_TILE;
+        chunk->key_step[i] = largest_step_square(steps);
+        block_centre_shares(steps, shares);
         for (size_t m = 0; m < block->rows; m++)
             block_centre_tile(chunk->weights + m * stride + i * PLANE_TILE,
                               centre[m * PLANES_CLUSTERS + c], shares);
@@ -293,10 +329,7 @@ static void scan_segment(struct block *block, size_t p, uint64_t fresh)
         .count = chunk->count, .stride = stride, .tile_sum = chunk->tile_sum,
         .tile_square = chunk->tile_square });
     move_masses(block, chunk);
-    uint64_t which = 0;
-    for (size_t i = 0; i < chunk->count; i++)
-        which |= (uint64_t)wants_values(block, chunk, i) << i;
-    read_values(block, chunk, which);
+    read_values(block, chunk, wanted_values(block, chunk));
 }
 
 /* The first segment from p on with fresh clusters that are shut. */

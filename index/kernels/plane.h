@@ -86,7 +86,7 @@ typedef void plane_centroid_fn(const struct plane_centroid_args *args);
  * bits: a stream of scores of which few are wanted is looked through without a branch for each. */
 struct plane_above_args {
     float *scores;      /* (M, 64) in, out: scores + extra */
-    const float *extra; /* (64) */
+    const float *extra; /* (64); NULL: nothing is added, and nothing written */
     const float *least; /* (M) */
     size_t queries;
     uint64_t *above;    /* (M) out: bit i where score i ≥ least */
@@ -152,9 +152,9 @@ struct plane_weigh_args {
 };
 typedef void plane_weigh_fn(const struct plane_weigh_args *args);
 
-/* acc += Σ_c mass_c * mean_c over all 64 clusters of a segment; clusters with mass 0 for all
- * queries are not read. */
+/* acc += Σ_c mass_c * mean_c over some of the 64 clusters of a segment; the others are not read. */
 struct plane_means_args {
+    uint64_t clusters;  /* bits */
     const float *mass;  /* (M, 64) */
     const int8_t *means; /* (64, D) */
     const float *scale;  /* (64) */

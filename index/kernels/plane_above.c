@@ -9,7 +9,7 @@ void plane_above_ref(const struct plane_above_args *args)
         float *scores = args->scores + m * PLANE_TILES;
         uint64_t above = 0;
         for (size_t i = 0; i < PLANE_TILES; i++) {
-            scores[i] += args->extra[i];
+            if (args->extra != NULL) scores[i] += args->extra[i];
             if (scores[i] >= args->least[m]) above |= (uint64_t)1 << i;
         }
         args->above[m] = above;

@@ -13,9 +13,11 @@ void plane_above_avx2(const struct plane_above_args *args)
         __m256 least = _mm256_set1_ps(args->least[m]);
         uint64_t above = 0;
         for (size_t i = 0; i < PLANE_TILES; i += ABOVE_LANES) {
-            __m256 sum = _mm256_add_ps(_mm256_loadu_ps(scores + i),
-                                       _mm256_loadu_ps(args->extra + i));
-            _mm256_storeu_ps(scores + i, sum);
+            __m256 sum = _mm256_loadu_ps(scores + i);
+            if (args->extra != NULL) {
+                sum = _mm256_add_ps(sum, _mm256_loadu_ps(args->extra + i));
+                _mm256_storeu_ps(scores + i, sum);
+            }
             int bits = _mm256_movemask_ps(_mm256_cmp_ps(sum, least, _CMP_GE_OQ));
             above |= (uint64_t)(unsigned)bits << i;
         }

@@ -13,9 +13,11 @@ void plane_above_avx512(const struct plane_above_args *args)
         __m512 least = _mm512_set1_ps(args->least[m]);
         uint64_t above = 0;
         for (size_t i = 0; i < PLANE_TILES; i += ABOVE_LANES) {
-            __m512 sum = _mm512_add_ps(_mm512_loadu_ps(scores + i),
-                                       _mm512_loadu_ps(args->extra + i));
-            _mm512_storeu_ps(scores + i, sum);
+            __m512 sum = _mm512_loadu_ps(scores + i);
+            if (args->extra != NULL) {
+                sum = _mm512_add_ps(sum, _mm512_loadu_ps(args->extra + i));
+                _mm512_storeu_ps(scores + i, sum);
+            }
             above |= (uint64_t)_mm512_cmp_ps_mask(sum, least, _CMP_GE_OQ) << i;
         }
         args->above[m] = above;

@@ -16,8 +16,11 @@ void plane_above_neon(const struct plane_above_args *args)
         float32x4_t least = vdupq_n_f32(args->least[m]);
         uint64_t above = 0;
         for (size_t i = 0; i < PLANE_TILES; i += ABOVE_LANES) {
-            float32x4_t sum = vaddq_f32(vld1q_f32(scores + i), vld1q_f32(args->extra + i));
-            vst1q_f32(scores + i, sum);
+            float32x4_t sum = vld1q_f32(scores + i);
+            if (args->extra != NULL) {
+                sum = vaddq_f32(sum, vld1q_f32(args->extra + i));
+                vst1q_f32(scores + i, sum);
+            }
             above |= (uint64_t)vaddvq_u32(vandq_u32(vcgeq_f32(sum, least), bits)) << i;
         }
         args->above[m] = above;

@@ -2,13 +2,10 @@
 /* plane_means_tile.h — plane_means, written once over the vocabulary of vec_<isa>.h.
  *
  * As weigh of attention/kernels/partial_tile.h: along a few rows at once with their weights in
- * registers, sums in L1. Clusters without mass are left out before, so that only what counts is
- * read.
+ * registers, sums in L1.
  */
 #ifndef MEMD_INDEX_KERNELS_PLANE_MEANS_TILE_H
 #define MEMD_INDEX_KERNELS_PLANE_MEANS_TILE_H
-
-#include <stdbool.h>
 
 #include "index/kernels/plane.h"
 
@@ -56,28 +53,15 @@ INLINE void means_list(struct means_block *block, size_t count, size_t queries)
     for (; at < count; at++, block->list++) means_rows(block, queries, 1);
 }
 
-/* Clusters with mass for one of the `queries` rows from `first`; their number. */
-static size_t means_choose(const struct plane_means_args *args, size_t first, size_t queries,
-                           uint8_t *ret_list)
-{
-    size_t count = 0;
-    for (size_t c = 0; c < PLANE_TILES; c++) {
-        bool any = false;
-        for (size_t m = first; m < first + queries; m++)
-            any |= args->mass[m * PLANE_TILES + c] != 0.0F;
-        ret_list[count] = (uint8_t)c;
-        count += any;
-    }
-    return count;
-}
-
 static void means_tiles(const struct plane_means_args *args)
 {
-    uint8_t list[PLANE_TILES + 1];
+    uint8_t list[PLANE_TILES];
+    size_t count = 0;
+    for (uint64_t clusters = args->clusters; clusters != 0; clusters &= clusters - 1)
+        list[count++] = (uint8_t)__builtin_ctzll(clusters);
     for (size_t first = 0; first < args->queries; first += MEANS_QUERIES) {
         size_t queries = args->queries - first;
         if (queries > MEANS_QUERIES) queries = MEANS_QUERIES;
-        size_t count = means_choose(args, first, queries, list);
         struct means_block block = { args, first, list };
         switch (queries) {
         case 1: means_list(&block, count, 1); break;

@@ -200,7 +200,8 @@ static void run_centroid(struct data *data, const unsigned char *hi,
 static void run_means(struct data *data, const unsigned char *hi)
 {
     plane_backend_get()->means(&(struct plane_means_args){
-        .mass = data->mass, .means = (const int8_t *)(hi + data->layout.means),
+        .clusters = UINT64_MAX, .mass = data->mass,
+        .means = (const int8_t *)(hi + data->layout.means),
         .scale = (const float *)(const void *)(hi + data->layout.mean_scale),
         .queries = data->queries, .head_dim = data->head_dim, .acc = data->acc });
 }

@@ -42,6 +42,16 @@ static void read_entry(const uint8_t *entry, size_t head_dim, size_t c, float *r
     }
 }
 
+/* Mean values are copied as they are. */
+static void expect_values(const struct planes *planes, const struct planes *source, size_t head_dim)
+{
+    size_t bytes = PLANES_CLUSTERS * sizeof(float);
+    assert_ptr_not_equal(planes->means, source->means);
+    assert_memory_equal(planes->means, source->means, PLANES_CLUSTERS * head_dim);
+    assert_memory_equal(planes->mean_scale, source->mean_scale, bytes);
+    assert_memory_equal(planes->value_spread, source->value_spread, bytes);
+}
+
 static void expect_entry(const struct planes *planes, size_t head_dim)
 {
     struct planes_layout layout;
@@ -71,16 +81,20 @@ static void test_entries(void **state)
         struct centroid_table *table = centroid_table_new(dims[i / 2], HEADS);
         assert_non_null(table);
         assert_true(centroid_table_bytes(table) >= (size_t)HEADS * TABLE_SEGMENTS *
-                                                       PLANES_CLUSTERS * (dims[i / 2] + 8));
+                                                       PLANES_CLUSTERS * 2 * (dims[i / 2] + 8));
+        struct planes sources[HEADS * SEGMENTS];
+        memcpy(sources, coded.planes, sizeof sources);
         for (size_t n = 0; n < (size_t)HEADS * SEGMENTS; n++)
             centroid_table_put(table, n / SEGMENTS, n % SEGMENTS * 63, &coded.planes[n]);
         for (size_t n = 0; n < (size_t)HEADS * SEGMENTS; n++) {
             expect_entry(&coded.planes[n], dims[i / 2]);
+            expect_values(&coded.planes[n], &sources[n], dims[i / 2]);
             assert_ptr_equal(coded.planes[n].space, coded.planes[n / SEGMENTS * SEGMENTS].space);
         }
         /* A place that is used again. */
         centroid_table_put(table, 1, 0, &coded.planes[0]);
         expect_entry(&coded.planes[0], dims[i / 2]);
+        expect_values(&coded.planes[0], &sources[0], dims[i / 2]);
         centroid_table_free(table);
         coded_free(&coded);
     }
