@@ -87,11 +87,16 @@ static inline void fixture_begin(struct fixture *fx)
     fixture_open(fx);
 }
 
-static inline void fixture_restart(struct fixture *fx)
+static inline void fixture_close(struct fixture *fx)
 {
     arena_reset(&fx->arena);
     catalog_close(fx->catalog);
     fx->catalog = NULL;
+}
+
+static inline void fixture_restart(struct fixture *fx)
+{
+    fixture_close(fx);
     fixture_open(fx);
 }
 

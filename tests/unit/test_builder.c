@@ -276,8 +276,7 @@ static void test_version_1(void **state)
         if (i == 0) fixture_append(&fx, fresh, 0, 1100);
         expect_built(&fx, fresh, 1);
         expect_clean(&fx);
-        arena_reset(&fx.arena);
-        catalog_close(fx.catalog);
+        fixture_close(&fx);
     }
     fx.catalog = NULL;
     fixture_end(&fx);
@@ -311,8 +310,7 @@ static void test_version_2(void **state)
         assert_int_equal(stats_of(&fx).built_indexes_total, 0);
         assert_int_equal(stats_of(&fx).damaged_derived_total, 0);
         expect_clean(&fx);
-        arena_reset(&fx.arena);
-        catalog_close(fx.catalog);
+        fixture_close(&fx);
     }
     fx.catalog = NULL;
     fixture_end(&fx);

@@ -398,8 +398,7 @@ static void test_corruption_is_found(void **state)
     struct error err = { 0 };
     fixture_append(&fx, fixture_context(&fx, "book"), 0, 3000);
     uint64_t id = context_id(fixture_context(&fx, "book"));
-    arena_reset(&fx.arena);
-    catalog_close(fx.catalog);
+    fixture_close(&fx);
     unsigned char *rows = fixture_rows(&fx, 1, 1500, 1, 0); /* head 0 of one row, in segment 1 */
     assert_true(corrupt(fx.path, rows, fx.model.head_dim * 2) >= 1);
     free(rows);
@@ -428,8 +427,7 @@ static void test_drop_of_a_corrupt_context(void **state)
     struct error err = { 0 };
     snprintf(fx.model.fingerprint, sizeof fx.model.fingerprint, "a fingerprint to be found");
     fixture_append(&fx, fixture_context(&fx, "book"), 0, 1500);
-    arena_reset(&fx.arena);
-    catalog_close(fx.catalog);
+    fixture_close(&fx);
     assert_true(corrupt(fx.path, fx.model.fingerprint, strlen(fx.model.fingerprint)) >= 1);
     fixture_open(&fx);
     uint64_t id = 0, bytes = 0;
@@ -484,8 +482,7 @@ static void test_dump_and_compact(void **state)
     ASSERT_OK(catalog_compact(fx.catalog, copy, &before, &after, &err), err);
     assert_true(after < before);
     ASSERT_CODE(MEMD_EEXIST, catalog_compact(fx.catalog, copy, &before, &after, &err), err);
-    arena_reset(&fx.arena);
-    catalog_close(fx.catalog);
+    fixture_close(&fx);
     fixture_remove(fx.path);
     memcpy(fx.path, copy, sizeof fx.path);
     fixture_open(&fx);

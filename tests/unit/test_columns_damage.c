@@ -29,8 +29,7 @@ static void check_damage(const char *method)
     struct answer answer;
     method_begin(&fx, method);
     fixture_append(&fx, fixture_context(&fx, "book"), 0, 1100);
-    arena_reset(&fx.arena);
-    catalog_close(fx.catalog);
+    fixture_close(&fx);
     char name[128];
     snprintf(name, sizeof name, "%s/data.mdb", fx.path);
     FILE *file = fopen(name, "r+b");
@@ -96,8 +95,7 @@ static void test_spoilt_segments(void **state)
         fixture_append(&fx, context, 0, 1024);
         struct block_shape shape;
         block_shape_init(context_model(context), COLUMNS_MARKS, 0, &shape);
-        arena_reset(&fx.arena);
-        catalog_close(fx.catalog);
+        fixture_close(&fx);
         struct store *store = open_store(&fx, &txn);
         unsigned char key[FORMAT_KEY_BYTES_MAX], value[48 + 2048] = { 0 };
         struct slice name = { key, format_key_segment(1, 0, FORMAT_KIND_COLUMNS, key) };
@@ -131,8 +129,7 @@ static void check_spoilt_tail(const char *method, uint32_t columns, size_t width
     fixture_append(&fx, context, 0, 5);
     struct block_shape shape;
     block_shape_init(context_model(context), columns, width, &shape);
-    arena_reset(&fx.arena);
-    catalog_close(fx.catalog);
+    fixture_close(&fx);
     unsigned char key[FORMAT_KEY_BYTES_MAX], *value = malloc(block_tail_bytes(&shape, 5, false));
     struct block_cache cache;
     block_cache_init(&cache, 0);
@@ -177,8 +174,7 @@ static void check_foreign(const char *method)
     struct store_txn txn;
     method_begin(&fx, method);
     fixture_append(&fx, fixture_context(&fx, "book"), 0, 1100);
-    arena_reset(&fx.arena);
-    catalog_close(fx.catalog);
+    fixture_close(&fx);
     unsigned char key[FORMAT_KEY_BYTES_MAX];
     struct slice name = { key, format_key_id(1, key) }, value;
     struct record *record = malloc(sizeof *record);

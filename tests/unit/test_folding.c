@@ -5,12 +5,11 @@
  * The test methods answer with a checksum of what they folded (fold_method.h).
  */
 #include "tests/unit/fold_fixture.h"
+#include "tests/unit/killed.h"
 
 #include <fcntl.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdatomic.h>
-#include <sys/wait.h>
 
 #include "index/fold.h"
 #include "memory/format.h"
@@ -131,8 +130,7 @@ static void test_damaged_checkpoint(void **state)
         struct context *context = fixture_context(&fx, "book");
         fixture_append(&fx, context, 0, 9000);
         wait_built(&fx, context);
-        arena_reset(&fx.arena);
-        catalog_close(fx.catalog);
+        fixture_close(&fx);
         assert_true(damage_checkpoint(&fx, offsets[i]));
         fixture_open(&fx);
         assert_in_range(verify(&fx, text), 1, 3);
@@ -384,28 +382,14 @@ static void test_kill(void **state)
     struct fixture fx;
     fixture_begin(&fx);
     fx.method = "test-forgets";
-    arena_reset(&fx.arena);
-    catalog_close(fx.catalog);
-    fx.catalog = NULL;
+    fixture_close(&fx);
     for (int round = 0; round < 12; round++) {
-        int ends[2], status = 0;
-        char byte;
-        assert_int_equal(pipe(ends), 0);
-        pid_t pid = fork();
-        assert_true(pid >= 0);
-        if (pid == 0) child(&fx, ends[1]);
-        close(ends[1]);
-        for (int i = 0; i < 3 + round * 7; i++) assert_int_equal(read(ends[0], &byte, 1), 1);
-        kill(pid, SIGKILL);
-        assert_int_equal(waitpid(pid, &status, 0), pid);
-        assert_true(WIFSIGNALED(status));
-        close(ends[0]);
-        fixture_open(&fx);
+        struct victim victim = victim_start(&fx, child);
+        victim_hear(&victim, 3 + (size_t)round * 7);
+        victim_kill(&victim, &fx);
         fold_expect(&fx, fixture_context(&fx, "book"));
         expect_clean(&fx);
-        arena_reset(&fx.arena);
-        catalog_close(fx.catalog);
-        fx.catalog = NULL;
+        fixture_close(&fx);
     }
     fixture_end(&fx);
 }

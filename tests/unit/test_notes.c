@@ -5,12 +5,11 @@
  * Mass is looked at through the fold that takes it in (fold_method.h).
  */
 #include "tests/unit/fold_fixture.h"
+#include "tests/unit/killed.h"
 
 #include <math.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdatomic.h>
-#include <sys/wait.h>
 
 #include "base/pool.h"
 #include "memory/catalog_state.h"
@@ -388,28 +387,14 @@ static void test_kill(void **state)
     begin(&fx);
     for (size_t i = 0; i < TOKENS * HEADS; i++)
         truth->mass[i] = mass_value(i / HEADS, i % HEADS, fx.salt);
-    arena_reset(&fx.arena);
-    catalog_close(fx.catalog);
-    fx.catalog = NULL;
+    fixture_close(&fx);
     for (int round = 0; round < 12; round++) {
-        int ends[2], status = 0;
-        char byte;
-        assert_int_equal(pipe(ends), 0);
-        pid_t pid = fork();
-        assert_true(pid >= 0);
-        if (pid == 0) child(&fx, ends[1]);
-        close(ends[1]);
-        for (int i = 0; i < 3 + round * 5; i++) assert_int_equal(read(ends[0], &byte, 1), 1);
-        kill(pid, SIGKILL);
-        assert_int_equal(waitpid(pid, &status, 0), pid);
-        assert_true(WIFSIGNALED(status));
-        close(ends[0]);
-        fixture_open(&fx);
+        struct victim victim = victim_start(&fx, child);
+        victim_hear(&victim, 3 + (size_t)round * 5);
+        victim_kill(&victim, &fx);
         expect_mass(&fx, fixture_context(&fx, "book"), truth);
         expect_clean(&fx);
-        arena_reset(&fx.arena);
-        catalog_close(fx.catalog);
-        fx.catalog = NULL;
+        fixture_close(&fx);
     }
     fixture_end(&fx);
     free(truth);
@@ -546,9 +531,7 @@ static void test_compress_uneven(void **state)
     struct error err = { 0 };
     fixture_begin(&fx);
     fx.method = "test-reads-back";
-    arena_reset(&fx.arena);
-    catalog_close(fx.catalog);
-    fx.catalog = NULL;
+    fixture_close(&fx);
     pid_t pid = fork();
     assert_true(pid >= 0);
     if (pid == 0) {

@@ -69,8 +69,7 @@ static void change_row(unsigned char *data, size_t size, const void *row)
 /* Of layer 1, head 1. */
 static void damage_row(struct fixture *fx, uint64_t position, enum format_kind kind)
 {
-    arena_reset(&fx->arena);
-    catalog_close(fx->catalog);
+    fixture_close(fx);
     unsigned char *rows = fixture_rows(fx, 1, position, 1, kind == FORMAT_KIND_V);
     edit(fx, change_row, rows + ROW_BYTES);
     free(rows);
@@ -216,8 +215,7 @@ static void test_damaged_lo(void **state)
         struct fixture fx;
         char text[256];
         begin(&fx);
-        arena_reset(&fx.arena);
-        catalog_close(fx.catalog);
+        fixture_close(&fx);
         edit(&fx, change_lo, &nth);
         fixture_open(&fx);
         struct context *context = open_book(&fx);
@@ -269,8 +267,7 @@ static void test_crowd(void **state)
     begin(&fx);
     ask(&fx, open_book(&fx), 0, exact, &quality);
     for (size_t nth = 0; nth < 4; nth++) {
-        arena_reset(&fx.arena);
-        catalog_close(fx.catalog);
+        fixture_close(&fx);
         edit(&fx, change_lo, &nth);
         fixture_open(&fx);
         static const double targets[CROWD] = { 0, 0, 0.003, 0.003 };

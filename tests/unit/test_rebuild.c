@@ -3,15 +3,15 @@
  * others read it, and after a SIGKILL at any moment.
  */
 #include "tests/unit/builder_fixture.h"
+#include "tests/unit/killed.h"
 
 #include <fcntl.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdatomic.h>
-#include <sys/wait.h>
 #include <time.h>
 
 #include "memory/format.h"
+#include "tests/random.h"
 
 static struct rebuild_step rebuild(struct fixture *fx, struct walk_args *args)
 {
@@ -98,8 +98,7 @@ static void test_damage(void **state)
         struct context *context = fixture_context(&fx, "book");
         fixture_append(&fx, context, 0, 2500);
         expect_built(&fx, context, 4);
-        arena_reset(&fx.arena);
-        catalog_close(fx.catalog);
+        fixture_close(&fx);
         damage(&fx, FORMAT_KIND_HI, i, offsets[i]);
         ASSERT_OK(catalog_open(&fx.config, &fx.catalog, &err), err);
         assert_in_range(verify(&fx, text), 1, 3);
@@ -134,8 +133,7 @@ static void test_corrupt_rows(void **state)
     fx.config.budget_bytes = 0; /* or the context is evicted when nobody pins it */
     catalog_reconfigure(fx.catalog, &fx.config);
     ASSERT_OK(catalog_sync(fx.catalog, &err), err); /* the writer is past what it began before */
-    arena_reset(&fx.arena);
-    catalog_close(fx.catalog);
+    fixture_close(&fx);
     damage(&fx, FORMAT_KIND_K, 1, 700);
     ASSERT_OK(catalog_open(&fx.config, &fx.catalog, &err), err);
     context = fixture_context(&fx, "planed");
@@ -242,31 +240,17 @@ static void test_kill(void **state)
     (void)state;
     const char *more = getenv("MEMD_TEST_ROUNDS");
     int rounds = more != NULL ? (int)strtol(more, NULL, 10) : 12;
-    uint64_t random = (uint64_t)time(NULL) * 2654435761u + 1;
+    uint64_t random = random_seed();
     struct fixture fx;
     struct error err = { 0 };
     fixture_begin(&fx);
-    arena_reset(&fx.arena);
-    catalog_close(fx.catalog);
-    fx.catalog = NULL;
+    fixture_close(&fx);
     for (int i = 0; i < rounds; i++) {
-        int ends[2];
-        char ready;
-        assert_int_equal(pipe(ends), 0);
-        pid_t pid = fork();
-        assert_true(pid >= 0);
-        if (pid == 0) child(&fx, ends[1]);
-        assert_int_equal(read(ends[0], &ready, 1), 1);
-        random = random * 6364136223846793005u + 1442695040888963407u;
-        struct timespec pause = { 0, (long)(random >> 33) % 80000000 };
+        struct victim victim = victim_start(&fx, child);
+        victim_hear(&victim, 1);
+        struct timespec pause = { 0, (long)random_below(&random, 80000000) };
         pselect(0, NULL, NULL, NULL, &pause, NULL);
-        kill(pid, SIGKILL);
-        int status = 0;
-        assert_int_equal(waitpid(pid, &status, 0), pid);
-        if (!WIFSIGNALED(status)) fail_msg("the child ended with %d", WEXITSTATUS(status));
-        close(ends[0]);
-        close(ends[1]);
-        ASSERT_OK(catalog_open(&fx.config, &fx.catalog, &err), err);
+        victim_kill(&victim, &fx);
         expect_clean(&fx);
         struct context *context = fixture_context(&fx, "book");
         uint64_t tokens = context_tokens(context);
@@ -280,9 +264,7 @@ static void test_kill(void **state)
             ASSERT_OK(context_truncate(context, 0, &err), err);
         }
         expect_clean(&fx);
-        arena_reset(&fx.arena);
-        catalog_close(fx.catalog);
-        fx.catalog = NULL;
+        fixture_close(&fx);
     }
     fixture_end(&fx);
 }

@@ -141,9 +141,7 @@ static void inspect(struct fixture *fx, const struct claim *claim, uint64_t max_
         if (fx->columns != 0) method_expect(fx, fork, UINT64_MAX);
     }
     verify_whole(fx);
-    arena_reset(&fx->arena);
-    catalog_close(fx->catalog);
-    fx->catalog = NULL;
+    fixture_close(fx);
 }
 
 static void one_round(struct fixture *fx, uint64_t seed)
@@ -179,9 +177,7 @@ static void kill_often(const char *method, int rounds)
     struct fixture fx;
     fixture_begin(&fx);
     if (method[0] != 0) method_use(&fx, method);
-    arena_reset(&fx.arena);
-    catalog_close(fx.catalog);
-    fx.catalog = NULL;
+    fixture_close(&fx);
     for (int i = 0; i < rounds; i++) one_round(&fx, next_random(&seed));
     fixture_end(&fx);
 }
@@ -222,8 +218,7 @@ static void test_uneven_layers(void **state)
     context = fixture_context(&fx, "book");
     assert_int_equal(context_layer_tokens(context, 0), 2200);
     assert_int_equal(context_tokens(context), 1500);
-    arena_reset(&fx.arena);
-    catalog_close(fx.catalog);
+    fixture_close(&fx);
     pid_t pid = fork();
     assert_true(pid >= 0);
     if (pid == 0) {

@@ -8,11 +8,10 @@
 #include "tests/unit/method_fixture.h"
 
 #include "tests/unit/builder_fixture.h"
+#include "tests/unit/killed.h"
 
 #include <pthread.h>
-#include <signal.h>
 #include <stdatomic.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "index/lru.h"
@@ -250,23 +249,11 @@ static void test_kill(void **state)
     (void)state;
     struct fixture fx;
     for (size_t round = 0; round < 10; round++) {
-        int ends[2], status = 0;
-        char byte;
         method_begin(&fx, "test-ring");
-        arena_reset(&fx.arena);
-        catalog_close(fx.catalog);
-        fx.catalog = NULL;
-        assert_int_equal(pipe(ends), 0);
-        pid_t pid = fork();
-        assert_true(pid >= 0);
-        if (pid == 0) child(&fx, ends[1]);
-        close(ends[1]);
-        for (size_t i = 0; i < 1 + round * 3; i++) assert_int_equal(read(ends[0], &byte, 1), 1);
-        kill(pid, SIGKILL);
-        assert_int_equal(waitpid(pid, &status, 0), pid);
-        assert_true(WIFSIGNALED(status));
-        close(ends[0]);
-        fixture_open(&fx);
+        fixture_close(&fx);
+        struct victim victim = victim_start(&fx, child);
+        victim_hear(&victim, 1 + round * 3);
+        victim_kill(&victim, &fx);
         expect_some_step(&fx, (1 + round * 3) * 4);
         expect_clean(&fx);
         fixture_end(&fx);
