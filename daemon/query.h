@@ -18,7 +18,7 @@
 struct error;
 struct request;
 
-#define QUERY_TARGET_ERROR_MAX 0.5
+#define QUERY_TARGET_ERROR_MAX 1.0
 
 /* What a request wants instead of what its context's parameters say. */
 struct query_wish {

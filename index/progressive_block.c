@@ -177,19 +177,36 @@ size_t block_shut_count(const struct block *block)
 }
 
 /* The clusters of the first tokens of the context, attention sinks: their keys are like no other's,
- * and the centroid of a cluster they are in says nothing about them. Returns their number. */
+ * and the centroid of a cluster they are in says nothing about them. */
+static uint64_t sink_clusters(const struct planes *planes)
+{
+    uint64_t clusters = 0;
+    for (size_t place = 0; place < PLANES_TOKENS; place++)
+        clusters |= (uint64_t)(planes->rows[place] < SINKS) << place / PLANES_CLUSTER;
+    return clusters;
+}
+
+/* Returns their number. */
 static size_t choose_sinks(struct block *block)
 {
     size_t count = 0;
     for (size_t p = 0; p < block->segment_count; p++) {
-        block->fresh[p] = 0;
-        if (block->segments[p].view->position != 0) continue;
-        const uint16_t *rows = block->segments[p].planes->rows;
-        for (size_t place = 0; place < PLANES_TOKENS; place++)
-            if (rows[place] < SINKS) block->fresh[p] |= UINT64_C(1) << place / PLANES_CLUSTER;
+        const struct block_segment *segment = &block->segments[p];
+        block->fresh[p] = segment->view->position == 0 ? sink_clusters(segment->planes) : 0;
         count += (size_t)__builtin_popcountll(block->fresh[p]);
     }
     return count;
+}
+
+/* Ask for what those clusters will be read from, while rows are read: they are always opened. */
+static void fetch_sinks(const struct block *block)
+{
+    const struct progressive_args *args = block->call->args;
+    const struct attend_args *attend = &args->base.attend;
+    const struct planes *planes = args->planes[block->kv_head * attend->view_count];
+    if (planes == NULL || attend->views[block->kv_head * attend->view_count].position != 0) return;
+    struct block_segment segment = { .planes = planes };
+    block_fetch_planes(&segment, block->head_dim, sink_clusters(planes));
 }
 
 /* Of the exact rows that planes stand for. */
@@ -213,10 +230,17 @@ static bool exact_is_cheaper(const struct block *block, size_t segments)
     /* Half of those that are opened will want their values (0042). */
     double opened = 0.5 * ((double)(keys + values) + 0.5 * (double)shut);
     /* What a token costs in codes falls with D against what it costs as a row (0034). */
-    double share = 0.3 + (double)block->head_dim / 640.0;
+    double share = 0.2 + (double)block->head_dim / 320.0;
     if (share > 0.7) share = 0.7;
     return block->call->args->exact_below == UINT64_MAX &&
            rows_bytes(block) < block_bytes_left(block) && opened > share * (double)all;
+}
+
+/* How loose the target is: 0 up to a half, 1 where an answer may be wrong by its own length. */
+static double looseness(const struct block *block)
+{
+    double target = fmin((double)block->call->args->base.target_error, 1.0);
+    return fmax(2.0 * target - 1.0, 0.0);
 }
 
 /* Half of the draws of a sample. What is asked coarsely is judged by fewer: at 0.3, reading a point
@@ -225,6 +249,7 @@ static size_t half_sample(const struct block *block)
 {
     double target = (double)block->call->args->base.target_error;
     double draws = BLOCK_PROBES * sqrt(sampled_fully / fmax(target, sampled_fully));
+    draws *= 1.0 - 0.5 * looseness(block);
     return (size_t)fmax(draws, BLOCK_PROBES_LEAST) / 2;
 }
 
@@ -245,12 +270,14 @@ static bool judge_shut(struct block *block, double wanted, double *ret_allowed)
     return met;
 }
 
-/* What the first guess leaves shut. ret_allowed (M) */
+/* What the first guess leaves shut: everything at the loosest target, where the sample mends
+ * enough. ret_allowed (M) */
 static void guess(const struct block *block, double wanted, double *ret_allowed)
 {
+    double shut = wanted / first_guess / (1.0 - looseness(block));
     for (size_t m = 0; m < block->rows; m++) {
         double unit = block->total[m] * block->norm[m];
-        ret_allowed[m] = wanted / first_guess * unit *
+        ret_allowed[m] = shut * unit *
                          exp((double)block->shift[m] - (double)block->priority_shift[m]);
     }
 }
@@ -416,6 +443,7 @@ static bool is_misjudged(const struct block *block)
 
 void block_run(struct block *block)
 {
+    fetch_sinks(block);
     block_sort_views(block, read_rows);
     if (block->segment_count == 0) {
         finish_exactly(block);

@@ -38,7 +38,7 @@ struct plane_backend;
 enum {
     BLOCK_ROWS = 16,     /* query rows of a block at most */
     BLOCK_PROBES = 64,   /* clusters sampled at most: fewer let a round stop by luck (0032) */
-    BLOCK_PROBES_LEAST = 16, /* where the target is coarse */
+    BLOCK_PROBES_LEAST = 8, /* where the target is coarse */
     BLOCK_ROUNDS = 4,    /* of opening clusters */
     BLOCK_GATHER = 64,   /* refined rows that go through attention together */
     BLOCK_LINE_BYTES = 64,
@@ -259,6 +259,7 @@ static inline void block_fetch_lines(const void *from, size_t bytes)
  * is told where while it works on those before does not wait. The kernels ask for the tiles behind
  * the first ones. */
 void block_fetch(const struct block *block, size_t p, uint64_t clusters);
+void block_fetch_planes(const struct block_segment *segment, size_t head_dim, uint64_t clusters);
 
 /* How the rounding errors of a tile's scores are shared out: proportional to step², 1 on the mean.
  * steps (16) fp16, ret_shares (16) */

@@ -299,22 +299,26 @@ struct block_chunk *block_score_tokens(struct block *block, size_t p, uint64_t f
     return chunk;
 }
 
-void block_fetch(const struct block *block, size_t p, uint64_t clusters)
+void block_fetch_planes(const struct block_segment *segment, size_t head_dim, uint64_t clusters)
 {
-    const struct planes *planes = block->segments[p].planes;
-    size_t tile_bytes = PLANE_TILE * block->head_dim / 2;
-    if (!block->segments[p].turned)
-        block_fetch_lines(planes->balance, 3 * block->head_dim * sizeof(float));
+    const struct planes *planes = segment->planes;
+    size_t tile_bytes = PLANE_TILE * head_dim / 2;
+    if (!segment->turned) block_fetch_lines(planes->balance, 3 * head_dim * sizeof(float));
     for (size_t left = FETCHED; clusters != 0 && left > 0; clusters &= clusters - 1, left--) {
         size_t c = (size_t)__builtin_ctzll(clusters);
         block_fetch_lines(planes->key_hi + c * tile_bytes, tile_bytes);
         block_fetch_lines(planes->value_hi + c * tile_bytes, tile_bytes);
         block_fetch_lines(planes->key_scale + c * PLANE_TILE, 1);
         block_fetch_lines(planes->value_scale + c * PLANE_TILE, 1);
-        block_fetch_lines(planes->means + c * block->head_dim, block->head_dim);
+        block_fetch_lines(planes->means + c * head_dim, head_dim);
     }
     block_fetch_lines(planes->mean_scale, PLANES_CLUSTERS * sizeof(float));
     block_fetch_lines(planes->value_spread, PLANES_CLUSTERS * sizeof(float));
+}
+
+void block_fetch(const struct block *block, size_t p, uint64_t clusters)
+{
+    block_fetch_planes(&block->segments[p], block->head_dim, clusters);
 }
 
 static void scan_segment(struct block *block, size_t p, uint64_t fresh)

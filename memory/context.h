@@ -94,7 +94,7 @@ struct query {
     int (*stop)(void *arg);    /* see attend.h */
     void *stop_arg;
     bool no_wait; /* loop: MEMD_EBUSY rather than waiting for a truncate; uses no other thread */
-    double target_error; /* wanted relative L2 error of o, 0 … 0.5; 0 = exact; NaN or below 0 = what
+    double target_error; /* wanted relative L2 error of o, 0 … 1; 0 = exact; NaN or below 0 = what
                           * the context's parameters say. Methods that are not asked for an error
                           * (index.h) ignore it */
     uint64_t max_bytes; /* read for this query at most, as far as the method can choose; 0 = what

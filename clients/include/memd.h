@@ -383,7 +383,7 @@ struct memd_query {
     const uint64_t *limits;    /* (n): see tokens at positions < limit; NULL: everything stored */
     float *o;                  /* attend: (n, H, D) to be filled, or NULL: see memd_answer */
     float *lse;                /* attend: (n, H) to be filled, or NULL */
-    double target_error; /* wanted relative L2 error of o for each query head, at most 0.5; 0 = the
+    double target_error; /* wanted relative L2 error of o for each query head, at most 1; 0 = the
                           * context's, MEMD_EXACT = exact */
     uint64_t max_bytes;  /* to be read for this query at most, as far as the method can choose; 0 =
                           * the context's, MEMD_NO_BOUND = none */

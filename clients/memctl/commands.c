@@ -36,7 +36,7 @@ static const struct option drain_options[] = {
 
 #define TARGET_OPTION                                                                   \
     { 'e', "target-error", "SHARE", KIND_NONE,                                          \
-      "relative error wanted of answers, 0 (exact) to 0.5 (default: the context's)" }
+      "relative error wanted of answers, 0 (exact) to 1 (default: the context's)" }
 
 static const struct option recall_options[] = {
     { 'l', "layer", "NUMBER", KIND_NONE, "this layer alone (default: all)" },

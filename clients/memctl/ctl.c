@@ -174,8 +174,8 @@ int ctl_option_target(struct ctl *ctl, double *ret_target)
     const char *text = options_value(&ctl->options, "target-error");
     char *end = NULL;
     double value = text == NULL ? 0.0 : strtod(text, &end);
-    if (text != NULL && (end == text || *end != '\0' || !(value >= 0.0 && value <= 0.5)))
-        return ctl_usage(ctl, "--target-error: '%s' is no share from 0 to 0.5", text);
+    if (text != NULL && (end == text || *end != '\0' || !(value >= 0.0 && value <= 1.0)))
+        return ctl_usage(ctl, "--target-error: '%s' is no share from 0 to 1", text);
     *ret_target = text != NULL && value == 0.0 ? MEMD_EXACT : value;
     return CTL_OK;
 }

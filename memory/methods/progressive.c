@@ -14,7 +14,7 @@ enum { TARGET_ERROR, MAX_BYTES, EXACT_BELOW };
 
 static const struct option_spec specs[] = {
     [TARGET_ERROR] = OPTION_REAL("target_error", "relative L2 error of an answer, 0 = exact",
-                                 0.02, 0, 0.5),
+                                 0.02, 0, 1),
     [MAX_BYTES] = OPTION_WHOLE("max_bytes", "read per query at most, 0 = no bound", 0, 0, 0x1p53),
     [EXACT_BELOW] = OPTION_WHOLE("exact_below", "tokens below which everything is read; -1 = "
                                  "where that is cheaper", -1, -1, 0x1p53),

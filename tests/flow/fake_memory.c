@@ -217,7 +217,7 @@ int catalog_recall(struct catalog *catalog, const struct recall_args *args, stru
 }
 
 static const struct option_spec specs[] = {
-    OPTION_REAL("target_error", "wanted error", 0.02, 0, 0.5),
+    OPTION_REAL("target_error", "wanted error", 0.02, 0, 1),
 };
 static const struct option_table options = { "fake", specs, 1 };
 static const struct method method_fake = { .name = "fake", .help = "of a test",

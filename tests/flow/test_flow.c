@@ -193,7 +193,7 @@ static void test_a_wish_reaches_the_method(void **state)
 static void test_a_wish_that_makes_no_sense(void **state)
 {
     struct flow *flow = *state;
-    const double wrong[] = { -0.01, 0.51, (double)NAN, (double)INFINITY };
+    const double wrong[] = { -0.01, 1.01, (double)NAN, (double)INFINITY };
     for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
         Memd__AttendItem item = MEMD__ATTEND_ITEM__INIT;
         item.target_case = MEMD__ATTEND_ITEM__TARGET_TARGET_ERROR;
@@ -289,7 +289,7 @@ static void test_methods(void **state)
     assert_string_equal(method->name, "fake");
     assert_true(method->is_default);
     assert_string_equal(method->options[0]->name, "target_error");
-    assert_true(method->options[0]->fallback == 0.02 && method->options[0]->most == 0.5);
+    assert_true(method->options[0]->fallback == 0.02 && method->options[0]->most == 1.0);
 }
 
 static void test_recall(void **state)

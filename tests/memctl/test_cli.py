@@ -87,7 +87,7 @@ def wrong_usage(ctl):
                   ["top", "--interval", "1ms"], ["dump", "--limit", "x"], ["status", "--timeout", "x"],
                   ["status", "--socket"], ["help", "nonsense"], ["help", "_complete"],
                   ["drain", "--deadline", "2d"], ["rebuild"], ["rebuild", "--all", "a"], ["recall"], ["explain"],
-                  ["bench", "attend", "--target-error", "0.6"], ["bench", "--target-error", "x"],
+                  ["bench", "attend", "--target-error", "1.5"], ["bench", "--target-error", "x"],
                   ["bench", "append", "--method", "all"]]:
         ctl.run(*words, expect=USAGE)
     nowhere = Memctl(ctl.address + ".gone")
@@ -202,12 +202,12 @@ def proving(ctl, daemon):
     methods = {method["name"]: method for method in ctl.json("methods")["methods"]}
     assert [name for name, method in methods.items() if method["default"]] == ["progressive"], methods
     options = {option["name"]: option for option in methods["progressive"]["options"]}
-    assert options["target_error"]["default"] == 0.02 and options["target_error"]["most"] == 0.5, options
+    assert options["target_error"]["default"] == 0.02 and options["target_error"]["most"] == 1, options
     places = {option["name"]: option for option in methods["streaming"]["options"]}["positions"]
     assert places["default"] == "auto" and places["choices"] == ["auto", "cache-index", "original"], places
     assert methods["full"]["options"] == [] and all(method["help"] for method in methods.values())
     table = ctl.run("methods")
-    assert table.startswith("METHOD") and re.search(r"^  target_error +0\.02 +0 +0\.5 ", table, re.M), table
+    assert table.startswith("METHOD") and re.search(r"^  target_error +0\.02 +0 +1 ", table, re.M), table
     assert re.search(r"^  positions +auto +.*: auto \| cache-index \| original$", table, re.M), table
 
     nothing = ctl.json("recall", "book")

@@ -380,7 +380,7 @@ class Context:
         positions (n)    of the queries: RoPE rotates them there when the model is not `rotated`
         limits (n)       query i sees tokens at positions < limits[i]; None: everything stored. A batch
                          of queries whose own tokens are stored too needs limits to be causal.
-        target_error     wanted relative L2 error of o, at most 0.5, 0 = exact; None: the context's.
+        target_error     wanted relative L2 error of o, at most 1, 0 = exact; None: the context's.
                          Methods that cannot steer their error ignore it.
         max_bytes        to be read for this call at most, as far as the method can choose, 0 = no
                          bound; None: the context's. It wins over target_error: `quality.limited`.
