@@ -315,7 +315,8 @@ static void check_score(const struct bench *bench)
     bench->backend->score(&(struct plane_score_args){
         .queries = &data->queries, .key_hi = data->key_hi, .key_scale = data->key_scale,
         .tiles = bench->shape->listed ? data->tiles : NULL, .count = bench->shape->count,
-        .stride = stride, .scores = scores });
+        .stride = stride, .soon = bench->shape->queries % 2 == 0 ? data->value_hi : NULL,
+        .scores = scores });
     for (size_t m = 0; m < bench->shape->queries; m++) {
         for (size_t p = 0; p < stride; p++) {
             truth[p] = (double)guard;
@@ -471,7 +472,8 @@ static void check_weigh(const struct bench *bench)
     bench->backend->weigh(&(struct plane_weigh_args){
         .weights = data->weights, .value_hi = data->value_hi, .value_scale = data->value_scale,
         .tiles = bench->shape->listed ? data->tiles : NULL, .queries = m_count,
-        .head_dim = head_dim, .count = bench->shape->count, .stride = data->stride, .acc = acc });
+        .head_dim = head_dim, .count = bench->shape->count, .stride = data->stride,
+        .soon = m_count % 2 == 0 ? data->key_hi : NULL, .acc = acc });
     for (size_t m = 0; m < m_count; m++) {
         for (size_t d = 0; d < head_dim; d++) weigh_truth(bench, m, d, &truth[d], &bound[d]);
         within(bench, "weigh", acc + m * head_dim, truth, bound, head_dim);
