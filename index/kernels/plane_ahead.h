@@ -49,19 +49,21 @@ static inline const uint8_t *ahead_next(const struct ahead *ahead, size_t at)
     return ahead_tile(ahead, at + ahead->lines);
 }
 
-static inline size_t ahead_tiles(size_t bytes, size_t tile_bytes, size_t most)
+static inline size_t ahead_tiles(size_t bytes, size_t tile_bytes, size_t least, size_t most)
 {
     size_t tiles = bytes / tile_bytes;
     if (tiles > most) return most;
-    return tiles > 0 ? tiles : 1;
+    return tiles < least ? least : tiles;
 }
 
-/* Nobody knew of a list before: its first tiles are asked for at once, their pages first, and all
- * its scales. Planes that are read whole are `soon` of what was read before. */
-static inline void ahead_begin(struct ahead *ahead)
+/* `batch` tiles are read side by side: lines are asked for that far ahead at least. Nobody knew of
+ * a list before: its first tiles are asked for at once, their pages first, and all its scales.
+ * Planes that are read whole are `soon` of what was read before. */
+static inline void ahead_begin(struct ahead *ahead, size_t batch)
 {
-    ahead->lines = ahead_tiles(AHEAD_BYTES, ahead->tile_bytes, AHEAD_TILES_MAX);
-    ahead->pages = ahead_tiles(AHEAD_TOUCH_BYTES, ahead->tile_bytes, 2 * AHEAD_TILES_MAX);
+    ahead->lines = ahead_tiles(AHEAD_BYTES, ahead->tile_bytes, batch, AHEAD_TILES_MAX);
+    ahead->pages = ahead_tiles(AHEAD_TOUCH_BYTES, ahead->tile_bytes, 2 * ahead->lines,
+                               2 * AHEAD_TILES_MAX);
     if (ahead->tiles == NULL) return;
     size_t known = ahead->soon == NULL ? ahead->count : SIZE_MAX;
     for (size_t at = 0; at < ahead->pages && at < known; at++) ahead_touch(ahead, at);

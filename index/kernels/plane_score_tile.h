@@ -45,7 +45,7 @@ INLINE void score_tiles(const struct plane_score_args *args, score_rows_fn *scor
     struct ahead ahead = { .codes = args->key_hi, .soon = args->soon, .tiles = args->tiles,
                            .scale = args->key_scale, .count = args->count,
                            .tile_bytes = tile_bytes };
-    ahead_begin(&ahead);
+    ahead_begin(&ahead, 1);
     for (size_t at = 0; at < args->count; at++) {
         size_t tile = plane_tile(args->tiles, at);
         score_tile(&(struct scan){ .queries = args->queries,

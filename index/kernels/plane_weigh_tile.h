@@ -130,7 +130,7 @@ INLINE void weigh_chunk(const struct weigh_isa *isa, const struct plane_weigh_ar
     struct ahead ahead = { .codes = args->value_hi, .soon = args->soon, .tiles = args->tiles,
                            .scale = args->value_scale, .count = args->count,
                            .tile_bytes = PLANE_TILE / 2 * args->head_dim };
-    ahead_begin(&ahead);
+    ahead_begin(&ahead, WEIGH_BATCH);
     for (size_t at = 0; at < args->count; at += WEIGH_BATCH) {
         size_t count = args->count - at < WEIGH_BATCH ? args->count - at : WEIGH_BATCH;
         for (size_t first = 0; first < args->queries; first += WEIGH_ROWS) {
