@@ -63,6 +63,34 @@ static void check_shape(struct checks *checks, const struct backend *backend,
     free(scores);
 }
 
+/* What a query gets does not depend on how many are asked with it: the same bits alone. */
+static void check_alone(struct checks *checks, const struct backend *backend, uint64_t *random)
+{
+    enum { DIM = 128, TOKENS = 37 };
+    struct shape shape = { DTYPE_FP32, DIM, TOKENS, QUERIES_MAX, 0 };
+    float k[TOKENS * DIM], q[QUERIES_MAX * DIM], all[QUERIES_MAX * TOKENS], alone[TOKENS];
+    fill(&shape, (unsigned char *)k, q, random);
+    struct score_args args = { .q = q, .head_dim = DIM, .k = k, .tokens = TOKENS,
+                               .k_stride_bytes = DIM * sizeof *k, .dtype = DTYPE_FP32,
+                               .scores = all };
+    for (size_t queries = 1; queries <= QUERIES_MAX; queries++) {
+        args.queries = queries;
+        args.q = q;
+        args.scores = all;
+        backend->score(&args);
+        args.queries = 1;
+        args.scores = alone;
+        for (size_t i = 0; i < queries; i++) {
+            char what[128];
+            args.q = q + i * DIM;
+            backend->score(&args);
+            snprintf(what, sizeof what, "%s query %zu of %zu alone", backend->name, i, queries);
+            checks_close(checks, what, alone, all + i * TOKENS, TOKENS,
+                         (struct near){ 0.0F, 0.0F });
+        }
+    }
+}
+
 static void check_level(struct checks *checks, const struct backend *backend, uint64_t *random)
 {
     static const uint32_t dtypes[] = { DTYPE_FP32, DTYPE_FP16, DTYPE_BF16 };
@@ -76,6 +104,7 @@ static void check_level(struct checks *checks, const struct backend *backend, ui
                                        turn % 5 == 0 ? 6 : 0 };
                 check_shape(checks, backend, &shape, random);
             }
+    check_alone(checks, backend, random);
 }
 
 int main(void)
