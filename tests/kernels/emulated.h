@@ -55,6 +55,13 @@ static inline simde__m512 emulate_cvtph_ps(simde__m256i a)
     return simde__m512_from_private(to);
 }
 
+static inline simde__m512i emulate_srai_epi32(simde__m512i a, unsigned bits)
+{
+    simde__m512i_private from = simde__m512i_to_private(a), to;
+    for (size_t i = 0; i < 16; i++) to.i32[i] = from.i32[i] >> bits;
+    return simde__m512i_from_private(to);
+}
+
 /* Quarters of a, then of b, two bits each. */
 static inline simde__m512 emulate_shuffle_f32x4(simde__m512 a, simde__m512 b, int quarters)
 {
@@ -66,6 +73,8 @@ static inline simde__m512 emulate_shuffle_f32x4(simde__m512 a, simde__m512 b, in
 
 #undef _mm512_shuffle_f32x4
 #define _mm512_shuffle_f32x4 emulate_shuffle_f32x4
+#undef _mm512_srai_epi32
+#define _mm512_srai_epi32 emulate_srai_epi32
 #undef _mm512_cvtps_epi32
 #define _mm512_cvtps_epi32 emulate_cvtps_epi32
 #undef _mm512_cvtepi32_ps
