@@ -100,8 +100,13 @@ static void test_validate(void **state)
     (void)state;
     struct fixture fx;
     setup(&fx, &small);
+    struct layer_source source = { .kv_heads = 2, .tokens = 1200 };
+    struct layer_index *whole = built(&fx, NULL), *version = NULL;
+    size_t bytes = 0;
+    unsigned char *data = saved(whole, &bytes);
+    layer_index_put(whole);
     for (size_t turn = 0; turn < 8; turn++) {
-        struct layer_index *version = built(&fx, NULL);
+        assert_int_equal(graph_type.load(&source, data, bytes, &version, NULL), 0);
         struct graph_version *graph = (struct graph_version *)version;
         struct graph_links *links = &graph->links[1];
         uint32_t node = 7, *edges = links->edges + links->begin[node];
@@ -119,6 +124,7 @@ static void test_validate(void **state)
         assert_int_equal(err.code, MEMD_ECORRUPT);
         layer_index_put(version);
     }
+    free(data);
     teardown(&fx);
 }
 
