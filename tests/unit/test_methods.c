@@ -40,7 +40,7 @@ static void test_parameters(void **state)
     ASSERT_OK(method_parse(method, &parameter, 1, options, &err), err);
     assert_true(method_option(method, options, "target_error", 7) == 0.1);
     static const struct parameter wrong[] = {
-        { "target_error", "0.6" }, { "target_error", "-1" }, { "target_error", "much" },
+        { "target_error", "1.1" }, { "target_error", "-1" }, { "target_error", "much" },
         { "max_bytes", "1.5" },    { "sinks", "4" },
     };
     for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++)
