@@ -18,7 +18,7 @@
 #include "tests/fault/allocations.h"
 #include "tests/unit/past.h"
 
-enum { WIDTH = 32, SKETCH = 16, EVERY = 7 };
+enum { WIDTH = 32, SKETCH = 16, EVERY = 17 };
 
 static const struct fold_type type = { .name = "vectors" };
 
@@ -106,7 +106,7 @@ static void fail_each(uint64_t begun, uint64_t end)
     struct wanted wanted = { 0 };
     long n = 0, failures = 0;
     past_make(&past, &random);
-    for (bool more = true; more; n += n < 40 ? 1 : EVERY) {
+    for (bool more = true; more; n += n < 24 ? 1 : EVERY) {
         struct vectors *vectors = start();
         assert_int_equal(advance(vectors, &past, begun), 0);
         allocations_forget();
