@@ -38,6 +38,7 @@ struct task {
     bool has_rope;
     bool doubted;  /* somebody found its planes damaged */
     bool replaces; /* damaged planes */
+    bool reading;  /* a transaction, with coding_lock held */
     struct rope rope;
     uint64_t queries;
     float *square;              /* (G, D), valid when queries > 0 */
@@ -235,6 +236,23 @@ static int write_planes(struct task *task, struct error *err)
     return rc < 0 ? rc : !put.gone;
 }
 
+static int begin_reading(struct task *task, struct store_txn *ret_txn, struct error *err)
+{
+    struct catalog *catalog = task->build->catalog;
+    pthread_mutex_lock(&catalog->coding_lock);
+    int rc = store_begin(catalog->store, false, ret_txn, err);
+    task->reading = rc == 0;
+    if (rc < 0) pthread_mutex_unlock(&catalog->coding_lock);
+    return rc;
+}
+
+static void end_reading(struct task *task, struct store_txn *txn)
+{
+    store_abort(txn);
+    if (task->reading) pthread_mutex_unlock(&task->build->catalog->coding_lock);
+    task->reading = false;
+}
+
 /* Code the segment whose rows the transaction shows, and write it; unpins and pins the context.
  * 1: the store has planes now, 0: the segment is gone. */
 static int make(struct task *task, struct store_txn *txn, struct error *err)
@@ -250,7 +268,7 @@ static int make(struct task *task, struct store_txn *txn, struct error *err)
     task->queries = context_copy_observed(build->context, task->layer, task->square);
     build_unpin(build);
     rc = code(task, err);
-    store_abort(txn);
+    end_reading(task, txn);
     if (rc == 0) rc = write_planes(task, err);
     build_pin(build);
     return rc;
@@ -265,27 +283,33 @@ static int reopen(struct task *task, struct error *err)
 }
 
 /* 1: task->planes are to be published. */
-static int look_or_make(struct task *task, struct error *err)
+static int look_or_make_in(struct task *task, struct store_txn *txn, struct error *err)
 {
     struct catalog *catalog = task->build->catalog;
-    CLEANUP(store_abort) struct store_txn txn = { 0 };
-    int rc = store_begin(catalog->store, false, &txn, err);
-    if (rc < 0) return rc;
-    rc = find(task, &txn, false, err);
+    int rc = find(task, txn, false, err);
     if (rc > 0 && task->doubted) rc = MEMD_ECORRUPT; /* of lo, which `find` does not read */
     if (rc > 0) {
         context_recall_observed(task->build->context, task->layer, task->planes);
         return rc;
     }
-    int broken = store_failed(&txn, err);
+    int broken = store_failed(txn, err);
     if (broken < 0 || rc == MEMD_ENOMEM) return broken < 0 ? broken : rc;
     task->replaces = rc < 0;
     if (task->replaces) CATALOG_COUNT(catalog, damaged_derived_total, 1);
-    rc = make(task, &txn, err);
+    rc = make(task, txn, err);
     if (rc > 0) {
         CATALOG_COUNT(catalog, built_segments_total, 1);
         rc = reopen(task, err);
     }
+    return rc;
+}
+
+static int look_or_make(struct task *task, struct error *err)
+{
+    struct store_txn txn = { 0 };
+    int rc = begin_reading(task, &txn, err);
+    if (rc == 0) rc = look_or_make_in(task, &txn, err);
+    end_reading(task, &txn);
     return rc;
 }
 

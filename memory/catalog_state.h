@@ -45,6 +45,9 @@ struct catalog {
     /* Shared: planes are found in the store and put to use. Exclusive, the builder alone: they are
      * taken from all contexts and deleted. Nobody else waits for it. */
     pthread_rwlock_t planes_lock;
+    /* Held by the builder while it codes rows of a transaction of its own, some milliseconds: until
+     * that ends no page that was freed meanwhile can be used again. Who needs one holds this. */
+    pthread_mutex_t coding_lock;
     pthread_mutex_t load_lock; /* serialises loading, and uploads of shared tensors; taken before
                                 * lock */
     pthread_mutex_t lock;

@@ -22,6 +22,9 @@
 #include "memory/chain.h"
 
 #define BATCH_BYTES (UINT64_C(32) << 20)
+/* Times that a batch waits for pages which are free, but not for LMDB as long as some reader is
+ * older: readers other than verify and dump last milliseconds, and so does each turn. */
+enum { TURNS_MAX = 8 };
 
 struct batch {
     struct catalog *catalog;
@@ -336,6 +339,7 @@ static int commit_some(struct batch *batch, struct list_link *waiting, bool *aga
 
 int commit_turn_pages(struct catalog *catalog)
 {
+    pthread_mutex_lock(&catalog->coding_lock); /* no reader begins between these commits */
     int rc = store_sync(catalog->store, NULL);
     for (int i = 0; rc == 0 && i < 2; i++) {
         CLEANUP(store_abort) struct store_txn txn = { 0 };
@@ -343,13 +347,14 @@ int commit_turn_pages(struct catalog *catalog)
         if (rc == 0) rc = catalog_commit(catalog, &txn, 0, NULL);
         if (rc == 0) rc = store_sync(catalog->store, NULL);
     }
+    pthread_mutex_unlock(&catalog->coding_lock);
     return rc;
 }
 
 int commit_contexts(struct catalog *catalog, struct list_link *contexts, struct error *err)
 {
     int first = 0;
-    bool may_retry = true;
+    int turns = TURNS_MAX; /* of pages, in a row */
     CLEANUP(free_ptr) unsigned char *scratch = NULL;
     size_t scratch_bytes = 0;
     while (!list_empty(contexts)) {
@@ -357,9 +362,9 @@ int commit_contexts(struct catalog *catalog, struct list_link *contexts, struct 
                                .scratch = scratch,
                                .scratch_bytes = scratch_bytes };
         list_init(&batch.contexts);
-        bool again = may_retry;
+        bool again = turns > 0;
         int rc = commit_some(&batch, contexts, &again, first == 0 ? err : NULL);
-        may_retry = !again;
+        turns = again ? turns - 1 : TURNS_MAX;
         if (rc < 0 && !again && first == 0) first = rc;
         scratch = batch.scratch;
         scratch_bytes = batch.scratch_bytes;
