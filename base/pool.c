@@ -52,12 +52,12 @@ struct thread {
 struct pool {
     pthread_mutex_t lock;
     pthread_cond_t work, relief;
-    struct list_link waiting;   /* flows; locked by lock */
-    size_t queued, queue_limit; /* locked by lock */
-    size_t idle;                /* workers in cond_wait; locked by lock */
-    size_t busy;                /* workers that work for a flow; locked by lock */
-    size_t resting;             /* relief threads in cond_wait; locked by lock */
-    bool stopping;              /* locked by lock */
+    struct list_link waiting; /* flows; locked by lock */
+    size_t queued;            /* locked by lock */
+    size_t idle;              /* workers in cond_wait; locked by lock */
+    size_t busy;              /* workers that work for a flow; locked by lock */
+    size_t resting;           /* relief threads in cond_wait; locked by lock */
+    bool stopping;            /* locked by lock */
     size_t worker_count, thread_count;
     struct flow flows[FLOWS];
     struct thread threads[]; /* workers first */
@@ -203,7 +203,7 @@ static int start_threads(struct pool *pool, size_t thread_count, struct error *e
                      thread_count);
 }
 
-int pool_open(size_t thread_count, size_t queue_limit, struct pool **ret_pool, struct error *err)
+int pool_open(size_t thread_count, struct pool **ret_pool, struct error *err)
 {
     assert(thread_count >= 1);
     size_t all = thread_count + (thread_count < POOL_RELIEF_MAX ? thread_count : POOL_RELIEF_MAX);
@@ -218,7 +218,6 @@ int pool_open(size_t thread_count, size_t queue_limit, struct pool **ret_pool, s
         list_init(&pool->flows[i].jobs);
     }
     pool->worker_count = thread_count;
-    pool->queue_limit = queue_limit;
     int rc = start_threads(pool, all, err);
     if (rc < 0) {
         pool_close(pool);
@@ -244,21 +243,18 @@ void pool_close(struct pool *pool)
     free(pool);
 }
 
-int pool_submit(struct pool *pool, struct pool_job *job)
+void pool_submit(struct pool *pool, struct pool_job *job)
 {
     assert(job->run != NULL);
     pthread_mutex_lock(&pool->lock);
-    bool room = pool->queued < pool->queue_limit && !pool->stopping;
-    if (room) {
-        struct flow *flow = &pool->flows[job->flow % FLOWS];
-        list_append(&flow->jobs, &job->link);
-        if (!list_linked(&flow->link)) list_append(&pool->waiting, &flow->link);
-        pool->queued++;
-        pthread_cond_signal(&pool->work);
-        call_relief(pool);
-    }
+    assert(!pool->stopping);
+    struct flow *flow = &pool->flows[job->flow % FLOWS];
+    list_append(&flow->jobs, &job->link);
+    if (!list_linked(&flow->link)) list_append(&pool->waiting, &flow->link);
+    pool->queued++;
+    pthread_cond_signal(&pool->work);
+    call_relief(pool);
     pthread_mutex_unlock(&pool->lock);
-    return room ? 0 : MEMD_EBUSY;
 }
 
 /* The flow that the calling thread works for; a thread of somebody else's: the first. */

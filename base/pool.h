@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* pool.h — worker threads: a bounded queue of jobs, loops that idle workers help with, and flows
- * that share the workers fairly.
+/* pool.h — worker threads: a queue of jobs, loops that idle workers help with, and flows that share
+ * the workers fairly.
  *
  * A job is one request's work. A loop (`pool_for`) is what a job splits itself into; the thread
  * that asks takes part, so a loop finishes even when every other worker is busy, and nested loops
@@ -17,9 +17,13 @@
  * per connection (a thousand idle clients), a worker set aside for short jobs (nobody can say
  * beforehand which those are, and it idles otherwise).
  *
+ * The queue has no maximum of its own: a job is its owner's memory, and who submits bounds how many
+ * there are (for requests daemon/dispatch.h does), by flow. A limit on all of them would make one
+ * flow's job fail, or wait outside, for what others submit.
+ *
  * Memory   jobs and loop arguments belong to the caller; the pool allocates only at open.
  * Threads  any thread may submit; `run` is called on a worker, once per job.
- * Errors   MEMD_EBUSY the queue holds queue_limit jobs · MEMD_ENOMEM, MEMD_EIO at open
+ * Errors   MEMD_ENOMEM, MEMD_EIO at open
  * Tests    tests/unit/test_pool.c, tests/flow/test_fair.c
  */
 #ifndef MEMD_BASE_POOL_H
@@ -43,12 +47,12 @@ struct pool_job {
 };
 
 /* thread_count ≥ 1 workers. */
-int pool_open(size_t thread_count, size_t queue_limit, struct pool **ret_pool, struct error *err);
+int pool_open(size_t thread_count, struct pool **ret_pool, struct error *err);
 
-/* Finish the queued jobs, stop the threads. NULL is fine. */
+/* Finish the queued jobs, stop the threads; nobody submits any more. NULL is fine. */
 void pool_close(struct pool *pool);
 
-int pool_submit(struct pool *pool, struct pool_job *job);
+void pool_submit(struct pool *pool, struct pool_job *job);
 
 /* Call fn(arg, 0) … fn(arg, count-1), each once, in any order and on several threads; return when
  * all are done. With pool == NULL everything runs on the caller's thread, in order. At most

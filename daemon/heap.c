@@ -45,6 +45,6 @@ void heap_tick(struct heap *heap, struct server *server, uint64_t now_ns)
     heap->magic = HEAP_MAGIC;
     heap->server = server;
     heap->job = (struct pool_job){ .run = trim };
-    heap->trimmed = pool_submit(server->pool, &heap->job) == 0;
-    if (!heap->trimmed) atomic_store(&heap->trimming, false);
+    heap->trimmed = true;
+    pool_submit(server->pool, &heap->job);
 }

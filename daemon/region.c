@@ -94,7 +94,7 @@ void region_put(struct region *region)
         pthread_mutex_unlock(&table->lock);
         if (!last) return;
         region->job = (struct pool_job){ .run = dispose };
-        if (pool_submit(table->pool, &region->job) < 0) dispose(&region->job);
+        pool_submit(table->pool, &region->job);
         region = previous;
     }
 }

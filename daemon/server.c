@@ -290,9 +290,7 @@ static int open_store(struct server *server, struct error *err)
     const struct config *config = &server->config;
     size_t threads = (size_t)config->workers;
     if (threads == 0) threads = uv_available_parallelism();
-    /* Jobs are requests, and those that are in the pool are bounded for each connection
-     * (dispatch.c): a limit on all would make one wait, or fail, for what others send. */
-    int rc = pool_open(threads, SIZE_MAX, &server->pool, err);
+    int rc = pool_open(threads, &server->pool, err);
     if (rc < 0) return rc;
     backend_open(config, &server->backend);
     server->regions.pool = server->pool;

@@ -133,7 +133,7 @@ double probe_stream(const void *buffer, size_t bytes, unsigned threads, enum pro
     /* The calling thread takes part in a loop. Without a pool everything runs on it: slower,
      * still true. */
     CLEANUP(pool_closep) struct pool *pool = NULL;
-    if (threads > 1) pool_open(threads - 1, 1, &pool, NULL);
+    if (threads > 1) pool_open(threads - 1, &pool, NULL);
     uint64_t begun_ns = clock_monotonic_ns();
     pool_for(pool, threads, stream_part_run, parts);
     double seconds = (double)(clock_monotonic_ns() - begun_ns) / 1e9;

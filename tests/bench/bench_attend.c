@@ -219,7 +219,7 @@ int main(int argc, char **argv)
 {
     struct options options = parse(argc, argv);
     struct pool *pool = NULL;
-    if (options.threads > 1 && pool_open(options.threads - 1, 1, &pool, NULL) < 0) return 1;
+    if (options.threads > 1 && pool_open(options.threads - 1, &pool, NULL) < 0) return 1;
     const char *separator = "[";
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         if (options.only != NULL && strcmp(options.only, shapes[i].name) != 0) continue;

@@ -322,7 +322,7 @@ int main(int argc, char **argv)
     }
     struct pool *pool = NULL;
     struct ring ring;
-    if (options.threads > 1 && pool_open(options.threads - 1, 4, &pool, NULL) < 0) return 1;
+    if (options.threads > 1 && pool_open(options.threads - 1, &pool, NULL) < 0) return 1;
     fill(&options, &ring);
     run_ring(&options, &ring, pool);
     run_short(&options, &ring, pool);

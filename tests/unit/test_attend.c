@@ -130,7 +130,7 @@ static void test_threads_and_cuts(void **state)
     struct partial alone = ask(&past, &args);
     size_t count = alone.rows * alone.head_dim;
     for (size_t threads = 1; threads <= 4; threads++) {
-        assert_int_equal(pool_open(threads, 1, &args.pool, NULL), 0);
+        assert_int_equal(pool_open(threads, &args.pool, NULL), 0);
         struct partial together = ask(&past, &args);
         assert_memory_equal(together.o, alone.o, count * sizeof *alone.o);
         assert_memory_equal(together.lse, alone.lse, alone.rows * sizeof *alone.lse);

@@ -66,7 +66,7 @@ static void test_fold(void **state)
     (void)state;
     struct blocks_shape shape = { .first = 3, .tokens = 4, .ahead = 2, .heads = 3, .head_dim = 8 };
     struct fold_source source = { 0 };
-    assert_int_equal(pool_open(2, 1, &source.pool, NULL), 0);
+    assert_int_equal(pool_open(2, &source.pool, NULL), 0);
     struct blocks *once = made(&shape, &source, 1000, 1000);
     assert_int_equal(once->count, (1000 - 3 - 2) / 4);
     assert_int_equal(once->lacking, (once->count + 2) / 3);

@@ -106,7 +106,7 @@ static void test_against_sort(void **state)
         past_cut(&past, 400, &random);
         struct attend_args args = past_args(&past);
         struct pool *pool = NULL;
-        if (turn % 3 == 0) assert_int_equal(pool_open(2, 1, &pool, NULL), 0);
+        if (turn % 3 == 0) assert_int_equal(pool_open(2, &pool, NULL), 0);
         args.pool = pool;
         struct index_hits hits = ask(&past, &args, ks[turn % 5]);
         check_all(&past, &hits);

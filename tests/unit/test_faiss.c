@@ -133,7 +133,7 @@ static void test_exact_kinds(void **state)
     for (size_t turn = 0; turn < 12; turn++) {
         struct past past = make(turn, &random);
         struct pool *pool = NULL;
-        if (turn % 2 == 0) assert_int_equal(pool_open(2, 1, &pool, NULL), 0);
+        if (turn % 2 == 0) assert_int_equal(pool_open(2, &pool, NULL), 0);
         for (size_t kind = FLAT; kind <= IVF; kind++) {
             struct layer_index *version = build(kind, &past, past.tokens - turn % 3 * 200, NULL);
             check_exact_topk(&past, kind, version, pool);

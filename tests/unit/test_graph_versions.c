@@ -175,7 +175,7 @@ static void test_threads_and_shapes(void **state)
     setup(&fx, &small);
     struct layer_source source = { 0 };
     struct layer_index *one = built(&fx, NULL), *many = NULL, *none = NULL;
-    assert_int_equal(pool_open(3, 1, &source.pool, NULL), 0);
+    assert_int_equal(pool_open(3, &source.pool, NULL), 0);
     assert_int_equal(build(&fx, 1200, &source, NULL, &many), 0);
     assert_true(same_bytes(one, many));
     struct index_args args = ask_args(&fx.past);

@@ -189,7 +189,7 @@ static void test_representatives(void **state)
         if (turn / 3 == 1) folded.options[BLOCK] = 50;
         if (turn / 3 == 2) folded.options[REPR_TOKENS] = 11;
         make(&folded, 200 + turn, 1, turn / 3 != 1, &masses, &random);
-        if (turn == 1) assert_int_equal(pool_open(2, 1, &folded.source.pool, NULL), 0);
+        if (turn == 1) assert_int_equal(pool_open(2, &folded.source.pool, NULL), 0);
         folded_fold(&folded, 1000);
         struct blocks *blocks = (struct blocks *)(void *)folded.fold;
         assert_int_equal(blocks->count, formed(&folded, (double)(200 + turn)));

@@ -89,7 +89,7 @@ static void test_against_lengths(void **state)
         half_store(past.k, past.kv_heads * 600 * 40, past.dtype, past.k_rows);
         past_cut(&past, 200, &random);
         struct pool *pool = NULL;
-        assert_int_equal(pool_open(2, 1, &pool, NULL), 0);
+        assert_int_equal(pool_open(2, &pool, NULL), 0);
         const char *parameters[] = { "ratio", ratios[turn % 5], "prune_after", "500", NULL };
         struct asked asked;
         asked_begin(&asked, &past, &method_l2norm, parameters);

@@ -384,7 +384,7 @@ static void test_answers(void **state)
         struct error err = { 0 };
         make(&set, turn, &random);
         struct pool *pool = NULL;
-        if (turn % 2 == 0) assert_int_equal(pool_open(2, 1, &pool, NULL), 0);
+        if (turn % 2 == 0) assert_int_equal(pool_open(2, &pool, NULL), 0);
         set.reading.attend.pool = pool;
         if (ask(&set, &err) != 0) fail_msg("turn %zu: %s", turn, err.text);
         for (size_t row = 0; row < set.past.queries * set.past.query_heads; row++) {

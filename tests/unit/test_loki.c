@@ -187,7 +187,7 @@ static void test_calibration(void **state)
     (void)state;
     uint64_t random = random_seed();
     struct pool *pool = NULL;
-    assert_int_equal(pool_open(2, 1, &pool, NULL), 0);
+    assert_int_equal(pool_open(2, &pool, NULL), 0);
     static const char *const calibrations[] = { "1501", "1500", "300" };
     for (size_t turn = 0; turn < 3; turn++) {
         struct past past;

@@ -137,7 +137,7 @@ static void test_representatives(void **state)
         struct folded folded;
         double options[] = { turn < 3 ? 16 : 5, 64, turn % 2 == 0 ? AUTO : ORIGINAL };
         make(&folded, 100 + turn, 1, turn % 2 == 0, options, &random);
-        if (turn == 1) assert_int_equal(pool_open(2, 1, &folded.source.pool, NULL), 0);
+        if (turn == 1) assert_int_equal(pool_open(2, &folded.source.pool, NULL), 0);
         folded_fold(&folded, 1000);
         struct blocks *blocks = (struct blocks *)(void *)folded.fold;
         assert_int_equal(blocks->count, (100 + turn) / (size_t)options[CHUNK]);

@@ -181,7 +181,7 @@ static void test_answers(void **state)
         ask_init(&asked, &past, fold);
         memcpy(asked.options, settings[turn % 7], sizeof settings[0]);
         struct pool *pool = NULL;
-        if (turn % 2 == 0) assert_int_equal(pool_open(2, 1, &pool, NULL), 0);
+        if (turn % 2 == 0) assert_int_equal(pool_open(2, &pool, NULL), 0);
         asked.reading.attend.pool = pool;
         assert_int_equal(ask(&asked), 0);
         for (size_t row = 0; row < past.queries * past.query_heads; row++)

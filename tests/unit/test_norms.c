@@ -73,7 +73,7 @@ static void test_fold(void **state)
         past_make(&past, &random);
         past_cut(&past, 200, &random);
         struct pool *pool = NULL;
-        if (turn % 2 == 0) assert_int_equal(pool_open(2, 1, &pool, NULL), 0);
+        if (turn % 2 == 0) assert_int_equal(pool_open(2, &pool, NULL), 0);
         struct fold_source source = source_of(&past, pool);
         struct fold *fold = NULL;
         assert_int_equal(norms_fold.open(&source, &fold, NULL), 0);

@@ -134,7 +134,7 @@ static void test_mass_beside_threads(void **state)
     struct truth *truth = calloc(1, sizeof *truth);
     struct pool *pool = NULL;
     begin(&fx);
-    ASSERT_OK(pool_open(2, 1, &pool, &err), err);
+    ASSERT_OK(pool_open(2, &pool, &err), err);
     fx.config.pool = pool;
     fixture_restart(&fx);
     struct context *context = fixture_context(&fx, "book");

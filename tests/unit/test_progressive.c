@@ -167,7 +167,7 @@ static void test_pool(void **state)
     struct coded coded;
     make(&coded, 2, &random);
     struct pool *pool = NULL;
-    assert_int_equal(pool_open(3, 8, &pool, NULL), 0);
+    assert_int_equal(pool_open(3, &pool, NULL), 0);
     struct answer one = ask(&coded, &(struct question){ .target = 0.02F });
     struct answer many = ask(&coded, &(struct question){ .target = 0.02F, .pool = pool });
     assert_memory_equal(one.partial.o, many.partial.o,

@@ -121,7 +121,7 @@ static void test_calibrated(void **state)
     (void)state;
     uint64_t random = random_seed();
     struct pool *pool = NULL;
-    assert_int_equal(pool_open(2, 1, &pool, NULL), 0);
+    assert_int_equal(pool_open(2, &pool, NULL), 0);
     for (size_t turn = 0; turn < 4; turn++) {
         struct past past = { .query_heads = 2, .kv_heads = 2, .head_dim = 40, .tokens = 900,
                              .queries = 1, .dtype = DTYPE_FP32 };

@@ -52,7 +52,7 @@ static void test_set(void **state)
         make(&past, turn, &random);
         const double *options = settings[turn % 6];
         struct pool *pool = NULL;
-        if (turn % 2 == 0) assert_int_equal(pool_open(2, 1, &pool, NULL), 0);
+        if (turn % 2 == 0) assert_int_equal(pool_open(2, &pool, NULL), 0);
         struct index_args args = { .attend = past_args(&past) };
         args.attend.pool = pool;
         struct reply reply;

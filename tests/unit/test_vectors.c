@@ -87,7 +87,7 @@ static void test_search(void **state)
         for (size_t i = 0; i < queries * width; i++) q[i] = random_float(&random);
         struct vectors *vectors = fold(&past, 0);
         struct pool *pool = NULL;
-        if (turn % 2 == 0) assert_int_equal(pool_open(2, 1, &pool, NULL), 0);
+        if (turn % 2 == 0) assert_int_equal(pool_open(2, &pool, NULL), 0);
         struct vectors_args args = { .vectors = vectors,
                                      .rows = { past.views, past.view_count, past.head_dim, NULL },
                                      .q = q,
@@ -396,7 +396,7 @@ static void test_all_cells(void **state)
     struct clustered set;
     clustered_make(&set, true, &random);
     struct pool *pool = NULL;
-    assert_int_equal(pool_open(3, 1, &pool, NULL), 0);
+    assert_int_equal(pool_open(3, &pool, NULL), 0);
     struct rows rows = { set.past.views, set.past.view_count, W / 2, NULL };
     struct vectors_args args = { .vectors = set.vectors,
                                  .rows = rows,

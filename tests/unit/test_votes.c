@@ -85,7 +85,7 @@ static void test_votes(void **state)
         past_cut(&past, 200, &random);
         struct votes_args args = args_of(&past, window);
         struct pool *pool = NULL;
-        assert_int_equal(pool_open(2, 1, &pool, NULL), 0);
+        assert_int_equal(pool_open(2, &pool, NULL), 0);
         float *votes = votes_of(&args, 0, past.kv_heads);
         expect(&past, window, 0, votes, past.query_heads);
         args.pool = pool;

@@ -44,7 +44,7 @@ static struct layer_index *build(const struct past *past, uint64_t tokens, const
                                   .tokens = (size_t)tokens, .dtype = past->dtype };
     struct layer_source source = source_of(past, views, 1, options);
     struct pool *pool = NULL;
-    assert_int_equal(pool_open(2, 1, &pool, NULL), 0);
+    assert_int_equal(pool_open(2, &pool, NULL), 0);
     source.pool = pool;
     struct layer_index *version = NULL;
     assert_int_equal(zones_type.build(&source, before, &version, NULL), 0);

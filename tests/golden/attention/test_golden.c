@@ -278,7 +278,7 @@ static void test_attention(void **state)
     struct golden *golden = *state;
     uint64_t random = random_seed();
     struct pool *pool = NULL;
-    assert_int_equal(pool_open(2, 1, &pool, NULL), 0);
+    assert_int_equal(pool_open(2, &pool, NULL), 0);
     double worst[4] = { 0 };
     for (uint32_t number = 0; number < golden->case_count; number++) {
         struct shape shape = read_shape(&golden->in);
