@@ -5,15 +5,15 @@
 
 #include <stdint.h>
 
-struct entry {
-    float score;
+struct ranked {
+    double score; /* holds a float's exactly */
     uint64_t id;
 };
 
 /* For qsort: the larger score first, of equal ones the lower id. */
 static inline int better_first(const void *a, const void *b)
 {
-    const struct entry *left = a, *right = b;
+    const struct ranked *left = a, *right = b;
     if (left->score != right->score) return left->score > right->score ? -1 : 1;
     return left->id < right->id ? -1 : left->id > right->id;
 }

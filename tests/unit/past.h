@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "base/half.h"
 #include "tests/random.h"
+#include "tests/ranked.h"
 
 struct past {
     size_t query_heads, kv_heads, head_dim, tokens, queries;
@@ -128,20 +129,6 @@ static inline int past_refuse(void *arg)
 {
     (void)arg;
     return MEMD_ECANCELLED;
-}
-
-/* Tokens by score, the best first, ties by lower position: what every search is held against. */
-struct past_hit {
-    double score;
-    uint64_t token;
-};
-
-/* For qsort. */
-static inline int past_better_first(const void *a, const void *b)
-{
-    const struct past_hit *left = a, *right = b;
-    if (left->score != right->score) return left->score > right->score ? -1 : 1;
-    return left->token < right->token ? -1 : left->token > right->token;
 }
 
 #endif

@@ -206,7 +206,7 @@ static void test_choices(void **state)
         struct blocks_wanted wanted = { random_below(&random, 3), random_below(&random, 3),
                                         random_below(&random, 20) };
         float scores[40], scratch[20];
-        struct past_hit hits[40];
+        struct ranked hits[40];
         bool chosen[40] = { false };
         uint64_t ids[24];
         size_t between = 0, found = 0;
@@ -214,11 +214,11 @@ static void test_choices(void **state)
             scores[i] = (float)random_below(&random, 5);
             if (random_below(&random, 9) == 0) scores[i] = -INFINITY;
             chosen[i] = i < wanted.first || i + wanted.last >= count;
-            if (!chosen[i]) hits[between++] = (struct past_hit){ (double)scores[i], i };
+            if (!chosen[i]) hits[between++] = (struct ranked){ (double)scores[i], i };
             if (scores[i] == -INFINITY && i % 2 == 0) scores[i] = NAN; /* as bad as it gets */
         }
-        qsort(hits, between, sizeof *hits, past_better_first);
-        for (size_t i = 0; i < between && i < wanted.best; i++) chosen[hits[i].token] = true;
+        qsort(hits, between, sizeof *hits, better_first);
+        for (size_t i = 0; i < between && i < wanted.best; i++) chosen[hits[i].id] = true;
         size_t got = blocks_choose(scores, count, &wanted, scratch, ids);
         for (size_t i = 0; i < count; i++)
             if (chosen[i] && (found == got || ids[found++] != i))

@@ -18,10 +18,10 @@
 
 static void expect(const float *scores, size_t n, size_t k)
 {
-    struct entry *sorted = malloc((n + 1) * sizeof *sorted);
+    struct ranked *sorted = malloc((n + 1) * sizeof *sorted);
     bool *wanted = calloc(n + 1, sizeof *wanted);
     assert_true(sorted != NULL && wanted != NULL);
-    for (size_t i = 0; i < n; i++) sorted[i] = (struct entry){ scores[i], i };
+    for (size_t i = 0; i < n; i++) sorted[i] = (struct ranked){ scores[i], i };
     qsort(sorted, n, sizeof *sorted, better_first);
     for (size_t i = 0; i < n && i < k; i++) wanted[sorted[i].id] = true;
     struct cut cut = cut_largest(scores, n, k);

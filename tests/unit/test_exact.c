@@ -44,9 +44,9 @@ static struct index_hits ask(const struct past *past, const struct attend_args *
 /* The expected token, or one whose score fp32 cannot tell from it; among equal scores the lower
  * id. */
 static bool matches(const struct past *past, size_t i, size_t h, uint64_t id,
-                    const struct past_hit *truth)
+                    const struct ranked *truth)
 {
-    if (id == truth->token) return true;
+    if (id == truth->id) return true;
     if (id >= past->limits[i]) return false;
     double score = past_score(past, i, h, (size_t)id);
     return score != truth->score && fabs(score - truth->score) < 1e-6;
@@ -54,11 +54,10 @@ static bool matches(const struct past *past, size_t i, size_t h, uint64_t id,
 
 static void check_row(const struct past *past, const struct index_hits *hits, size_t i, size_t h)
 {
-    struct past_hit *truth = past_alloc(past->tokens, sizeof *truth);
+    struct ranked *truth = past_alloc(past->tokens, sizeof *truth);
     size_t visible = (size_t)past->limits[i], row = (i * past->query_heads + h) * hits->k;
-    for (size_t t = 0; t < visible; t++)
-        truth[t] = (struct past_hit){ past_score(past, i, h, t), t };
-    qsort(truth, visible, sizeof *truth, past_better_first);
+    for (size_t t = 0; t < visible; t++) truth[t] = (struct ranked){ past_score(past, i, h, t), t };
+    qsort(truth, visible, sizeof *truth, better_first);
     for (size_t j = 0; j < hits->k; j++) {
         float score = hits->scores[row + j];
         if (j >= visible) {
@@ -70,7 +69,7 @@ static void check_row(const struct past *past, const struct index_hits *hits, si
             fabs((double)score - truth[j].score) > 1e-5)
             fail_msg("query %zu head %zu rank %zu: (%llu, %.9g), expected (%llu, %.9g)", i, h, j,
                      (unsigned long long)hits->ids[row + j], (double)score,
-                     (unsigned long long)truth[j].token, truth[j].score);
+                     (unsigned long long)truth[j].id, truth[j].score);
     }
     free(truth);
 }

@@ -93,14 +93,14 @@ static void choose(struct truth *truth, const struct setting *setting, size_t i,
     size_t limit = (size_t)past->limits[i], count = 0;
     size_t end = limit > setting->window ? limit - setting->window : 0;
     size_t begin = end > setting->memory ? end - setting->memory : 0;
-    struct past_hit *hits = past_alloc(past->tokens, sizeof *hits);
+    struct ranked *hits = past_alloc(past->tokens, sizeof *hits);
     for (size_t t = begin; t < end; t++)
-        if (!special(t)) hits[count++] = (struct past_hit){ cosine(past, i, h, t), t };
-    qsort(hits, count, sizeof *hits, past_better_first);
+        if (!special(t)) hits[count++] = (struct ranked){ cosine(past, i, h, t), t };
+    qsort(hits, count, sizeof *hits, better_first);
     for (size_t t = 0; t < past->tokens; t++) truth->chosen[t] = t >= end && t < limit;
     for (size_t j = 0; j < count && j < setting->k; j++)
         if (setting->threshold > 1 || hits[j].score > setting->threshold)
-            truth->chosen[hits[j].token] = true;
+            truth->chosen[hits[j].id] = true;
     free(hits);
 }
 

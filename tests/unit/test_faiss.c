@@ -66,7 +66,7 @@ static struct layer_index *build(size_t kind, const struct past *past, uint64_t 
  * those are without the k. */
 static size_t choose(const struct past *past, size_t i, size_t h, uint64_t covered, bool *chosen)
 {
-    struct past_hit *hits = past_alloc(past->tokens, sizeof *hits);
+    struct ranked *hits = past_alloc(past->tokens, sizeof *hits);
     uint64_t limit = past->limits[i], begin = limit > 50 ? limit - 50 : 0;
     size_t count = 0, steady = 0;
     if (begin > covered) begin = covered;
@@ -74,10 +74,10 @@ static size_t choose(const struct past *past, size_t i, size_t h, uint64_t cover
         chosen[t] = t < limit && (t < 4 || t >= begin);
         steady += chosen[t];
         if (t < limit && !chosen[t])
-            hits[count++] = (struct past_hit){ past_score(past, i, h, t), t };
+            hits[count++] = (struct ranked){ past_score(past, i, h, t), t };
     }
-    qsort(hits, count, sizeof *hits, past_better_first);
-    for (size_t j = 0; j < 20 && j < count; j++) chosen[hits[j].token] = true;
+    qsort(hits, count, sizeof *hits, better_first);
+    for (size_t j = 0; j < 20 && j < count; j++) chosen[hits[j].id] = true;
     free(hits);
     return steady;
 }

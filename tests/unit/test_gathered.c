@@ -20,7 +20,7 @@
 
 enum { MOST = 5000, ROOM_MOST = 300, PARTS = 3 };
 
-static struct entry all[MOST], got[GATHERED_TIMES * ROOM_MOST];
+static struct ranked all[MOST], got[GATHERED_TIMES * ROOM_MOST];
 static uint64_t ids[PARTS][GATHERED_TIMES * ROOM_MOST];
 static float scores[MOST + 64], kept[PARTS][GATHERED_TIMES * ROOM_MOST];
 
@@ -57,8 +57,8 @@ static void check(size_t count, size_t room, uint64_t *random)
     gathered_keep(&parts[0]);
     size_t wanted = count < room ? count : room;
     if (parts[0].count != wanted) fail_msg("%zu of %zu, not %zu", parts[0].count, count, wanted);
-    for (size_t i = 0; i < wanted; i++) got[i] = (struct entry){ kept[0][i], ids[0][i] };
-    for (size_t i = 0; i < count; i++) all[i] = (struct entry){ scores[i], i };
+    for (size_t i = 0; i < wanted; i++) got[i] = (struct ranked){ kept[0][i], ids[0][i] };
+    for (size_t i = 0; i < count; i++) all[i] = (struct ranked){ scores[i], i };
     qsort(got, wanted, sizeof *got, better_first);
     qsort(all, count, sizeof *all, better_first);
     for (size_t i = 0; i < wanted; i++)

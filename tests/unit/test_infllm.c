@@ -76,20 +76,20 @@ static void representative(const struct folded *folded, size_t h, size_t block, 
 {
     size_t size = (size_t)folded->options[BLOCK], count = (size_t)folded->options[REPR_TOKENS];
     size_t begin = (size_t)folded->options[SINKS] + block * size;
-    struct past_hit *hits = past_alloc(size, sizeof *hits);
+    struct ranked *hits = past_alloc(size, sizeof *hits);
     bool known = folded->options[REPR] == LOGIT;
     for (size_t t = 0; t < size && folded->options[REPR] != MEAN; t++) {
-        hits[t] = (struct past_hit){ worth(folded, h, begin + t), begin + t };
+        hits[t] = (struct ranked){ worth(folded, h, begin + t), begin + t };
         const float *mass = mass_at(folded->source.mass_arg, begin + t);
         for (size_t head = 0; head < H; head++) known = known || (mass != NULL && mass[head] > 0);
     }
-    if (known) qsort(hits, size, sizeof *hits, past_better_first);
-    for (size_t t = 0; t < size && !known; t++) hits[t].token = begin + t;
+    if (known) qsort(hits, size, sizeof *hits, better_first);
+    for (size_t t = 0; t < size && !known; t++) hits[t].id = begin + t;
     if (!known || count > size) count = size;
     for (size_t d = 0; d < D; d++) {
         ret_r[d] = 0.0;
         for (size_t j = 0; j < count; j++)
-            ret_r[d] += (double)folded_key(folded, h, hits[j].token)[d] / (double)count;
+            ret_r[d] += (double)folded_key(folded, h, hits[j].id)[d] / (double)count;
     }
     free(hits);
 }
@@ -122,17 +122,17 @@ static size_t choose(const struct folded *folded, size_t i, size_t h, bool *ret_
     for (size_t j = first; j < end; j++)
         least = fmin(least, fmin((double)past->limits[j], (double)past->positions[j]));
     size_t blocks = formed(folded, least);
-    struct past_hit *hits = past_alloc(blocks, sizeof *hits);
+    struct ranked *hits = past_alloc(blocks, sizeof *hits);
     for (size_t b = 0; b < blocks; b++) {
         ret_chosen[b] = (double)blocks <= folded->options[TOPK];
-        hits[b] = (struct past_hit){ 0.0, b };
+        hits[b] = (struct ranked){ 0.0, b };
         for (size_t head = 0; head < H; head++)
             if (head == h || folded->options[SHARE] == HEADS)
                 hits[b].score += product(folded, first, end, head, b);
     }
-    qsort(hits, blocks, sizeof *hits, past_better_first);
+    qsort(hits, blocks, sizeof *hits, better_first);
     for (size_t j = 0; j < blocks && (double)j < folded->options[TOPK]; j++)
-        ret_chosen[hits[j].token] = true;
+        ret_chosen[hits[j].id] = true;
     free(hits);
     return blocks;
 }

@@ -23,11 +23,11 @@ static double length(const struct past *past, size_t g, size_t t)
 
 static void choose(const struct past *past, size_t g, size_t tokens, size_t kept, bool *ret_chosen)
 {
-    struct past_hit *hits = past_alloc(tokens, sizeof *hits);
-    for (size_t t = 0; t < tokens; t++) hits[t] = (struct past_hit){ -length(past, g, t), t };
-    qsort(hits, tokens, sizeof *hits, past_better_first);
+    struct ranked *hits = past_alloc(tokens, sizeof *hits);
+    for (size_t t = 0; t < tokens; t++) hits[t] = (struct ranked){ -length(past, g, t), t };
+    qsort(hits, tokens, sizeof *hits, better_first);
     for (size_t t = 0; t < past->tokens; t++) ret_chosen[t] = t >= tokens;
-    for (size_t j = 0; j < kept; j++) ret_chosen[hits[j].token] = true;
+    for (size_t j = 0; j < kept; j++) ret_chosen[hits[j].id] = true;
     free(hits);
 }
 

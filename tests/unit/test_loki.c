@@ -109,16 +109,16 @@ static void expect(struct asked *asked, const struct past *seen, const struct pa
                    const struct upload *upload, const struct round *round)
 {
     bool *chosen = past_alloc(TOKENS, sizeof *chosen);
-    struct past_hit *hits = past_alloc(TOKENS, sizeof *hits);
+    struct ranked *hits = past_alloc(TOKENS, sizeof *hits);
     for (size_t row = 0; row < turned->queries * 4; row++) {
         size_t i = row / 4, h = row % 4, limit = (size_t)turned->limits[i];
         size_t count = round->count > 0 ? round->count : limit / 4;
         if (count == 0) count = 1;
         for (size_t t = 0; t < limit; t++)
-            hits[t] = (struct past_hit){ few(seen, upload, round->r, i, h, t), t };
-        qsort(hits, limit, sizeof *hits, past_better_first);
+            hits[t] = (struct ranked){ few(seen, upload, round->r, i, h, t), t };
+        qsort(hits, limit, sizeof *hits, better_first);
         memset(chosen, 0, TOKENS * sizeof *chosen);
-        for (size_t j = 0; j < count && j < limit; j++) chosen[hits[j].token] = true;
+        for (size_t j = 0; j < count && j < limit; j++) chosen[hits[j].id] = true;
         if (round->dtype != DTYPE_FP32 && limit > count) { /* ranked in fp16: ties are near */
             const uint64_t *ids = asked->hits.ids + row * asked->hits.k;
             double worst = hits[count - 1].score - 0.02;
@@ -201,14 +201,14 @@ static void test_calibration(void **state)
         assert_int_equal(asked_search(&asked, TOKENS), 0);
         assert_int_equal(asked.fold->tokens, turn == 0 ? 0 : TOKENS);
         bool *chosen = past_alloc(TOKENS, sizeof *chosen);
-        struct past_hit *hits = past_alloc(TOKENS, sizeof *hits);
+        struct ranked *hits = past_alloc(TOKENS, sizeof *hits);
         for (size_t row = 0; row < past.queries * 4; row++) {
             size_t limit = (size_t)past.limits[row / 4], count = turn == 0 ? TOKENS : 40;
             for (size_t t = 0; t < limit; t++)
-                hits[t] = (struct past_hit){ past_score(&past, row / 4, row % 4, t), t };
-            qsort(hits, limit, sizeof *hits, past_better_first);
+                hits[t] = (struct ranked){ past_score(&past, row / 4, row % 4, t), t };
+            qsort(hits, limit, sizeof *hits, better_first);
             memset(chosen, 0, TOKENS * sizeof *chosen);
-            for (size_t j = 0; j < count && j < limit; j++) chosen[hits[j].token] = true;
+            for (size_t j = 0; j < count && j < limit; j++) chosen[hits[j].id] = true;
             assert_true(subset_equals(&past, &asked.reply, row / 4, row % 4, chosen));
             assert_true(asked_found(&asked, row / 4, row % 4, chosen));
         }

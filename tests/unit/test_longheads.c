@@ -72,17 +72,17 @@ static void choose(const struct folded *folded, size_t i, size_t h, size_t chunk
 {
     const struct past *past = &folded->past;
     size_t budget = (size_t)folded->options[ATTENTION] / (size_t)folded->options[CHUNK];
-    struct past_hit *hits = past_alloc(chunks, sizeof *hits);
+    struct ranked *hits = past_alloc(chunks, sizeof *hits);
     double *c = past_alloc(past->head_dim, sizeof *c);
     const float *q = past->q + (i * past->query_heads + h) * past->head_dim;
     for (size_t j = 0; j < chunks; j++) {
         ret_chosen[j] = j == 0 || j + 1 == chunks;
         representative(folded, h, j, c);
-        hits[j] = (struct past_hit){ 0.0, j };
+        hits[j] = (struct ranked){ 0.0, j };
         for (size_t d = 0; d < past->head_dim; d++) hits[j].score += c[d] * (double)q[d];
     }
-    if (chunks > 2) qsort(hits + 1, chunks - 2, sizeof *hits, past_better_first);
-    for (size_t j = 1; j + 1 < chunks && j <= budget - 3; j++) ret_chosen[hits[j].token] = true;
+    if (chunks > 2) qsort(hits + 1, chunks - 2, sizeof *hits, better_first);
+    for (size_t j = 1; j + 1 < chunks && j <= budget - 3; j++) ret_chosen[hits[j].id] = true;
     free(hits);
     free(c);
 }
@@ -260,14 +260,14 @@ static void test_search(void **state)
     double o[32];
     for (size_t row = 0; row < 8; row++) {
         size_t count = read_by(&folded, row / 4, row % 4, tokens), found = 0;
-        struct past_hit truth[200];
+        struct ranked truth[200];
         for (size_t j = 0; j < count; j++)
-            truth[j] = (struct past_hit){ folded_attend(&folded, row / 4, row % 4, &tokens[j], 1,
-                                                        o), tokens[j].token };
-        qsort(truth, count, sizeof *truth, past_better_first);
+            truth[j] = (struct ranked){ folded_attend(&folded, row / 4, row % 4, &tokens[j], 1, o),
+                                        tokens[j].token };
+        qsort(truth, count, sizeof *truth, better_first);
         for (size_t j = 0; j < K; j++) {
             if (hits.ids[row * K + j] == INDEX_NONE) continue;
-            assert_true(hits.ids[row * K + j] == truth[j].token);
+            assert_true(hits.ids[row * K + j] == truth[j].id);
             assert_true(fabs((double)hits.scores[row * K + j] - truth[j].score) < 1e-5);
             found++;
         }

@@ -96,18 +96,18 @@ static double logit(const struct asked *asked, const struct past *past, size_t i
 
 /* Tokens found, best first; how many. */
 static size_t find(const struct asked *asked, const struct past *past, size_t i, size_t h,
-                   struct past_hit *ret_hits)
+                   struct ranked *ret_hits)
 {
     size_t k = (size_t)asked->options[K], limit = past->limits[i], count = 0;
     size_t memory = (size_t)asked->options[MEMORY], begin = limit > memory ? limit - memory : 0;
     for (size_t t = begin; t < limit; t++)
-        ret_hits[count++] = (struct past_hit){ logit(asked, past, i, h, t), t };
-    qsort(ret_hits, count, sizeof *ret_hits, past_better_first);
+        ret_hits[count++] = (struct ranked){ logit(asked, past, i, h, t), t };
+    qsort(ret_hits, count, sizeof *ret_hits, better_first);
     if (asked->options[SEARCH] == 1) return count < k ? count : k;
     size_t kept = 0;
     bool *taken = past_alloc(k, sizeof *taken); /* the first of a bucket is its best */
     for (size_t j = 0; j < count; j++) {
-        size_t bucket = ret_hits[j].token % k;
+        size_t bucket = ret_hits[j].id % k;
         if (!taken[bucket]) ret_hits[kept++] = ret_hits[j];
         taken[bucket] = true;
     }
@@ -117,14 +117,14 @@ static size_t find(const struct asked *asked, const struct past *past, size_t i,
 
 /* o (D) and the lse over the hits, and zero rows. */
 static double truth(const struct asked *asked, const struct past *past, size_t h,
-                    const struct past_hit *hits, size_t count, double *ret_o)
+                    const struct ranked *hits, size_t count, double *ret_o)
 {
     size_t g = h / (past->query_heads / past->kv_heads);
     double sum = 0.0, zeros = asked->options[ZERO_ROWS] == 1 ? asked->options[K] : 0.0;
     for (size_t d = 0; d < past->head_dim; d++) ret_o[d] = 0.0;
     for (size_t j = 0; j < count; j++) {
         double weight = exp(hits[j].score);
-        const float *v = past->v + (g * past->tokens + hits[j].token) * past->head_dim;
+        const float *v = past->v + (g * past->tokens + hits[j].id) * past->head_dim;
         for (size_t d = 0; d < past->head_dim; d++) ret_o[d] += weight * (double)v[d];
         sum += weight;
     }
@@ -135,7 +135,7 @@ static double truth(const struct asked *asked, const struct past *past, size_t h
 
 static void expect(const struct asked *asked, const struct past *past, size_t i, size_t h)
 {
-    struct past_hit *hits = past_alloc(past->tokens, sizeof *hits);
+    struct ranked *hits = past_alloc(past->tokens, sizeof *hits);
     double *o = past_alloc(past->head_dim, sizeof *o);
     size_t count = find(asked, past, i, h, hits), row = i * past->query_heads + h;
     double lse = truth(asked, past, h, hits, count, o);
@@ -239,7 +239,7 @@ static void test_search_and_plan(void **state)
     asked.options[K] = 16;
     size_t k = 20, rows = past.queries * past.query_heads;
     struct index_hits hits = { past_alloc(rows * k, 8), past_alloc(rows * k, 4), k };
-    struct past_hit *wanted = past_alloc(past.tokens, sizeof *wanted);
+    struct ranked *wanted = past_alloc(past.tokens, sizeof *wanted);
     struct arena arena;
     struct plan plan;
     arena_init(&arena, (size_t)64 << 20);
@@ -251,7 +251,7 @@ static void test_search_and_plan(void **state)
     for (size_t row = 0; row < rows; row++) {
         size_t count = find(&asked, &past, row / past.query_heads, row % past.query_heads, wanted);
         for (size_t j = 0; j < k; j++)
-            assert_true(hits.ids[row * k + j] == (j < count ? wanted[j].token : INDEX_NONE));
+            assert_true(hits.ids[row * k + j] == (j < count ? wanted[j].id : INDEX_NONE));
     }
     for (size_t i = 0; i < plan.run_count; i++) {
         assert_true(plan.groups[plan.runs[i].group].merge == PLAN_SEPARATE);

@@ -58,12 +58,12 @@ static void choose(const struct past *past, size_t tokens, size_t h, const char 
 {
     size_t n = tokens - WINDOW;
     double *votes = past_alloc(n, sizeof *votes);
-    struct past_hit *hits = past_alloc(n, sizeof *hits);
+    struct ranked *hits = past_alloc(n, sizeof *hits);
     reduce(past, tokens, h, rule, votes);
-    for (size_t t = 0; t < n; t++) hits[t] = (struct past_hit){ votes[t], t };
-    qsort(hits, n, sizeof *hits, past_better_first);
+    for (size_t t = 0; t < n; t++) hits[t] = (struct ranked){ votes[t], t };
+    qsort(hits, n, sizeof *hits, better_first);
     for (size_t t = 0; t < past->tokens; t++) ret_chosen[t] = t >= n;
-    for (size_t j = 0; j < kept && j < n; j++) ret_chosen[hits[j].token] = true;
+    for (size_t j = 0; j < kept && j < n; j++) ret_chosen[hits[j].id] = true;
     free(votes);
     free(hits);
 }

@@ -89,15 +89,15 @@ static void test_set(void **state)
 /* Adds the best k tokens that are visible and not chosen yet; the mass of the chosen, of all. */
 static double choose_best(const struct past *past, size_t i, size_t h, size_t k, bool *chosen)
 {
-    struct past_hit *hits = past_alloc(past->tokens, sizeof *hits);
+    struct ranked *hits = past_alloc(past->tokens, sizeof *hits);
     size_t count = 0;
     double all = 0.0, some = 0.0;
     for (size_t t = 0; t < past->limits[i]; t++) {
         all += exp(past_score(past, i, h, t));
-        if (!chosen[t]) hits[count++] = (struct past_hit){ past_score(past, i, h, t), t };
+        if (!chosen[t]) hits[count++] = (struct ranked){ past_score(past, i, h, t), t };
     }
-    qsort(hits, count, sizeof *hits, past_better_first);
-    for (size_t j = 0; j < k && j < count; j++) chosen[hits[j].token] = true;
+    qsort(hits, count, sizeof *hits, better_first);
+    for (size_t j = 0; j < k && j < count; j++) chosen[hits[j].id] = true;
     for (size_t t = 0; t < past->limits[i]; t++)
         if (chosen[t]) some += exp(past_score(past, i, h, t));
     free(hits);
@@ -145,7 +145,7 @@ static void test_search(void **state)
     struct index_quality quality = { 0 };
     struct index_found found = { { past_alloc(rows * k, 8), past_alloc(rows * k, 4), k },
                                  &quality };
-    struct past_hit *hits = past_alloc(past.tokens, sizeof *hits);
+    struct ranked *hits = past_alloc(past.tokens, sizeof *hits);
     bool *chosen = past_alloc(past.tokens, sizeof *chosen);
     for (size_t turn = 0; turn < 2; turn++) {
         const struct layer_index_type *type = turn == 0 ? &streaming_type : &oracle_type;
@@ -159,9 +159,9 @@ static void test_search(void **state)
             choose_steady(&past, i, steady, chosen);
             for (size_t t = 0; t < past.limits[i]; t++)
                 if (chosen[t] || turn == 1)
-                    hits[count++] = (struct past_hit){
-                        past_score(&past, i, row % past.query_heads, t), t };
-            qsort(hits, count, sizeof *hits, past_better_first);
+                    hits[count++] =
+                        (struct ranked){ past_score(&past, i, row % past.query_heads, t), t };
+            qsort(hits, count, sizeof *hits, better_first);
             for (size_t j = 0; j < k; j++) {
                 float score = found.hits.scores[row * k + j];
                 if (j >= count) assert_true(found.hits.ids[row * k + j] == INDEX_NONE);

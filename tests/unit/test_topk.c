@@ -19,16 +19,16 @@
 enum { MOST = 300 };
 
 /* Distinct ids in random order; scores of few values in every other turn. */
-static size_t draw(struct entry *entries, size_t turn, uint64_t *random)
+static size_t draw(struct ranked *entries, size_t turn, uint64_t *random)
 {
     size_t count = (size_t)random_below(random, MOST) + 1;
     for (size_t i = 0; i < count; i++) {
         float score = turn % 2 == 0 ? random_float(random) : (float)random_below(random, 3);
-        entries[i] = (struct entry){ score, i };
+        entries[i] = (struct ranked){ score, i };
     }
     for (size_t i = count - 1; i > 0; i--) {
         size_t other = (size_t)random_below(random, i + 1);
-        struct entry entry = entries[i];
+        struct ranked entry = entries[i];
         entries[i] = entries[other];
         entries[other] = entry;
     }
@@ -41,11 +41,11 @@ static void test_heap(void **state)
     uint64_t random = random_seed(), ids[MOST];
     float scores[MOST];
     for (size_t turn = 0; turn < 2000; turn++) {
-        struct entry entries[MOST];
+        struct ranked entries[MOST];
         size_t count = draw(entries, turn, &random), k = (size_t)random_below(&random, MOST) + 1;
         struct topk top = { ids, scores, k };
         topk_clear(&top);
-        for (size_t i = 0; i < count; i++) topk_offer(&top, entries[i].score, entries[i].id);
+        for (size_t i = 0; i < count; i++) topk_offer(&top, (float)entries[i].score, entries[i].id);
         topk_sort(&top);
         qsort(entries, count, sizeof *entries, better_first);
         for (size_t i = 0; i < k; i++) {
@@ -61,15 +61,15 @@ static void test_select(void **state)
     uint64_t random = random_seed(), ids[MOST];
     float scores[MOST];
     for (size_t turn = 0; turn < 4000; turn++) {
-        struct entry entries[MOST], kept[MOST];
+        struct ranked entries[MOST], kept[MOST];
         size_t count = draw(entries, turn, &random);
         size_t k = (size_t)random_below(&random, count + 1);
         for (size_t i = 0; i < count; i++) {
             ids[i] = entries[i].id;
-            scores[i] = entries[i].score;
+            scores[i] = (float)entries[i].score;
         }
         topk_select(&(struct topk){ ids, scores, count }, k);
-        for (size_t i = 0; i < count; i++) kept[i] = (struct entry){ scores[i], ids[i] };
+        for (size_t i = 0; i < count; i++) kept[i] = (struct ranked){ scores[i], ids[i] };
         qsort(entries, count, sizeof *entries, better_first);
         qsort(kept, k, sizeof *kept, better_first);
         qsort(kept + k, count - k, sizeof *kept, better_first);

@@ -35,13 +35,13 @@ static struct vectors *fold(const struct past *past, size_t sketch)
 /* The best k slots, each as the token of a hit, of a ring that tokens 0 … limit-1 were written to,
  * one after the other. */
 static void truth(const struct past *past, const struct vectors_args *args, size_t query,
-                  struct past_hit *ret_found)
+                  struct ranked *ret_found)
 {
     size_t half = past->head_dim, buckets = args->buckets;
     const float *q = args->q + query * 2 * half;
-    struct past_hit *all = past_alloc(args->slots, sizeof *all);
+    struct ranked *all = past_alloc(args->slots, sizeof *all);
     for (uint64_t s = 0; s < args->slots; s++)
-        all[s] = (struct past_hit){ (double)VECTORS_UNWRITTEN, s };
+        all[s] = (struct ranked){ (double)VECTORS_UNWRITTEN, s };
     for (uint64_t t = 0; t < args->limits[query]; t++) {
         double dot = 0.0, square = 0.0;
         for (size_t d = 0; d < 2 * half; d++) {
@@ -54,9 +54,9 @@ static void truth(const struct past *past, const struct vectors_args *args, size
     }
     for (uint64_t s = 0; buckets > 0 && s < args->slots; s++) /* keep the best of each bucket */
         for (uint64_t o = s % buckets; o < args->slots; o += buckets)
-            if (o != s && past_better_first(&all[o], &all[s]) < 0 && all[o].score > -1e30)
+            if (o != s && better_first(&all[o], &all[s]) < 0 && all[o].score > -1e30)
                 all[s].score = -INFINITY;
-    qsort(all, args->slots, sizeof *all, past_better_first);
+    qsort(all, args->slots, sizeof *all, better_first);
     memcpy(ret_found, all, args->k * sizeof *all);
     free(all);
 }
@@ -100,18 +100,18 @@ static void test_search(void **state)
                                      .pool = pool };
         uint64_t *slots = past_alloc(queries * k, sizeof *slots), states = 0;
         float *scores = past_alloc(queries * k, sizeof *scores);
-        struct past_hit *wanted = past_alloc(k, sizeof *wanted);
+        struct ranked *wanted = past_alloc(k, sizeof *wanted);
         struct arena arena;
         arena_init(&arena, (size_t)64 << 20);
         assert_int_equal(vectors_search(&args, &arena, slots, scores, &states, NULL), 0);
         for (size_t i = 0; i < queries; i++) {
             truth(&past, &args, i, wanted);
             for (size_t j = 0; j < k; j++)
-                if (slots[i * k + j] != wanted[j].token ||
+                if (slots[i * k + j] != wanted[j].id ||
                     fabs((double)scores[i * k + j] - wanted[j].score) > 1e-3)
                     fail_msg("turn %zu query %zu rank %zu: slot %zu (%g), not %zu (%g)", turn, i, j,
                              (size_t)slots[i * k + j], (double)scores[i * k + j],
-                             (size_t)wanted[j].token, wanted[j].score);
+                             (size_t)wanted[j].id, wanted[j].score);
         }
         assert_true(states > 0 || past.limits[0] == 0);
         arena_fini(&arena);
