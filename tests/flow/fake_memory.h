@@ -6,6 +6,10 @@
  * locked. Tokens are counted, rows are not kept. Context 2 is as context 1, but nothing holds its
  * attends; 3 … FAKE_CONTEXTS are context 1 by other names.
  *
+ * The daemon's clock is the fake's too: a deadline that a test gives is far away until the test has
+ * seen what should come before it, and then it is over at once (fake_wait). So no test depends on
+ * how quickly threads get a core.
+ *
  * Threads  the test's thread sets, the daemon's threads look
  */
 #ifndef MEMD_TESTS_FAKE_MEMORY_H
@@ -38,10 +42,14 @@ struct fake {
     atomic_uint built_segments;
     _Atomic double target_error; /* what the last attend or recall was asked for */
     _Atomic uint64_t max_bytes;
+    _Atomic uint64_t waited_ns;  /* the daemon's clock is ahead by this */
 };
 extern struct fake fake;
 
 /* What the writer thread does after a commit. */
 void fake_progress(void);
+
+/* Let so much time go by for the daemon. */
+void fake_wait(uint64_t ms);
 
 #endif

@@ -7,6 +7,8 @@
 
 #include <math.h>
 
+enum { DEADLINE_MS = 60000 }; /* over when fake_wait says so, and not before */
+
 static void test_append_waits_for_the_commit_alone(void **state)
 {
     struct flow *flow = *state;
@@ -37,7 +39,10 @@ static void test_deadline_of_a_waiting_append(void **state)
 {
     struct flow *flow = *state;
     atomic_store(&fake.hold_commits, true);
-    expect(flow->fd, send_append(flow, flow->fd, 0, 30), MEMD_EDEADLINE);
+    uint64_t id = send_append(flow, flow->fd, 0, DEADLINE_MS);
+    while (atomic_load(&fake.tokens) < 1) sched_yield();
+    fake_wait(DEADLINE_MS);
+    expect(flow->fd, id, MEMD_EDEADLINE);
     assert_int_equal(atomic_load(&fake.tokens), 1); /* it cannot be taken back */
 }
 
@@ -45,7 +50,10 @@ static void test_deadline_of_a_running_attend(void **state)
 {
     struct flow *flow = *state;
     atomic_store(&fake.hold_attends, true);
-    expect(flow->fd, send_attend(flow, flow->fd, 1, 30), MEMD_EDEADLINE);
+    uint64_t id = send_attend(flow, flow->fd, 1, DEADLINE_MS);
+    wait_attending(1);
+    fake_wait(DEADLINE_MS);
+    expect(flow->fd, id, MEMD_EDEADLINE);
 }
 
 static void test_changes_keep_their_order(void **state)
@@ -84,9 +92,16 @@ static void test_no_room_ends_with_the_deadline(void **state)
 {
     struct flow *flow = *state;
     atomic_store(&fake.no_room, true);
-    expect(flow->fd, send_append(flow, flow->fd, 0, 30), MEMD_EDEADLINE);
+    uint64_t id = send_append(flow, flow->fd, 0, DEADLINE_MS);
+    while (atomic_load(&fake.refused) < 1) sched_yield();
+    fake_wait(DEADLINE_MS);
+    expect(flow->fd, id, MEMD_EDEADLINE);
     assert_int_equal(atomic_load(&fake.tokens), 0); /* nothing was taken */
-    expect(flow->fd, send_append(flow, flow->fd, 0, 0), MEMD_EBUSY); /* and not for ever without */
+    unsigned refused = atomic_load(&fake.refused);
+    id = send_append(flow, flow->fd, 0, 0);
+    while (atomic_load(&fake.refused) < refused + 2) sched_yield(); /* it waits for room */
+    fake_wait(DEADLINE_MS);
+    expect(flow->fd, id, MEMD_EBUSY); /* and not for ever without */
     atomic_store(&fake.no_room, false);
     expect(flow->fd, send_append(flow, flow->fd, 0, 0), 0);
 }
@@ -156,9 +171,10 @@ static void test_drain_finishes_then_cancels(void **state)
     atomic_store(&fake.hold_attends, true);
     uint64_t running = send_attend(flow, flow->fd, 1, 0);
     wait_attending(1);
-    end(flow, 500);
+    end(flow, DEADLINE_MS);
     expect(flow->fd, send_append(flow, flow->fd, 0, 0), MEMD_EDRAINING);
     expect(flow->fd, send_health(flow, flow->fd), 0);
+    fake_wait(DEADLINE_MS);
     expect(flow->fd, running, MEMD_ECANCELLED); /* when its time was over */
     unsigned char byte;
     assert_int_equal(recv(flow->fd, &byte, 1, 0), 0);
