@@ -221,6 +221,18 @@ static void check_drain(struct server *server, uint64_t now_ns)
     if (server->requests_active == 0) stop(server);
 }
 
+/* Once for each, also after a restart. */
+static void report_damage(struct server *server)
+{
+    struct catalog_stats catalog;
+    catalog_get_stats(server->catalog, &catalog);
+    if (catalog.damaged_drops > server->damaged_drops)
+        log_event(LOG_ERROR, "damage",
+                  "drops=%" PRIu64 " detail='dropped contexts whose bytes stay in the store'",
+                  catalog.damaged_drops);
+    server->damaged_drops = catalog.damaged_drops;
+}
+
 static void on_tick(uv_timer_t *timer)
 {
     struct server *server = OBJECT_CAST(timer->data, SERVER_MAGIC);
@@ -228,6 +240,7 @@ static void on_tick(uv_timer_t *timer)
     LIST_FOR_SAFE (link, after, &server->connections)
         connection_check_time(LIST_ENTRY(link, struct connection, link), now_ns);
     heap_tick(&server->heap, server, now_ns);
+    report_damage(server);
     if (server->draining) check_drain(server, now_ns);
 }
 

@@ -317,11 +317,12 @@ void catalog_get_stats(struct catalog *catalog, struct catalog_stats *ret_stats)
                                          .stored_bytes = atomic_load(&catalog->stored_bytes),
                                          .budget_bytes = atomic_load(&catalog->budget_bytes),
                                          .map_bytes = catalog->map_bytes,
-        .map_used_bytes = atomic_load(&catalog->map_used_bytes),
+                                         .map_used_bytes = atomic_load(&catalog->map_used_bytes),
                                          .file_bytes = atomic_load(&catalog->file_bytes),
                                          .tail_bytes = writer_pending_bytes(catalog->writer),
                                          .build_waiting = atomic_load(&catalog->build_waiting),
                                          .state_bytes = atomic_load(&catalog->state_bytes),
+                                         .damaged_drops = atomic_load(&catalog->damaged_drops),
 #define X(name) .name = atomic_load_explicit(&catalog->counters.name, memory_order_relaxed),
                                          CATALOG_COUNTER_MAP(X)
 #undef X

@@ -299,7 +299,8 @@ int catalog_compact(struct catalog *catalog, const char *path, uint64_t *ret_bef
     X(file_bytes)            \
     X(tail_bytes)            \
     X(build_waiting)         \
-    X(state_bytes)
+    X(state_bytes)           \
+    X(damaged_drops)
 
 #define CATALOG_COUNTER_MAP(X)    \
     X(commits_total)              \

@@ -277,16 +277,20 @@ static int next_left(struct catalog *catalog, uint64_t after, uint64_t *ret_id, 
     return rc < 0 ? rc : left;
 }
 
+/* Damage is of one context as a rule, and stays: it holds up nobody else, and no timer is set for
+ * it. */
 int drop_resume(struct catalog *catalog, struct error *err)
 {
-    uint64_t id = 0;
+    uint64_t id = 0, damaged = 0;
     int first = 0, rc;
     while ((rc = next_left(catalog, id, &id, err)) > 0) {
         struct drop_job drop = { .job = { .catalog = catalog, .frees = true }, .id = id,
                                  .here = true };
         rc = remove_all(&drop, first == 0 ? err : NULL);
-        if (first == 0) first = rc;
+        damaged += rc == MEMD_ECORRUPT;
+        if (first == 0 && rc != MEMD_ECORRUPT) first = rc;
     }
+    atomic_store(&catalog->damaged_drops, damaged);
     if (first == 0) first = rc;
     if (first < 0) writer_wish_drops(catalog->writer);
     return first;

@@ -34,6 +34,7 @@ struct catalog {
     _Atomic uint64_t state_bytes;   /* of folds, uploaded tensors and tables of
                                      * centroids in memory */
     _Atomic uint64_t folds_begun;
+    _Atomic uint64_t damaged_drops; /* begun, and damage keeps them from being finished */
     struct {
 #define X(name) _Atomic uint64_t name;
         CATALOG_COUNTER_MAP(X)
@@ -86,7 +87,7 @@ int drop_claim(struct catalog *catalog, uint64_t id, bool only_idle, struct cont
  * some of its bytes (writer_owes_drops). After an error it is as before. Writer. */
 int drop_here(struct catalog *catalog, struct context *context, struct error *err);
 /* Go on with all drops that failed, or that another process did not finish; what fails again is
- * left to the writer (writer_wish_drops). Writer. */
+ * left to the writer (writer_wish_drops), or counted when damage is the reason. Writer. */
 int drop_resume(struct catalog *catalog, struct error *err);
 
 /* When more is stored than the budget allows, drop least recently used contexts. Writer. */

@@ -2,7 +2,10 @@
 /* evict.c — what happens when there is too much: least recently used contexts go, down to eight
  * tenths of the budget, so that one eviction makes room for many appends. Retained ones, pinned
  * ones and ones with rows on the way are passed over, and nobody goes while a drop is left undone
- * (writer.c). Retention ends by itself (catalog_retain), so nothing can wedge the store for good.
+ * (writer.c), unless damage is why: then others go instead. Retention ends by itself
+ * (catalog_retain), so nothing can wedge the store for good, but for damage everywhere: an eviction
+ * gives away a name before it removes rows, and where drop after drop gives nothing back, as many
+ * contexts are lost for it as DAMAGED_MAX, and no more.
  *
  * The table of contexts is scanned for each victim: eviction writes megabytes, reading a few
  * thousand records of 300 bytes does not show, and there is no second list that could disagree
@@ -18,6 +21,7 @@
 /* Rows leave so much of the map and of the disk alone. A delete writes new pages before it frees
  * old ones, so a disk that rows had filled to its last page could not be emptied. */
 enum { MARGIN_BYTES = 1 << 20 };
+enum { DAMAGED_MAX = 8 };
 
 /* What the file may grow by: the disk's rest, and what the file has beyond its last page. */
 static uint64_t disk_room(struct store *store, const struct store_space *space)
@@ -31,12 +35,13 @@ static uint64_t disk_room(struct store *store, const struct store_space *space)
 int evict_check(struct catalog *catalog, uint64_t bytes, struct error *err)
 {
     uint64_t budget = atomic_load(&catalog->budget_bytes),
-             stored = atomic_load(&catalog->stored_bytes);
+             stored = atomic_load(&catalog->stored_bytes),
+             damaged = atomic_load(&catalog->damaged_drops);
     if (budget > 0 && stored > budget)
         return error_set(err, MEMD_EFULL,
                          "%" PRIu64 " bytes are stored, the budget is %" PRIu64
-                         ", and nothing can be evicted",
-                         stored, budget);
+                         ", and nothing can be evicted (damage has stopped %" PRIu64 " drops)",
+                         stored, budget, damaged);
     struct store_space space;
     store_get_space(catalog->store, &space);
     uint64_t wanted = bytes + bytes / 32 + MARGIN_BYTES;
@@ -113,7 +118,8 @@ void evict_run(struct catalog *catalog)
     uint64_t budget = atomic_load(&catalog->budget_bytes), id = 0;
     if (budget == 0 || atomic_load(&catalog->stored_bytes) <= budget) return;
     uint64_t target = budget / 10 * 8; /* and planes for them: rebuild.c keeps a tenth free */
-    while (atomic_load(&catalog->stored_bytes) > target && !writer_owes_drops(catalog->writer)) {
+    while (atomic_load(&catalog->stored_bytes) > target && !writer_owes_drops(catalog->writer) &&
+           atomic_load(&catalog->damaged_drops) < DAMAGED_MAX) {
         if (!find_victim(catalog, &id) || drop_victim(catalog, id) < 0) return;
     }
 }

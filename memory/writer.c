@@ -14,7 +14,8 @@
  * A drop that fails half-way (the disk is full, say) has given its name away and cannot be had
  * back. It is gone on with from here, after a wait that doubles from a tenth of a second to a
  * minute, until it is done; what a process leaves undone the next one begins with. No other context
- * is evicted meanwhile: whatever stops one drop would stop the next.
+ * is evicted meanwhile: whatever stops one drop would stop the next. Damage does not, and no wait
+ * mends it: what fails by that twice is counted and left to the next process (drop_resume).
  */
 #include "memory/writer.h"
 

@@ -38,6 +38,7 @@ struct memd_status {
     const char *backend, *backend_reason;
     bool draining;
     uint64_t shared_regions, shared_bytes, shared_bytes_max; /* memory that clients share */
+    uint64_t damaged_drops; /* dropped contexts whose bytes damage keeps in the store */
 };
 MEMD_API int memd_status(struct memd_client *client, const struct memd_status **ret_status,
                          struct memd_error *err);

@@ -98,6 +98,7 @@ static int place_status(struct memd_ticket *ticket, ProtobufCMessage *message)
         .shared_regions = reply->shared_regions,
         .shared_bytes = reply->shared_bytes,
         .shared_bytes_max = reply->shared_bytes_max,
+        .damaged_drops = reply->damaged_drops,
     };
     return 0;
 }

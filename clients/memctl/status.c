@@ -45,6 +45,7 @@ static void print_json(const struct ctl *ctl, const struct memd_status *status)
     json_uint(&json, "shared_regions", status->shared_regions);
     json_uint(&json, "shared_bytes", status->shared_bytes);
     json_uint(&json, "shared_bytes_max", status->shared_bytes_max);
+    json_uint(&json, "damaged_drops", status->damaged_drops);
     json_close(&json);
 }
 
@@ -88,6 +89,11 @@ static int print_table(struct ctl *ctl, const struct memd_status *status)
     table_add(table, "shared memory");
     table_addf(table, "%s regions, %s of %s", human_count(status->shared_regions).text,
                human_bytes(status->shared_bytes).text, human_bytes(status->shared_bytes_max).text);
+    if (status->damaged_drops > 0) {
+        table_add(table, "damage");
+        table_addf(table, "keeps the bytes of %s dropped contexts in the store",
+                   human_count(status->damaged_drops).text);
+    }
     return ctl_print(ctl, table);
 }
 

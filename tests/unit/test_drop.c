@@ -3,8 +3,8 @@
  * soon as the store lets them, from an eviction as from a client or from a process before.
  *
  * The linker puts the functions below in front of memd's: one that removes rows from a chain and
- * fails while the test says so, as on a disk that is full, and a clock that goes when the test says
- * so.
+ * fails while the test says so, as on a disk that is full or at damaged pages, and a clock that
+ * goes when the test says so. A store with a damaged page: tests/daemon/test_damage.py.
  */
 #include "tests/unit/builder_fixture.h"
 
@@ -13,10 +13,13 @@
 #include "base/clock.h"
 #include "memory/chain.h"
 
+enum { DAMAGED = -30796 /* MDB_CORRUPTED */ };
+
 #define MS UINT64_C(1000000)
 #define DAY_NS (24 * 3600 * 1000 * MS)
 
 static atomic_bool fails;
+static _Atomic uint64_t damaged; /* contexts up to this id */
 static atomic_uint tries;
 static _Atomic uint64_t now_ns;
 
@@ -30,9 +33,10 @@ uint64_t __real_clock_monotonic_ns(void);
 uint64_t __wrap_chain_cut(struct store_txn *txn, const struct chain_key *first, uint64_t limit,
                           int64_t *delta)
 {
-    if (!atomic_load(&fails)) return __real_chain_cut(txn, first, limit, delta);
+    bool spoilt = first->context <= atomic_load(&damaged);
+    if (!atomic_load(&fails) && !spoilt) return __real_chain_cut(txn, first, limit, delta);
     atomic_fetch_add(&tries, 1);
-    store_fail(txn, ENOSPC);
+    store_fail(txn, spoilt ? DAMAGED : ENOSPC);
     return limit;
 }
 
@@ -45,6 +49,7 @@ uint64_t __wrap_clock_monotonic_ns(void)
 static void begin(struct fixture *fx, uint64_t budget_bytes)
 {
     atomic_store(&fails, false);
+    atomic_store(&damaged, 0);
     atomic_store(&tries, 0);
     atomic_store(&now_ns, __real_clock_monotonic_ns() + DAY_NS);
     fixture_begin(fx);
@@ -187,12 +192,75 @@ static void test_restart(void **state)
     fixture_end(&fx);
 }
 
+/* The second attempt settles it: others are evicted then, and the process after tries again. */
+static void test_damaged(void **state)
+{
+    (void)state;
+    struct fixture fx;
+    begin(&fx, 1500000);
+    fill(&fx, "first");
+    fill(&fx, "second");
+    atomic_store(&damaged, 1);
+    fill(&fx, "third");
+    assert_false(exists(&fx, "first"));
+    assert_int_equal(atomic_load(&tries), 1);
+    assert_int_equal(stats_of(&fx).damaged_drops, 0);
+    atomic_fetch_add(&now_ns, 100 * MS - 1);
+    turn(&fx);
+    assert_true(exists(&fx, "second"));
+    assert_int_equal(atomic_load(&tries), 1);
+    atomic_fetch_add(&now_ns, 1);
+    turn(&fx);
+    assert_int_equal(atomic_load(&tries), 2);
+    assert_int_equal(stats_of(&fx).damaged_drops, 1);
+    assert_false(exists(&fx, "second"));
+    assert_true(exists(&fx, "third"));
+    assert_int_equal(stats_of(&fx).evicted_contexts_total, 2);
+    assert_true(stats_of(&fx).stored_bytes < 1500000);
+    atomic_fetch_add(&now_ns, DAY_NS); /* no timer is set */
+    turn(&fx);
+    assert_int_equal(atomic_load(&tries), 2);
+    fixture_restart(&fx);
+    assert_int_equal(atomic_load(&tries), 3);
+    assert_int_equal(stats_of(&fx).damaged_drops, 1);
+    atomic_store(&damaged, 0);
+    fixture_restart(&fx);
+    assert_int_equal(stats_of(&fx).damaged_drops, 0);
+    expect_clean(&fx);
+    fixture_end(&fx);
+}
+
+/* Where no drop gives anything back, eviction ends before everything is lost. */
+static void test_damaged_all(void **state)
+{
+    (void)state;
+    enum { CONTEXTS = 12, LOST_MAX = 8 };
+    struct fixture fx;
+    char name[2] = "a";
+    begin(&fx, 0);
+    for (; name[0] < 'a' + CONTEXTS; name[0]++) fill(&fx, name);
+    atomic_store(&damaged, CONTEXTS);
+    fx.config.budget_bytes = 1200000;
+    fixture_restart(&fx);
+    for (int i = 0; i < 2 * CONTEXTS; i++) {
+        turn(&fx);
+        atomic_fetch_add(&now_ns, 100 * MS);
+    }
+    assert_int_equal(stats_of(&fx).damaged_drops, LOST_MAX);
+    assert_int_equal(stats_of(&fx).evicted_contexts_total, LOST_MAX);
+    for (int i = 0; i < CONTEXTS; i++) {
+        name[0] = (char)('a' + i);
+        assert_int_equal(exists(&fx, name), i >= LOST_MAX);
+    }
+    fixture_end(&fx);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_waits),
-        cmocka_unit_test(test_eviction),
-        cmocka_unit_test(test_restart),
+        cmocka_unit_test(test_waits),       cmocka_unit_test(test_eviction),
+        cmocka_unit_test(test_restart),     cmocka_unit_test(test_damaged),
+        cmocka_unit_test(test_damaged_all),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

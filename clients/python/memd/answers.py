@@ -376,6 +376,7 @@ class Status:
     shared_regions: int   # of memory that clients share
     shared_bytes: int
     shared_bytes_max: int
+    damaged_drops: int    # dropped contexts whose bytes damage keeps in the store
 
 
 @dataclass(frozen=True)
