@@ -38,7 +38,6 @@ struct task {
     bool has_rope;
     bool doubted;  /* somebody found its planes damaged */
     bool replaces; /* damaged planes */
-    bool reading;  /* a transaction, with coding_lock held */
     struct rope rope;
     uint64_t queries;
     float *square;              /* (G, D), valid when queries > 0 */
@@ -236,23 +235,6 @@ static int write_planes(struct task *task, struct error *err)
     return rc < 0 ? rc : !put.gone;
 }
 
-static int begin_reading(struct task *task, struct store_txn *ret_txn, struct error *err)
-{
-    struct catalog *catalog = task->build->catalog;
-    pthread_mutex_lock(&catalog->coding_lock);
-    int rc = store_begin(catalog->store, false, ret_txn, err);
-    task->reading = rc == 0;
-    if (rc < 0) pthread_mutex_unlock(&catalog->coding_lock);
-    return rc;
-}
-
-static void end_reading(struct task *task, struct store_txn *txn)
-{
-    store_abort(txn);
-    if (task->reading) pthread_mutex_unlock(&task->build->catalog->coding_lock);
-    task->reading = false;
-}
-
 /* Code the segment whose rows the transaction shows, and write it; unpins and pins the context.
  * 1: the store has planes now, 0: the segment is gone. */
 static int make(struct task *task, struct store_txn *txn, struct error *err)
@@ -268,7 +250,7 @@ static int make(struct task *task, struct store_txn *txn, struct error *err)
     task->queries = context_copy_observed(build->context, task->layer, task->square);
     build_unpin(build);
     rc = code(task, err);
-    end_reading(task, txn);
+    store_abort(txn); /* the writer may wait for its end */
     if (rc == 0) rc = write_planes(task, err);
     build_pin(build);
     return rc;
@@ -306,11 +288,9 @@ static int look_or_make_in(struct task *task, struct store_txn *txn, struct erro
 
 static int look_or_make(struct task *task, struct error *err)
 {
-    struct store_txn txn = { 0 };
-    int rc = begin_reading(task, &txn, err);
-    if (rc == 0) rc = look_or_make_in(task, &txn, err);
-    end_reading(task, &txn);
-    return rc;
+    CLEANUP(store_abort) struct store_txn txn = { 0 };
+    int rc = store_begin(task->build->catalog->store, false, &txn, err);
+    return rc < 0 ? rc : look_or_make_in(task, &txn, err);
 }
 
 static void retry_failed(struct context *context)

@@ -199,7 +199,6 @@ static void free_catalog(struct catalog *catalog)
     map_fini(&catalog->residents);
     block_cache_fini(&catalog->blocks);
     pthread_rwlock_destroy(&catalog->planes_lock);
-    pthread_mutex_destroy(&catalog->coding_lock);
     pthread_mutex_destroy(&catalog->load_lock);
     pthread_mutex_destroy(&catalog->lock);
     pthread_cond_destroy(&catalog->unpinned);
@@ -230,7 +229,6 @@ int catalog_open(const struct catalog_config *config, struct catalog **ret_catal
     catalog->resident_bytes_max = config->resident_bytes_max;
     atomic_init(&catalog->budget_bytes, config->budget_bytes);
     pthread_rwlock_init(&catalog->planes_lock, NULL);
-    pthread_mutex_init(&catalog->coding_lock, NULL);
     pthread_mutex_init(&catalog->load_lock, NULL);
     pthread_mutex_init(&catalog->lock, NULL);
     pthread_cond_init(&catalog->unpinned, NULL);

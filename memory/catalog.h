@@ -322,7 +322,8 @@ int catalog_compact(struct catalog *catalog, const char *path, uint64_t *ret_bef
     X(built_bytes_total)          \
     X(build_failures_total)       \
     X(damaged_derived_total)      \
-    X(build_ns_total)
+    X(build_ns_total)             \
+    X(page_turns_total)
 
 struct catalog_stats {
 #define X(name) uint64_t name;

@@ -46,9 +46,6 @@ struct catalog {
     /* Shared: planes are found in the store and put to use. Exclusive, the builder alone: they are
      * taken from all contexts and deleted. Nobody else waits for it. */
     pthread_rwlock_t planes_lock;
-    /* Held by the builder while it codes rows of a transaction of its own, some milliseconds: until
-     * that ends no page that was freed meanwhile can be used again. Who needs one holds this. */
-    pthread_mutex_t coding_lock;
     pthread_mutex_t load_lock; /* serialises loading, and uploads of shared tensors; taken before
                                 * lock */
     pthread_mutex_t lock;
@@ -92,7 +89,13 @@ int drop_resume(struct catalog *catalog, struct error *err);
 
 /* When more is stored than the budget allows, drop least recently used contexts. Writer. */
 void evict_run(struct catalog *catalog);
-/* Is there room for `bytes` more? MEMD_EFULL. Writer. */
-int evict_check(struct catalog *catalog, uint64_t bytes, struct error *err);
+/* What is to be written: `bytes`, in values of `value_bytes` at most. */
+struct room_wish {
+    uint64_t bytes;
+    size_t value_bytes;
+};
+/* Is there room for it? MEMD_EFULL. Waits where readers hold what would do (commit_turn_pages).
+ * Writer, outside of a transaction. */
+int evict_check(struct catalog *catalog, const struct room_wish *wish, struct error *err);
 
 #endif

@@ -22,15 +22,16 @@
 #include "memory/chain.h"
 
 #define BATCH_BYTES (UINT64_C(32) << 20)
-/* Times that a batch waits for pages which are free, but not for LMDB as long as some reader is
- * older: readers other than verify and dump last milliseconds, and so does each turn. */
-enum { TURNS_MAX = 8 };
+/* How long the writer, and with it everybody who appends, waits for a reader when the store is
+ * full. A step of verify or dump is done in a fraction of it. */
+#define READERS_WAIT_NS UINT64_C(2000000000)
 
 struct batch {
     struct catalog *catalog;
     struct list_link contexts; /* in this transaction */
     struct store_txn txn;
     uint64_t rows_bytes; /* put into it */
+    size_t value_bytes;  /* of its largest value */
     int64_t stored_delta;
     uint64_t sealed;
     unsigned char *scratch; /* one tail record */
@@ -285,22 +286,30 @@ static uint64_t publish_batch(struct batch *batch, struct list_link *waiting)
     return bytes;
 }
 
-/* Fill one transaction from `waiting`. */
-static int fill_batch(struct batch *batch, struct list_link *waiting, struct error *err)
+/* What one transaction takes from `waiting`. */
+static void choose(struct batch *batch, struct list_link *waiting)
 {
-    int rc = store_begin(batch->catalog->store, true, &batch->txn, err);
-    while (!list_empty(waiting) && (batch->rows_bytes < BATCH_BYTES || rc < 0)) {
+    while (!list_empty(waiting) && batch->rows_bytes < BATCH_BYTES) {
         struct list_link *link = list_take_first(waiting);
-        list_append(&batch->contexts, link);
-        if (rc < 0) continue; /* what cannot be begun is taken back, all of it */
         struct context *context = LIST_ENTRY(link, struct context, batch_link);
-        uint64_t bytes = begin_context(context, BATCH_BYTES - batch->rows_bytes);
-        batch->rows_bytes += bytes;
-        rc = evict_check(batch->catalog, batch->rows_bytes, err);
-        if (rc == 0) rc = put_context(batch, context, err);
-        if (rc < 0) break;
+        batch->rows_bytes += begin_context(context, BATCH_BYTES - batch->rows_bytes);
+        size_t bytes = block_value_bytes(&context->shape, FORMAT_KIND_K);
+        if (bytes > batch->value_bytes) batch->value_bytes = bytes;
+        list_append(&batch->contexts, link);
     }
-    return rc;
+}
+
+static int put_batch(struct batch *batch, struct error *err)
+{
+    struct room_wish wish = { batch->rows_bytes, batch->value_bytes };
+    int rc = evict_check(batch->catalog, &wish, err);
+    if (rc == 0) rc = store_begin(batch->catalog->store, true, &batch->txn, err);
+    LIST_FOR(link, &batch->contexts)
+    {
+        if (rc < 0) return rc;
+        rc = put_context(batch, LIST_ENTRY(link, struct context, batch_link), err);
+    }
+    return rc < 0 ? rc : catalog_commit(batch->catalog, &batch->txn, batch->stored_delta, err);
 }
 
 static void take_back(struct batch *batch, int code)
@@ -312,18 +321,19 @@ static void take_back(struct batch *batch, int code)
     writer_release(batch->catalog->writer, bytes);
 }
 
-/* One transaction. `again`: its contexts go back to `waiting` when the store is full but pages
- * may be had. */
+/* One transaction. LMDB may run out where the numbers said that there is room (free pages that do
+ * not stand side by side, another program that fills the disk): `again` tells to try it once more
+ * when pages were had, its contexts are in `waiting` again. */
 static int commit_some(struct batch *batch, struct list_link *waiting, bool *again,
                        struct error *err)
 {
     uint64_t start = clock_monotonic_ns();
-    int rc = fill_batch(batch, waiting, err);
-    if (rc == 0) rc = catalog_commit(batch->catalog, &batch->txn, batch->stored_delta, err);
+    choose(batch, waiting);
+    int rc = put_batch(batch, err);
     store_abort(&batch->txn);
     CATALOG_COUNT(batch->catalog, commit_ns_total, clock_monotonic_ns() - start);
     bool retry = *again && rc == MEMD_EFULL && batch->txn.rc != 0 &&
-                 commit_turn_pages(batch->catalog) == 0;
+                 commit_turn_pages(batch->catalog, NULL) == 0;
     *again = retry;
     if (rc == 0) {
         writer_release(batch->catalog->writer, batch->rows_bytes + publish_batch(batch, waiting));
@@ -337,24 +347,23 @@ static int commit_some(struct batch *batch, struct list_link *waiting, bool *aga
     return rc;
 }
 
-int commit_turn_pages(struct catalog *catalog)
+int commit_turn_pages(struct catalog *catalog, struct error *err)
 {
-    pthread_mutex_lock(&catalog->coding_lock); /* no reader begins between these commits */
-    int rc = store_sync(catalog->store, NULL);
-    for (int i = 0; rc == 0 && i < 2; i++) {
-        CLEANUP(store_abort) struct store_txn txn = { 0 };
-        rc = store_begin(catalog->store, true, &txn, NULL);
-        if (rc == 0) rc = catalog_commit(catalog, &txn, 0, NULL);
-        if (rc == 0) rc = store_sync(catalog->store, NULL);
-    }
-    pthread_mutex_unlock(&catalog->coding_lock);
-    return rc;
+    int rc = store_sync(catalog->store, err);
+    CLEANUP(store_abort) struct store_txn txn = { 0 };
+    if (rc == 0) rc = store_begin(catalog->store, true, &txn, err);
+    if (rc == 0) rc = catalog_commit(catalog, &txn, 0, err);
+    if (rc == 0) rc = store_sync(catalog->store, err); /* the synced state is a reader too */
+    if (rc < 0) return rc;
+    CATALOG_COUNT(catalog, page_turns_total, 1);
+    if (store_await_readers(catalog->store, READERS_WAIT_NS)) return 0;
+    return error_set(err, MEMD_EBUSY, "somebody still reads what was there before");
 }
 
 int commit_contexts(struct catalog *catalog, struct list_link *contexts, struct error *err)
 {
     int first = 0;
-    int turns = TURNS_MAX; /* of pages, in a row */
+    bool turned = false; /* pages, for the batch before */
     CLEANUP(free_ptr) unsigned char *scratch = NULL;
     size_t scratch_bytes = 0;
     while (!list_empty(contexts)) {
@@ -362,9 +371,9 @@ int commit_contexts(struct catalog *catalog, struct list_link *contexts, struct 
                                .scratch = scratch,
                                .scratch_bytes = scratch_bytes };
         list_init(&batch.contexts);
-        bool again = turns > 0;
+        bool again = !turned;
         int rc = commit_some(&batch, contexts, &again, first == 0 ? err : NULL);
-        turns = again ? turns - 1 : TURNS_MAX;
+        turned = again;
         if (rc < 0 && !again && first == 0) first = rc;
         scratch = batch.scratch;
         scratch_bytes = batch.scratch_bytes;

@@ -86,9 +86,9 @@ static int run_keep(struct writer_job *job, struct error *err)
     struct context *context = keep->context;
     CLEANUP(store_abort) struct store_txn txn = { 0 };
     int64_t delta = 0;
+    size_t bytes = selection_encoded_bytes(keep->selection);
     int rc = check_unchanged(keep, err);
-    if (rc == 0)
-        rc = evict_check(job->catalog, selection_encoded_bytes(keep->selection), err);
+    if (rc == 0) rc = evict_check(job->catalog, &(struct room_wish){ bytes, bytes }, err);
     if (rc == 0) rc = store_begin(job->catalog->store, true, &txn, err);
     if (rc == 0) rc = put_note(keep, &txn, &delta, err);
     if (rc == 0) rc = catalog_commit(job->catalog, &txn, delta, err);

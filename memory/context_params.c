@@ -166,7 +166,8 @@ static int run_upload(struct writer_job *job, struct error *err)
     struct catalog *catalog = job->catalog;
     CLEANUP(store_abort) struct store_txn txn = { 0 };
     int64_t delta = 0;
-    int rc = evict_check(catalog, upload->fresh->data[upload->fresh->params.count - 1]->bytes, err);
+    size_t bytes = upload->fresh->data[upload->fresh->params.count - 1]->bytes;
+    int rc = evict_check(catalog, &(struct room_wish){ bytes, bytes }, err);
     if (rc == 0) rc = store_begin(catalog->store, true, &txn, err);
     if (rc < 0) return rc;
     if (upload->set_name != NULL) upload_set_store(&txn, upload->set_name, &upload->set, &delta);

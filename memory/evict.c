@@ -17,6 +17,7 @@
 #include "base/cleanup.h"
 #include "base/error.h"
 #include "memory/catalog_state.h"
+#include "memory/commit.h"
 
 /* Rows leave so much of the map and of the disk alone. A delete writes new pages before it frees
  * old ones, so a disk that rows had filled to its last page could not be emptied. */
@@ -32,7 +33,35 @@ static uint64_t disk_room(struct store *store, const struct store_space *space)
     return disk > UINT64_MAX - rest ? UINT64_MAX : disk + rest;
 }
 
-int evict_check(struct catalog *catalog, uint64_t bytes, struct error *err)
+struct room {
+    uint64_t grow; /* what the file may grow by */
+    const char *of; /* what ends that */
+    struct store_free pages;
+};
+
+/* Free pages are looked for when growing alone would not do. */
+static struct room find_room(struct catalog *catalog, const struct room_wish *wish)
+{
+    struct store_space space;
+    store_get_space(catalog->store, &space);
+    uint64_t map = space.map_bytes > space.used_bytes ? space.map_bytes - space.used_bytes : 0;
+    uint64_t disk = disk_room(catalog->store, &space);
+    struct room room = { map < disk ? map : disk, map < disk ? "map" : "disk", { 0 } };
+    if (room.grow < wish->bytes + MARGIN_BYTES)
+        store_get_free(catalog->store, wish->value_bytes, &room.pages);
+    return room;
+}
+
+/* What finds no free pages side by side makes the file grow, and that must leave the margin, or
+ * fragments would eat it. `held`: with the pages that readers hold. */
+static bool fits(const struct room *room, uint64_t bytes, bool held)
+{
+    uint64_t more = held ? room->pages.held_bytes : 0, runs = room->pages.run_bytes + more;
+    if (bytes > runs && bytes - runs + MARGIN_BYTES > room->grow) return false;
+    return bytes + MARGIN_BYTES <= room->grow + room->pages.usable_bytes + more;
+}
+
+int evict_check(struct catalog *catalog, const struct room_wish *wish, struct error *err)
 {
     uint64_t budget = atomic_load(&catalog->budget_bytes),
              stored = atomic_load(&catalog->stored_bytes),
@@ -42,18 +71,18 @@ int evict_check(struct catalog *catalog, uint64_t bytes, struct error *err)
                          "%" PRIu64 " bytes are stored, the budget is %" PRIu64
                          ", and nothing can be evicted (damage has stopped %" PRIu64 " drops)",
                          stored, budget, damaged);
-    struct store_space space;
-    store_get_space(catalog->store, &space);
-    uint64_t wanted = bytes + bytes / 32 + MARGIN_BYTES;
-    uint64_t map = space.map_bytes > space.used_bytes ? space.map_bytes - space.used_bytes : 0;
-    uint64_t disk = disk_room(catalog->store, &space), room = map < disk ? map : disk;
-    if (wanted <= room) return 0;
-    room += store_free_bytes(catalog->store);
-    if (wanted <= room) return 0;
+    struct room_wish whole = { wish->bytes + wish->bytes / 32, wish->value_bytes };
+    struct room room = find_room(catalog, &whole);
+    if (!fits(&room, whole.bytes, false) && fits(&room, whole.bytes, true) &&
+        commit_turn_pages(catalog, NULL) == 0)
+        room = find_room(catalog, &whole);
+    if (fits(&room, whole.bytes, false)) return 0;
     return error_set(err, MEMD_EFULL,
                      "%" PRIu64 " bytes and %d for deletes do not fit into the %" PRIu64
-                     " that the %s has left",
-                     bytes, MARGIN_BYTES, room, map < disk ? "map" : "disk");
+                     " that the %s has left and %" PRIu64 " that were freed; readers hold %" PRIu64
+                     " more",
+                     wish->bytes, MARGIN_BYTES, room.grow, room.of, room.pages.run_bytes,
+                     room.pages.held_bytes);
 }
 
 struct candidate {

@@ -17,18 +17,23 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <lmdb.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/clock.h"
 #include "base/error.h"
 #include "memory/format.h"
 #include "memory/store_synced.h"
 
+#define SECOND_NS UINT64_C(1000000000)
 enum { READERS_MAX = 512, RESERVE_BYTES = 16 << 20 };
 
 struct store {
@@ -39,6 +44,9 @@ struct store {
     MDB_dbi tables[STORE_TABLES];
     uint64_t map_bytes;
     size_t page_bytes;
+    pthread_mutex_t end_lock; /* with `ended` for store_await_readers */
+    pthread_cond_t ended;     /* a reader has */
+    atomic_bool awaiting;
 };
 
 static const char *const table_names[STORE_TABLES] = {
@@ -96,6 +104,16 @@ static int open_tables(struct store *store)
     return rc;
 }
 
+static void init_waiting(struct store *store)
+{
+    pthread_condattr_t monotonic;
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_cond_init(&store->ended, &monotonic);
+    pthread_condattr_destroy(&monotonic);
+    pthread_mutex_init(&store->end_lock, NULL);
+}
+
 static void close_store(struct store **store)
 {
     store_close(*store);
@@ -121,6 +139,7 @@ int store_open(const struct store_config *config, struct store **ret_store, stru
 {
     CLEANUP(close_store) struct store *store = calloc(1, sizeof *store);
     if (store == NULL) return error_set(err, MEMD_ENOMEM, "no memory for the store");
+    init_waiting(store);
     store->map_bytes = config->map_bytes;
     store->path = strdup(config->path);
     store->boot_id = strdup(config->boot_id);
@@ -144,6 +163,8 @@ void store_close(struct store *store)
     if (store == NULL) return;
     if (store->pin != NULL) mdb_txn_abort(store->pin);
     if (store->env != NULL) mdb_env_close(store->env);
+    pthread_cond_destroy(&store->ended);
+    pthread_mutex_destroy(&store->end_lock);
     free(store->path);
     free(store->boot_id);
     free(store);
@@ -214,6 +235,10 @@ void store_abort(struct store_txn *txn)
     if (txn->handle == NULL) return;
     mdb_txn_abort(txn->handle);
     txn->handle = NULL;
+    if (!atomic_load(&txn->store->awaiting)) return;
+    pthread_mutex_lock(&txn->store->end_lock);
+    pthread_cond_signal(&txn->store->ended);
+    pthread_mutex_unlock(&txn->store->end_lock);
 }
 
 int store_failed(const struct store_txn *txn, struct error *err)
@@ -364,25 +389,108 @@ uint64_t store_disk_bytes(struct store *store)
     return (uint64_t)space.f_bavail * space.f_frsize;
 }
 
-/* LMDB's table 0 holds lists of free pages; the first word of a value is the length of its list. */
-uint64_t store_free_bytes(struct store *store)
+/* One line of LMDB's list of readers: process, thread, transaction; a title above, "-" for those
+ * between transactions. LMDB shows the list in no other form. */
+static int note_reader(const char *line, void *arg)
 {
+    size_t *oldest = arg, id = 0;
+    int process = 0;
+    if (sscanf(line, "%d %*x %zu", &process, &id) == 2 && id < *oldest) *oldest = id;
+    return 0;
+}
+
+/* The oldest transaction that somebody still reads, the last one at most. */
+static size_t oldest_read(struct store *store)
+{
+    MDB_envinfo info;
+    int rc = mdb_env_info(store->env, &info);
+    assert(rc == 0);
+    size_t oldest = info.me_last_txnid;
+    mdb_reader_list(store->env, note_reader, &oldest);
+    return oldest;
+}
+
+bool store_await_readers(struct store *store, uint64_t wait_ns)
+{
+    enum { ASK_NS = 50000000 }; /* of readers in other processes */
+    MDB_envinfo info;
+    int rc = mdb_env_info(store->env, &info), dead = 0;
+    assert(rc == 0);
+    mdb_reader_check(store->env, &dead);
+    uint64_t now_ns = clock_monotonic_ns(), end_ns = now_ns + wait_ns;
+    bool done = false;
+    pthread_mutex_lock(&store->end_lock);
+    atomic_store(&store->awaiting, true);
+    while (!(done = oldest_read(store) >= info.me_last_txnid) && now_ns < end_ns) {
+        uint64_t due_ns = end_ns - now_ns < ASK_NS ? end_ns : now_ns + ASK_NS;
+        struct timespec due = { (time_t)(due_ns / SECOND_NS), (long)(due_ns % SECOND_NS) };
+        pthread_cond_timedwait(&store->ended, &store->end_lock, &due);
+        now_ns = clock_monotonic_ns();
+    }
+    atomic_store(&store->awaiting, false);
+    pthread_mutex_unlock(&store->end_lock);
+    return done;
+}
+
+/* LMDB's table 0 has, by the transaction that freed them, lists of page numbers behind their
+ * count. */
+static void read_free_list(struct store *store, MDB_cursor *cursor, uint64_t *bits, size_t pages,
+                           struct store_free *free)
+{
+    size_t oldest = oldest_read(store);
+    MDB_val key, value;
+    while (mdb_cursor_get(cursor, &key, &value, MDB_NEXT) == 0) {
+        const size_t *list = value.mv_data;
+        size_t id, count = value.mv_size / sizeof *list;
+        if (key.mv_size != sizeof id || count == 0 || list[0] >= count) continue; /* damaged */
+        memcpy(&id, key.mv_data, sizeof id);
+        count = list[0];
+        uint64_t *bytes = id < oldest ? &free->usable_bytes : &free->held_bytes;
+        *bytes += count * store->page_bytes;
+        for (size_t i = 1; i <= count && id < oldest; i++) {
+            if (list[i] < pages) bits[list[i] / 64] |= UINT64_C(1) << list[i] % 64;
+        }
+    }
+}
+
+/* Pages of `bits` that stand in groups of `group` side by side. */
+static uint64_t count_runs(const uint64_t *bits, size_t pages, size_t group)
+{
+    uint64_t sum = 0, run = 0;
+    for (size_t i = 0; i < pages; i++) {
+        if (i % 64 == 0 && run == 0 && bits[i / 64] == 0) {
+            i += 63;
+        } else if ((bits[i / 64] >> i % 64 & 1) != 0) {
+            run++;
+        } else {
+            sum += run / group * group;
+            run = 0;
+        }
+    }
+    return sum + run / group * group;
+}
+
+void store_get_free(struct store *store, size_t value_bytes, struct store_free *ret_free)
+{
+    enum { PAGE_HEADER_BYTES = 16 };
+    struct store_free found = { 0 };
     MDB_txn *txn = NULL;
     MDB_cursor *cursor = NULL;
-    if (mdb_txn_begin(store->env, NULL, MDB_RDONLY, &txn) != 0) return 0;
-    uint64_t pages = 0;
-    MDB_val key, value;
-    if (mdb_cursor_open(txn, 0, &cursor) == 0) {
-        while (mdb_cursor_get(cursor, &key, &value, MDB_NEXT) == 0) {
-            size_t count;
-            assert(value.mv_size >= sizeof count);
-            memcpy(&count, value.mv_data, sizeof count);
-            pages += count;
-        }
+    MDB_envinfo info;
+    *ret_free = found;
+    if (mdb_txn_begin(store->env, NULL, MDB_RDONLY, &txn) != 0) return;
+    int rc = mdb_env_info(store->env, &info); /* not older than the transaction */
+    assert(rc == 0);
+    size_t pages = info.me_last_pgno + 1;
+    CLEANUP(free_ptr) uint64_t *bits = calloc(pages / 64 + 1, sizeof *bits);
+    if (bits != NULL && mdb_cursor_open(txn, 0, &cursor) == 0) {
+        read_free_list(store, cursor, bits, pages, &found);
         mdb_cursor_close(cursor);
+        size_t group = (PAGE_HEADER_BYTES - 1 + value_bytes) / store->page_bytes + 1;
+        found.run_bytes = count_runs(bits, pages, group) * store->page_bytes;
+        *ret_free = found;
     }
     mdb_txn_abort(txn);
-    return pages * store->page_bytes;
 }
 
 int store_copy(struct store *store, const char *path, uint64_t *ret_bytes, struct error *err)

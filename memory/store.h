@@ -127,8 +127,21 @@ uint64_t store_disk_bytes(struct store *store);
  * inside its tree, and writes a page of it anew whenever one of its values changes. */
 bool store_may_move(const struct store *store, size_t value_bytes);
 
-/* Free pages inside the file, in bytes. Walks LMDB's free list: milliseconds on a large one. */
-uint64_t store_free_bytes(struct store *store);
+/* Free pages inside the file, in bytes. Those the next transaction may take were freed by one that
+ * no reader is older than; the others are held, for milliseconds by most readers, as long as it
+ * takes by a backup. */
+struct store_free {
+    uint64_t usable_bytes, held_bytes;
+    uint64_t run_bytes; /* usable for values of `value_bytes`, whose pages stand side by side */
+};
+/* Walks LMDB's free list: a millisecond per 100 MB that are free, and per 10 GB of the file. Any
+ * thread. Without memory for that nothing is free. */
+void store_get_free(struct store *store, size_t value_bytes, struct store_free *ret_free);
+
+/* Wait until nobody reads what was there before the last commit, for `wait_ns` at most. Readers of
+ * other processes (mdb_copy, mdb_stat) count, those of killed ones do not. Not from inside a
+ * transaction. Writer. False: somebody still does. */
+bool store_await_readers(struct store *store, uint64_t wait_ns);
 
 /* A compacted copy in the directory `path`, which is made (MEMD_EEXIST when it is there). */
 int store_copy(struct store *store, const char *path, uint64_t *ret_bytes, struct error *err);

@@ -158,7 +158,7 @@ static void commit_batch(struct writer *writer, struct list_link *batch)
 static int attempt(struct writer *writer, struct writer_job *job)
 {
     int rc = job->run(job, &job->err);
-    if (rc == MEMD_EFULL && job->frees && commit_turn_pages(job->catalog) == 0)
+    if (rc == MEMD_EFULL && job->frees && commit_turn_pages(job->catalog, NULL) == 0)
         rc = job->run(job, &job->err);
     if (rc == 0) note_commit(writer);
     return rc;
