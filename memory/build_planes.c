@@ -244,6 +244,7 @@ static int make(struct task *task, struct store_txn *txn, struct error *err)
     struct segment_values values = { .segment = task->place.segment,
                                      .position = task->place.position,
                                      .values = task->rows };
+    if (!chain_holds_segment(txn, task->place.segment)) return store_failed(txn, err);
     int rc = build_check_room(build->catalog, bytes, err);
     if (rc == 0) rc = context_find_values(build->context, txn, LOOK_ALL, &values, err);
     if (rc < 0) return rc;

@@ -83,6 +83,12 @@ void chain_release_segment(struct store_txn *txn, uint64_t segment, int64_t *del
     *delta -= (int64_t)ref.bytes;
 }
 
+bool chain_holds_segment(struct store_txn *txn, uint64_t segment)
+{
+    struct segment_ref ref = { 0 };
+    return get_ref(txn, segment, &ref);
+}
+
 bool chain_resize_segment(struct store_txn *txn, uint64_t segment, int64_t change, int64_t *delta)
 {
     struct segment_ref ref = { 0 };

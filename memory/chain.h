@@ -24,6 +24,9 @@ void chain_put(struct store_txn *txn, const struct chain_key *key, uint64_t segm
 /* One holder less; the last takes the values along. */
 void chain_release_segment(struct store_txn *txn, uint64_t segment, int64_t *delta);
 
+/* Does anybody hold it? */
+bool chain_holds_segment(struct store_txn *txn, uint64_t segment);
+
 /* Its values grew or shrank by `change` bytes. False when nobody holds it any more. */
 bool chain_resize_segment(struct store_txn *txn, uint64_t segment, int64_t change, int64_t *delta);
 

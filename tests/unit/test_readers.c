@@ -1,11 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* test_readers.c — a transaction that reads what others take away: in a full store, rows wait.
+/* test_readers.c — transactions that read what others take away, in the order that hurts: a full
+ * store whose freed pages are still read, and a builder that a truncate overtakes.
  *
- * The order is forced where the code passes by: the linker puts a function of this file before
- * store_await_readers.
+ * The order is forced where the code passes by: the linker puts functions of this file before
+ * store_begin, store_await_readers and yield_timer_start.
  */
 #include "tests/unit/builder_fixture.h"
 
+#include <pthread.h>
+
+#include "base/yield_timer.h"
 #include "memory/catalog_state.h"
 
 /* What store_await_readers ends: a transaction of the main thread, so that the writer surely waits
@@ -24,6 +28,56 @@ bool __wrap_store_await_readers(struct store *store, uint64_t wait_ns)
         store_abort(awaited);
     }
     return __real_store_await_readers(store, wait_ns);
+}
+
+/* Where the builder stands still: it has chosen a segment and is about to read it. */
+enum stage { IGNORED, HOLD, HELD, LET_GO };
+static pthread_mutex_t stage_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t stage_changed = PTHREAD_COND_INITIALIZER;
+static enum stage stage;
+static _Thread_local bool is_builder;
+
+static void reach(enum stage next)
+{
+    pthread_mutex_lock(&stage_lock);
+    stage = next;
+    pthread_cond_broadcast(&stage_changed);
+    pthread_mutex_unlock(&stage_lock);
+}
+
+static void await(enum stage wanted)
+{
+    pthread_mutex_lock(&stage_lock);
+    while (stage != wanted) pthread_cond_wait(&stage_changed, &stage_lock);
+    pthread_mutex_unlock(&stage_lock);
+}
+
+/* Its thread alone has a timer. */
+void __real_yield_timer_start(struct yield_timer *timer);
+void __wrap_yield_timer_start(struct yield_timer *timer);
+
+void __wrap_yield_timer_start(struct yield_timer *timer)
+{
+    is_builder = true;
+    __real_yield_timer_start(timer);
+}
+
+int __real_store_begin(struct store *store, bool write, struct store_txn *ret_txn,
+                       struct error *err);
+int __wrap_store_begin(struct store *store, bool write, struct store_txn *ret_txn,
+                       struct error *err);
+
+int __wrap_store_begin(struct store *store, bool write, struct store_txn *ret_txn,
+                       struct error *err)
+{
+    pthread_mutex_lock(&stage_lock);
+    bool hold = stage == HOLD && !write && is_builder;
+    pthread_mutex_unlock(&stage_lock);
+    if (hold) {
+        reach(HELD);
+        await(LET_GO);
+    }
+    return __real_store_begin(store, write, ret_txn, err);
 }
 
 static int append(struct fixture *fx, struct context *context, uint64_t position, size_t count)
@@ -62,7 +116,7 @@ static void full_store(enum sync_mode sync)
     uint64_t before = context_layer_tokens(book, 0), turns = stats_of(&fx).page_turns_total;
     arena_reset(&fx.arena);
     struct store_txn reader = { 0 };
-    ASSERT_OK(store_begin(fx.catalog->store, false, &reader, &err), err);
+    ASSERT_OK(__real_store_begin(fx.catalog->store, false, &reader, &err), err);
     ASSERT_OK(catalog_drop(fx.catalog, id, &freed, &err), err);
     assert_true(freed > 16 * 1024 * 2 * 2 * 16 * 2);
     awaited = &reader;
@@ -83,6 +137,7 @@ static void full_store(enum sync_mode sync)
 static void test_full_store(void **state)
 {
     (void)state;
+    stage = IGNORED;
     full_store(SYNC_NEVER);
     full_store(SYNC_INTERVAL);
     full_store(SYNC_ALWAYS);
@@ -106,11 +161,41 @@ static void test_full_of_rows(void **state)
     fixture_end(&fx);
 }
 
+/* The builder chooses a segment; before it reads the rows they are cut away. That is no damage, and
+ * no failure. */
+static void test_overtaken_builder(void **state)
+{
+    (void)state;
+    static const uint64_t positions[] = { 0, 1, 1023, 1024 };
+    for (size_t i = 0; i < sizeof positions / sizeof positions[0]; i++) {
+        struct fixture fx;
+        struct error err = { 0 };
+        fixture_begin(&fx);
+        struct context *context = fixture_context(&fx, "book");
+        reach(HOLD);
+        fixture_append(&fx, context, 0, 2500);
+        await(HELD);
+        ASSERT_OK(context_truncate(context, positions[i], &err), err);
+        reach(LET_GO);
+        struct build_progress progress = wait_built(&fx, context);
+        assert_int_equal(progress.failures, 0);
+        assert_int_equal(progress.last_failure, 0);
+        assert_int_equal(progress.built, positions[i] / 1024 * 2);
+        assert_int_equal(stats_of(&fx).build_failures_total, 0);
+        assert_int_equal(stats_of(&fx).damaged_derived_total, 0);
+        fixture_append(&fx, context, positions[i], 2500);
+        expect_built(&fx, context, (positions[i] + 2500) / 1024 * 2);
+        expect_clean(&fx);
+        fixture_end(&fx);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_full_store),
         cmocka_unit_test(test_full_of_rows),
+        cmocka_unit_test(test_overtaken_builder),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
