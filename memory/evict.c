@@ -34,7 +34,7 @@ static uint64_t disk_room(struct store *store, const struct store_space *space)
 }
 
 struct room {
-    uint64_t grow; /* what the file may grow by */
+    uint64_t grow;  /* what the file may grow by */
     const char *of; /* what ends that */
     struct store_free pages;
 };
