@@ -100,14 +100,15 @@ static void add_run(struct table *table, const struct memd_plan *plan,
 }
 
 /* Rows a head reads, as a mean over all heads. */
-static double rows_per_head(const struct memd_explained *explained, enum memd_plan_kind kind)
+/* The mean, as a whole number. */
+static uint64_t rows_per_head(const struct memd_explained *explained, enum memd_plan_kind kind)
 {
-    double sum = 0;
+    uint64_t sum = 0;
     for (size_t i = 0; i < explained->plan->run_count; i++) {
         const struct memd_plan_run *run = &explained->plan->runs[i];
-        if (run->kind == kind) sum += (double)run->heads * (double)run->count;
+        if (run->kind == kind) sum += run->heads * run->count;
     }
-    return explained->heads == 0 ? 0 : sum / (double)explained->heads;
+    return explained->heads == 0 ? 0 : (sum + explained->heads / 2) / explained->heads;
 }
 
 static void print_summary(const struct explaining *explaining,
@@ -115,12 +116,13 @@ static void print_summary(const struct explaining *explaining,
 {
     FILE *out = explaining->ctl->out;
     const struct memd_quality *quality = &explained->quality;
-    double slots = rows_per_head(explained, MEMD_PLAN_SLOTS);
+    uint64_t slots = rows_per_head(explained, MEMD_PLAN_SLOTS);
     fprintf(out, "\n%s: %s, layer %" PRIu32 ", query at position %s: ", explaining->name,
             quality->method, explaining->args.layer, human_count(explained->position).text);
-    fprintf(out, "a head reads %.4g of %s tokens", rows_per_head(explained, MEMD_PLAN_TOKENS),
+    fprintf(out, "a head reads %s of %s tokens",
+            human_count(rows_per_head(explained, MEMD_PLAN_TOKENS)).text,
             human_count(explained->tokens).text);
-    if (slots > 0) fprintf(out, " and %.4g slots", slots);
+    if (slots > 0) fprintf(out, " and %s slots", human_count(slots).text);
     fprintf(out, ", %s of %s\n", human_bytes(quality->bytes_read).text,
             human_bytes(quality->bytes_exact).text);
     if (explained->plan->cut) fputs("more was read than a plan can hold\n", out);

@@ -79,14 +79,11 @@ static void add_error(struct table *table, double value)
     }
 }
 
+/* Of a layer that was asked something. */
 static void add_row(struct table *table, uint32_t layer, const struct memd_recall *recall)
 {
     table_addf(table, "%" PRIu32, layer);
     table_add(table, human_count(recall->queries).text);
-    if (recall->queries == 0) {
-        for (size_t c = 2; c < COLUMNS; c++) table_add(table, "-");
-        return;
-    }
     bool predicted = recall->predicted > 0;
     add_error(table, recall->error.mean);
     add_error(table, recall->error.p90);
@@ -125,6 +122,13 @@ static void print_verdict(FILE *out, const char *name, const struct verdict *ver
             is_met(verdict) ? "met" : "MISSED", human_share(verdict->within / answers).text);
     fprintf(out, "least in layer %" PRIu32 " (%s)\n", verdict->worst_layer,
             human_share(verdict->worst_within).text);
+}
+
+static void print_unasked(FILE *out, uint64_t layers)
+{
+    if (layers > 0)
+        fprintf(out, "layers without queries since the daemon started: %s\n",
+                human_count(layers).text);
 }
 
 /* ---- as JSON ---- */
@@ -214,7 +218,7 @@ static int walk(struct recalling *recalling)
         take(&recalling->verdict, layer, recall);
         if (ctl->json) {
             layer_json(&recalling->json, layer, recall);
-        } else {
+        } else if (recall->queries > 0) {
             add_row(recalling->table, layer, recall);
         }
         progress_show(&progress, layer + 1 - recalling->first, recalling->limit - recalling->first,
@@ -260,6 +264,8 @@ int recall_main(struct ctl *ctl)
         end_json(&recalling.json, &recalling.verdict);
     } else if (rc == CTL_OK) {
         if (recalling.verdict.answers > 0) rc = ctl_print(ctl, table);
+        if (rc == CTL_OK && recalling.verdict.answers > 0)
+            print_unasked(ctl->out, recalling.limit - recalling.first - recalling.verdict.layers);
         if (rc == CTL_OK) print_verdict(ctl->out, name, &recalling.verdict);
     }
     memd_free(recalling.last);

@@ -228,6 +228,7 @@ def proving(ctl, daemon):
     assert abs(sum(layer["level_mass"].values()) - 1) < 0.01 and layer["bytes_exact"] > 0, layer
     text = ctl.run("recall", "book")
     assert text.startswith("LAYER") and "target 2 % met" in text.splitlines()[-1], text
+    assert re.findall(r"^ +(\d+) +\d+ ", text, re.M) == ["1"] and "without queries since the daemon started: 1" in text
     exact = ctl.json("recall", "--layer", "1", "-e", "0", "book")
     assert len(exact["layers"]) == 1 and exact["target_error"] == 0, exact
     assert exact["layers"][0]["error"]["max"] < 1e-5, exact
