@@ -15,6 +15,22 @@
 
 #include "proto/limits.h"
 
+static _Atomic uint64_t waited_ns;
+
+/* By the linker in front of base/clock.c's. */
+uint64_t __real_clock_monotonic_ns(void);
+uint64_t __wrap_clock_monotonic_ns(void);
+
+uint64_t __wrap_clock_monotonic_ns(void)
+{
+    return __real_clock_monotonic_ns() + atomic_load(&waited_ns);
+}
+
+void fake_wait(uint64_t ms)
+{
+    atomic_fetch_add(&waited_ns, ms * 1000000);
+}
+
 static void *serve(void *arg)
 {
     struct fake *fake = arg;
@@ -212,12 +228,12 @@ struct memd_context fake_context(struct memd_client *client)
                                   .dtype = MEMD_FP32 };
 }
 
-struct memd_client *fake_client(const struct fake *fake, uint32_t timeout_ms)
+struct memd_client *fake_client(const struct fake *fake)
 {
     struct memd_client *client = NULL;
     struct memd_error err = { 0 };
-    int rc = memd_connect(fake->address, &(struct memd_options){ .timeout_ms = timeout_ms },
-                          &client, &err);
+    struct memd_options options = { .timeout_ms = FAKE_PATIENT_MS };
+    int rc = memd_connect(fake->address, &options, &client, &err);
     if (rc < 0) fprintf(stderr, "connect: %s\n", err.text);
     assert(rc == 0);
     return client;

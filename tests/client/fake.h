@@ -4,6 +4,10 @@
  * The script is a function that is called once per connection, with a blocking socket, and does in
  * plain order what this daemon is to do: receive, check, answer, or misbehave. What goes wrong in
  * it is an assert, not a failed cmocka test: it does not run on cmocka's thread.
+ *
+ * The client's clock goes ahead when a test says so (fake_wait). Calls have more time than a test
+ * may take, so that it does not matter how quickly threads get a core; where a deadline is the
+ * subject, it is over when what should come before it has been seen.
  */
 #ifndef MEMD_TEST_FAKE_H
 #define MEMD_TEST_FAKE_H
@@ -21,7 +25,11 @@
 #include "proto/message.h"
 #include "proto/method.h"
 
-enum { FAKE_PATH_BYTES = 64, FAKE_ARENA_BYTES = 600 << 20 };
+enum {
+    FAKE_PATH_BYTES = 64,
+    FAKE_ARENA_BYTES = 600 << 20,
+    FAKE_PATIENT_MS = 3600 * 1000, /* of every call */
+};
 
 /* What came in, in `arena` until the next fake_receive with the same object. */
 struct fake_request {
@@ -70,7 +78,10 @@ bool fake_hello(struct fake *fake, int fd);
 /* A context as memd_open would have given it: id 7, L=2, H=4, G=2, D=8, fp32. */
 struct memd_context fake_context(struct memd_client *client);
 
-/* Connect or fail the test. */
-struct memd_client *fake_client(const struct fake *fake, uint32_t timeout_ms);
+/* Connect or fail the test; a call takes FAKE_PATIENT_MS at most. */
+struct memd_client *fake_client(const struct fake *fake);
+
+/* Let so much time go by for the client. */
+void fake_wait(uint64_t ms);
 
 #endif

@@ -208,7 +208,7 @@ static int set_up(void **state)
     static struct fixture fixture;
     fixture = (struct fixture){ 0 };
     fake_open(&fixture.fake, data_script, NULL);
-    fixture.client = fake_client(&fixture.fake, 5000);
+    fixture.client = fake_client(&fixture.fake);
     fixture.context = fake_context(fixture.client);
     *state = &fixture;
     return 0;
@@ -409,7 +409,7 @@ static void queries_that_make_no_sense(void **state)
     struct memd_context other = fixture->context;
     struct fake fake = { 0 };
     fake_open(&fake, data_script, NULL);
-    struct memd_client *second = fake_client(&fake, 0);
+    struct memd_client *second = fake_client(&fake);
     other.client = second;
     struct memd_query mixed[2] = { query, query };
     mixed[1].context = &other;

@@ -96,7 +96,7 @@ static void expect_from_raw(const void *data, size_t bytes, int code)
     } raw = { data, bytes };
     struct fake fake = { 0 };
     fake_open(&fake, raw_script, &raw);
-    expect_failure(fake.address, &(struct memd_options){ .timeout_ms = 2000 }, code);
+    expect_failure(fake.address, &(struct memd_options){ .timeout_ms = FAKE_PATIENT_MS }, code);
     fake_close(&fake);
 }
 
@@ -173,7 +173,7 @@ static void hello_says_who_is_there(void **state)
     (void)state;
     struct fake fake = { 0 };
     fake_open(&fake, hello_script, NULL);
-    struct memd_client *client = fake_client(&fake, 2000);
+    struct memd_client *client = fake_client(&fake);
     const struct memd_hello *hello = NULL;
     struct memd_error err = { 0 };
     assert_int_equal(memd_hello(client, &hello, &err), 0);

@@ -258,7 +258,7 @@ static int set_up(void **state)
     static struct fixture fixture;
     fixture = (struct fixture){ 0 };
     fake_open(&fixture.fake, script, NULL);
-    fixture.client = fake_client(&fixture.fake, 5000);
+    fixture.client = fake_client(&fixture.fake);
     fixture.context = fake_context(fixture.client);
     fixture.context.dtype = MEMD_FP16;
     fixture.context.state_width = W;

@@ -137,7 +137,7 @@ static void small_calls_allocate_nothing(void **state)
     (void)state;
     struct fake fake = { 0 };
     fake_open(&fake, script, NULL);
-    struct memd_client *client = fake_client(&fake, 5000);
+    struct memd_client *client = fake_client(&fake);
     struct memd_context context = fake_context(client);
     static float row[G * D];
     struct memd_append layer = { .tokens = 1, .k = row, .v = row };

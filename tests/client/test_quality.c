@@ -174,7 +174,7 @@ static int set_up(void **state)
     static const uint64_t position = 1;
     fixture = (struct fixture){ 0 };
     fake_open(&fixture.fake, script, &fixture.wish);
-    fixture.client = fake_client(&fixture.fake, 5000);
+    fixture.client = fake_client(&fixture.fake);
     fixture.context = fake_context(fixture.client);
     fixture.query = (struct memd_query){ .context = &fixture.context, .queries = 1, .q = q,
                                          .positions = &position };

@@ -166,7 +166,7 @@ struct asked {
 
 static void ask_from(struct asked *asked, const struct fake *fake)
 {
-    asked->client = fake_client(fake, 5000);
+    asked->client = fake_client(fake);
     asked->context = fake_context(asked->client);
     struct memd_error err = { 0 };
     if (memd_share(asked->client, REGION_BYTES, &asked->region, &err) < 0) fail_msg("%s", err.text);
