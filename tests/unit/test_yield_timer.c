@@ -17,7 +17,7 @@
 
 #include <cmocka.h>
 
-enum { INTERVAL_NS = 200000, TIMES = 5 };
+enum { INTERVAL_NS = 200000, LONG_NS = 20000000, TIMES = 5 };
 
 /* The lock is for the thread sanitizer, which delivers signals at calls that it knows. */
 static void await(struct yield_timer *timer, unsigned long count)
@@ -98,6 +98,41 @@ static void test_reads_are_restarted(void **state)
     close(fds[1]);
 }
 
+/* Writes after more than one interval of the reader's. */
+static void *write_much_later(void *arg)
+{
+    const int *fd = arg;
+    struct yield_timer timer;
+    yield_timer_open(&timer, LONG_NS);
+    yield_timer_start(&timer);
+    await(&timer, 3);
+    yield_timer_close(&timer);
+    return write(*fd, "x", 1) == 1 ? arg : NULL;
+}
+
+/* A thread that waits, be it for a processor, has nothing to give away. */
+static void test_who_did_not_run_does_not_yield(void **state)
+{
+    (void)state;
+    struct yield_timer timer;
+    int fds[2];
+    assert_int_equal(pipe(fds), 0);
+    yield_timer_open(&timer, LONG_NS);
+    yield_timer_start(&timer);
+    pthread_t writer;
+    assert_int_equal(pthread_create(&writer, NULL, write_much_later, &fds[1]), 0);
+    char byte = 0;
+    assert_int_equal(read(fds[0], &byte, 1), 1);
+    assert_int_equal(atomic_load(&timer.yields), 0);
+    await(&timer, 1); /* now it runs */
+    yield_timer_close(&timer);
+    void *written = NULL;
+    pthread_join(writer, &written);
+    assert_non_null(written);
+    close(fds[0]);
+    close(fds[1]);
+}
+
 /* A SIGURG that no timer sent does nothing, as before. */
 static void test_other_signals_are_ignored(void **state)
 {
@@ -146,6 +181,7 @@ int main(void)
         cmocka_unit_test(test_it_comes_again_and_again),
         cmocka_unit_test(test_stopped_it_is_silent),
         cmocka_unit_test(test_reads_are_restarted),
+        cmocka_unit_test(test_who_did_not_run_does_not_yield),
         cmocka_unit_test(test_other_signals_are_ignored),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
