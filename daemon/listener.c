@@ -99,7 +99,7 @@ static int open_unix(struct server *server, struct error *err)
     bool ok = fd >= 0 && fchmod(fd, mode) == 0 &&
               bind(fd, (const struct sockaddr *)&address, sizeof address) == 0 &&
               chmod(path, mode) == 0;
-    if (!ok) return error_set(err, MEMD_EIO, "%s: %s", path, strerror(errno));
+    if (!ok) return error_set(err, MEMD_EIO, "socket = %s: %s", path, strerror(errno));
     char name[LISTENER_NAME_BYTES];
     snprintf(name, sizeof name, "unix:%.107s", address.sun_path);
     int given = fd;

@@ -23,7 +23,7 @@ static const struct option drop_options[] = {
 };
 
 static const struct option fork_options[] = {
-    { 'm', "method", "NAME", KIND_NONE, "read it with this memory method (default: the same)" },
+    { 'm', "method", "NAME", KIND_METHOD, "read it with this memory method (default: the same)" },
     { 'p', "parameters", "LIST", KIND_NONE, "of that method: name=value, name=value ..." },
     OPTIONS_END,
 };
@@ -68,9 +68,8 @@ static const struct option bench_options[] = {
     { 'r', "repeat", "COUNT", KIND_NONE,
       "rounds of each measurement; the median is shown (default 3)" },
     { 0, "requests", "COUNT", KIND_NONE, "requests of a round of overhead (default 20000)" },
-    { 0, "tokens", "COUNT", KIND_NONE,
-      "tokens that attend reads (default 32768; methods: 8192)" },
-    { 'm', "method", "NAME", KIND_NONE,
+    { 0, "tokens", "COUNT", KIND_NONE, "tokens that attend reads (default 32768; methods: 8192)" },
+    { 'm', "method", "NAME", KIND_METHOD,
       "memory method of the contexts (default full), or all: compare them" },
     TARGET_OPTION,
     { 0, "append-size", "MIB", KIND_NONE, "KV that a round of append sends (default 1024)" },

@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/cleanup.h"
 #include "clients/memctl/bench.h"
 #include "clients/memctl/commands.h"
 #include "clients/memctl/ctl.h"
@@ -45,6 +46,14 @@ static int print_name(void *arg, const struct memd_info *info)
     return 0;
 }
 
+static void complete_methods(struct ctl *ctl, const char *prefix)
+{
+    CLEANUP(ctl_result_free) const struct memd_methods *methods = NULL;
+    if (memd_methods(ctl->client, &methods, &ctl->err) < 0) return;
+    for (size_t i = 0; i < methods->count; i++)
+        candidate(methods->methods[i].name, prefix, methods->methods[i].help);
+}
+
 static void complete_kind(struct ctl *ctl, enum option_kind kind, const char *prefix)
 {
     switch (kind) {
@@ -55,6 +64,10 @@ static void complete_kind(struct ctl *ctl, enum option_kind kind, const char *pr
     case KIND_CONTEXT:
         ctl->silent = true;
         if (ctl_connect(ctl) == CTL_OK) ctl_each_context(ctl, prefix, print_name, (void *)prefix);
+        break;
+    case KIND_METHOD:
+        ctl->silent = true;
+        if (ctl_connect(ctl) == CTL_OK) complete_methods(ctl, prefix);
         break;
     }
 }

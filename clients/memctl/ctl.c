@@ -99,7 +99,10 @@ int ctl_connect(struct ctl *ctl)
     rc = memd_connect(ctl->address, &ctl->connect, &ctl->client, &ctl->err);
     if (rc == 0) return CTL_OK;
     int code = ctl_failed(ctl, rc, ctl->address);
-    return rc == MEMD_EIO ? CTL_CONNECT : code;
+    if (rc == MEMD_EIO) code = CTL_CONNECT;
+    if (code == CTL_CONNECT && !ctl->silent)
+        fputs("memctl: is memd running? -s ADDRESS or MEMD_SOCKET say where it listens\n", stderr);
+    return code;
 }
 
 int ctl_find(struct ctl *ctl, const char *name, struct memd_context *ret_context)

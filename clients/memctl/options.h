@@ -20,7 +20,7 @@ struct command;
 enum { OPTIONS_MAX = 16, OPTIONS_ARGUMENTS_MAX = 1024 };
 
 /* What completes a word; also what an argument is. */
-enum option_kind { KIND_NONE, KIND_CONTEXT, KIND_PATH, KIND_COMMAND, KIND_BENCH };
+enum option_kind { KIND_NONE, KIND_CONTEXT, KIND_PATH, KIND_COMMAND, KIND_BENCH, KIND_METHOD };
 
 struct option {
     char letter;          /* 0 = long form only */

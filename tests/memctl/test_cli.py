@@ -92,7 +92,7 @@ def wrong_usage(ctl):
         ctl.run(*words, expect=USAGE)
     nowhere = Memctl(ctl.address + ".gone")
     for words in [["status"], ["health"], ["contexts"], ["top"], ["bench", "overhead"]]:
-        nowhere.fails(CONNECT, *words)
+        assert "is memd running?" in nowhere.fails(CONNECT, *words)
     nowhere.run("status", "--token-file", "/no/such/file", expect=ERROR)
 
 
@@ -313,6 +313,8 @@ def completing(ctl):
     assert complete("drop", "book", "bü") == ["büchlein 2"]
     assert complete("fork", "book", "") == [] and complete("truncate", "book", "") == []
     assert complete("recall", "bo") == ["book"] and complete("rebuild", "book", "bü") == ["büchlein 2"]
+    assert complete("fork", "-m", "str") == ["streaming"], complete("fork", "-m", "str")
+    assert complete("bench", "--method", "retr") == ["retrieval-attention", "retroinfer"]
     assert complete("bench", "me") == ["methods"] and complete("help", "ver") == ["verify"]
     assert complete("drop", "--fo") == ["--force"] and "--json" in complete("-")
     assert complete("--socket", "") == [":path"] and complete("compact", "") == [":path"]
@@ -337,8 +339,8 @@ def shells(ctl):
         return done.stdout
 
     library = "/usr/share/bash-completion/bash_completion"
-    if os.path.exists(library):
-        script = f"source {library}; source {folder}/memctl.bash; COMP_WORDS=(memctl context bü); " \
+    for first in [":"] + [f"source {library}"] * os.path.exists(library):
+        script = f"{first}; source {folder}/memctl.bash; COMP_WORDS=(memctl context bü); " \
             "COMP_CWORD=2; COMP_LINE='memctl context bü'; COMP_POINT=${#COMP_LINE}; _memctl; " \
             "printf '%s\\n' \"${COMPREPLY[@]}\""
         assert shell("bash", "-c", script) == "büchlein\\ 2\n", shell("bash", "-c", script)
