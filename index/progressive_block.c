@@ -40,6 +40,7 @@ enum {
     SAMPLED_FROM = 24, /* segments */
     LOOKED = 32,       /* segments that are asked at most */
     REFINED = 3, /* times at most */
+    LANES = 4,   /* sums side by side */
 };
 
 static const double shut_share = 0.9;   /* of the target, for shut clusters */
@@ -133,31 +134,48 @@ void block_sort_views(struct block *block,
     if (row > exact_from) read(block, exact_from, row);
 }
 
+/* What the parts of row m's answer are multiplied with. */
+struct part_scales {
+    double exact, refined, either; /* the last: of clusters and codes, 1 or 0 */
+};
+
+/* The sum of the parts of row m times `inverse`, to output; its square. */
+static double sum_row(const struct block *block, size_t m, const struct part_scales *scales,
+                      double inverse)
+{
+    size_t at = m * block->head_dim;
+    const float *exact = block->exact_turned + at, *refined = block->refined.acc + at;
+    const float *correction = block->correction + at, *base = block->base + at;
+    const float *removed = block->removed + at, *residual = block->residual + at;
+    float *output = block->output + at;
+    double squares[LANES] = { 0.0 };
+    for (size_t d = 0; d < block->head_dim; d += LANES)
+        for (size_t i = d; i < d + LANES; i++) {
+            double sum = (double)exact[i] * scales->exact + (double)refined[i] * scales->refined +
+                         (double)correction[i] +
+                         scales->either * ((double)base[i] - (double)removed[i] +
+                                           (double)residual[i]);
+            output[i] = (float)(sum * inverse);
+            squares[i - d] += sum * inverse * sum * inverse;
+        }
+    return (squares[0] + squares[1]) + (squares[2] + squares[3]);
+}
+
 void block_sum_up(struct block *block)
 {
     for (size_t m = 0; m < block->rows; m++) {
-        size_t at = m * block->head_dim;
         const struct block_state *exact = &block->exact, *refined = &block->refined;
-        double exact_scale = exp((double)exact->max[m] - (double)block->shift[m]);
-        double refined_scale = exp((double)refined->max[m] - (double)block->shift[m]);
         double shut = block->mass_shut[m] > 0.0 ? 1.0 : 0.0; /* else rounding is left of it */
         double coded = block->coded > 0 ? 1.0 : 0.0; /* the same */
-        double either = fmax(shut, coded);
-        double total = (double)exact->sum[m] * exact_scale + coded * block->mass_open[m] +
-                       (double)refined->sum[m] * refined_scale + shut * block->mass_shut[m] +
+        struct part_scales scales = {
+            .exact = exp((double)exact->max[m] - (double)block->shift[m]),
+            .refined = exp((double)refined->max[m] - (double)block->shift[m]),
+            .either = fmax(shut, coded) };
+        double total = (double)exact->sum[m] * scales.exact + coded * block->mass_open[m] +
+                       (double)refined->sum[m] * scales.refined + shut * block->mass_shut[m] +
                        block->correction_mass[m];
-        double inverse = total > 0.0 ? 1.0 / total : 0.0, norm = 0.0;
-        for (size_t d = 0; d < block->head_dim; d++) {
-            double sum = (double)block->exact_turned[at + d] * exact_scale +
-                         (double)refined->acc[at + d] * refined_scale +
-                         (double)block->correction[at + d] +
-                         either * ((double)block->base[at + d] - (double)block->removed[at + d] +
-                                   (double)block->residual[at + d]);
-            block->output[at + d] = (float)(sum * inverse);
-            norm += sum * inverse * sum * inverse;
-        }
         block->total[m] = total;
-        block->norm[m] = sqrt(norm);
+        block->norm[m] = sqrt(sum_row(block, m, &scales, total > 0.0 ? 1.0 / total : 0.0));
     }
 }
 
@@ -181,8 +199,12 @@ size_t block_shut_count(const struct block *block)
 static uint64_t sink_clusters(const struct planes *planes)
 {
     uint64_t clusters = 0;
-    for (size_t place = 0; place < PLANES_TOKENS; place++)
-        clusters |= (uint64_t)(planes->rows[place] < SINKS) << place / PLANES_CLUSTER;
+    for (size_t c = 0; c < PLANES_CLUSTERS; c++) {
+        int16_t rows[PLANES_CLUSTER], least = SINKS; /* signed, which every CPU compares */
+        memcpy(rows, planes->rows + c * PLANES_CLUSTER, sizeof rows);
+        for (size_t i = 0; i < PLANES_CLUSTER; i++) least = rows[i] < least ? rows[i] : least;
+        clusters |= (uint64_t)(least < SINKS) << c;
+    }
     return clusters;
 }
 
@@ -302,6 +324,15 @@ static bool looks_exact(struct block *block)
     return exact_is_cheaper(block, looked);
 }
 
+/* As the sample wants to see it: without what a sample before said. */
+static void sum_up_uncorrected(struct block *block)
+{
+    memset(block->correction, 0, block->rows * block->head_dim * sizeof *block->correction);
+    memset(block->correction_mass, 0, block->rows * sizeof *block->correction_mass);
+    memset(block->shut_error, 0, block->rows * sizeof *block->shut_error);
+    block_sum_up(block);
+}
+
 /* Open until the sample says that shut clusters keep to their share. False: better read all rows
  * exactly. */
 static bool open_clusters(struct block *block)
@@ -312,7 +343,7 @@ static bool open_clusters(struct block *block)
         size_t count = block_choose(block, allowed, block->fresh);
         if (exact_is_cheaper(block, block->segment_count)) return false;
         if (count > 0) block_scan_fresh(block, block->fresh);
-        block_sum_up(block);
+        if (count > 0 || round > 0) sum_up_uncorrected(block);
         if (judge_shut(block, wanted, allowed) || block->limited || round + 1 == BLOCK_ROUNDS ||
             block_shut_count(block) == 0)
             return true;

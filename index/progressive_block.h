@@ -277,7 +277,8 @@ struct block_chunk *block_score_tokens(struct block *block, size_t p, uint64_t f
 void block_scan_fresh(struct block *block, const uint64_t *fresh);
 
 /* Sample clusters without V by `draws` draws, ≤ BLOCK_PROBES / 2, or by so many more of the same
- * (no cluster was opened in between): sets shut_error and the corrections. */
+ * (no cluster was opened in between): sets shut_error and the corrections, if there is anything to
+ * sample. total, output and norm are to be without a correction, and stay so. */
 void block_probe(struct block *block, size_t draws, bool more);
 
 /* total, output, norm from what is known. */

@@ -213,6 +213,7 @@ static void judge(struct block *block, size_t m)
     double draws = (double)block->draws, squares = 0.0, independent = 0.0, mean_square = 0.0;
     double mass = 0.0, rounding = 0.0;
     float *correction = block->correction + m * head_dim;
+    memset(correction, 0, head_dim * sizeof *correction);
     for (size_t i = 0; i < block->probe_count; i++) {
         const struct block_probe *probe = &block->probes[i];
         double share = (double)probe->draws / draws;
@@ -238,12 +239,6 @@ static void judge(struct block *block, size_t m)
 
 void block_probe(struct block *block, size_t draws, bool more)
 {
-    size_t rows = block->rows, head_dim = block->head_dim;
-    memset(block->correction, 0, rows * head_dim * sizeof *block->correction);
-    for (size_t m = 0; m < rows; m++) {
-        block->correction_mass[m] = 0.0;
-        block->shut_error[m] = 0.0;
-    }
     size_t tile_bytes = 2 * block_plane_bytes(block);
     uint64_t affordable = block_bytes_left(block) / tile_bytes;
     if (!more) block->probe_count = block->draws = 0;
@@ -257,7 +252,6 @@ void block_probe(struct block *block, size_t draws, bool more)
     size_t fresh = block->probe_count - before;
     block->level_rows[INDEX_HI] += fresh * PLANES_CLUSTER * 2;
     block->level_bytes[INDEX_HI] += fresh * tile_bytes;
-    block_sum_up(block);
     if (block->draws > 0)
-        for (size_t m = 0; m < rows; m++) judge(block, m);
+        for (size_t m = 0; m < block->rows; m++) judge(block, m);
 }
