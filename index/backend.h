@@ -18,6 +18,7 @@ struct plane_backend {
     plane_soften_fn *soften;
     plane_weigh_fn *weigh;
     plane_means_fn *means;
+    plane_miss_fn *miss;
     plane_row_fn *row;
 };
 

@@ -172,29 +172,6 @@ static float estimated_mass(const struct block *block, const struct block_probe 
     return block->mass[(probe->segment * block->rows + m) * PLANES_CLUSTERS + probe->cluster];
 }
 
-/* e_c of probe i and row m, not yet over Z |o|: `weight` times that is added to sum (D); returns
- * |e_c|². With the values of its tokens as mean value and residuals, e_c = (M - W)(v_c - o) +
- * Σ w r. */
-static double add_probe(const struct block *block, size_t i, size_t m, float weight, float *sum)
-{
-    size_t head_dim = block->head_dim;
-    float more = block->probe_masses[i * block->rows + m] -
-                 estimated_mass(block, &block->probes[i], m);
-    const float *values = block->probe_values + (i * block->rows + m) * head_dim;
-    const float *mean = block->probe_means + i * head_dim;
-    const float *output = block->output + m * head_dim;
-    float squares[LANES] = { 0 };
-    for (size_t d = 0; d < head_dim; d += LANES) {
-        for (size_t lane = 0; lane < LANES; lane++) {
-            size_t at = d + lane;
-            float e = values[at] + more * (mean[at] - output[at]);
-            sum[at] += weight * e;
-            squares[lane] += e * e;
-        }
-    }
-    return ((double)squares[0] + (double)squares[1]) + ((double)squares[2] + (double)squares[3]);
-}
-
 /* What rounding of its mean value makes of the answer's error by probe i, squared: independent from
  * cluster to cluster, and in no sample, whose residuals are to the rounded mean. */
 static double rounding_of(const struct block *block, size_t i, size_t m)
@@ -205,27 +182,54 @@ static double rounding_of(const struct block *block, size_t i, size_t m)
     return mass * mass * (double)block_mean_rounding(block, planes, probe->cluster);
 }
 
+/* e_c of all probes for row m, not yet over Z |o|: their sum, by what `weight` says of each, to the
+ * correction; squares (probe_count). With the values of its tokens as mean value and residuals,
+ * e_c = (M - W)(v_c - o) + Σ w r. */
+static void miss_probes(struct block *block, size_t m, const float *more, const float *weight,
+                        float *ret_squares)
+{
+    size_t head_dim = block->head_dim;
+    block->call->planes->miss(&(struct plane_miss_args){
+        .values = block->probe_values + m * head_dim, .means = block->probe_means,
+        .output = block->output + m * head_dim, .more = more, .weight = weight,
+        .count = block->probe_count, .stride = block->rows * head_dim, .head_dim = head_dim,
+        .sum = block->correction + m * head_dim, .square = ret_squares });
+}
+
+static double square_of(const float *x, size_t head_dim)
+{
+    double sums[LANES] = { 0.0 };
+    for (size_t d = 0; d < head_dim; d += LANES)
+        for (size_t lane = 0; lane < LANES; lane++)
+            sums[lane] += (double)x[d + lane] * (double)x[d + lane];
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
 /* Prediction and correction of row m. */
 static void judge(struct block *block, size_t m)
 {
     size_t head_dim = block->head_dim;
     const float *output = block->output + m * head_dim;
-    double draws = (double)block->draws, squares = 0.0, independent = 0.0, mean_square = 0.0;
+    float more[BLOCK_PROBES], weight[BLOCK_PROBES], square[BLOCK_PROBES];
+    double draws = (double)block->draws, squares = 0.0, independent = 0.0;
     double mass = 0.0, rounding = 0.0;
-    float *correction = block->correction + m * head_dim;
-    memset(correction, 0, head_dim * sizeof *correction);
     for (size_t i = 0; i < block->probe_count; i++) {
         const struct block_probe *probe = &block->probes[i];
-        double share = (double)probe->draws / draws;
-        double square = add_probe(block, i, m, (float)(share / probe->chance), correction);
-        independent += share * square / probe->chance;
-        rounding += share * rounding_of(block, i, m) / probe->chance;
-        squares += share * square / (probe->chance * probe->chance);
-        mass += share / probe->chance * ((double)block->probe_masses[i * block->rows + m] -
-                                         (double)estimated_mass(block, probe, m));
+        double each = (double)probe->draws / draws / probe->chance;
+        more[i] = block->probe_masses[i * block->rows + m] - estimated_mass(block, probe, m);
+        weight[i] = (float)each;
+        mass += each * (double)more[i];
+        rounding += each * rounding_of(block, i, m);
     }
-    for (size_t d = 0; d < head_dim; d++)
-        mean_square += (double)correction[d] * (double)correction[d];
+    miss_probes(block, m, more, weight, square);
+    for (size_t i = 0; i < block->probe_count; i++) {
+        const struct block_probe *probe = &block->probes[i];
+        double each = (double)probe->draws / draws / probe->chance * (double)square[i];
+        independent += each;
+        squares += each / probe->chance;
+    }
+    float *correction = block->correction + m * head_dim;
+    double mean_square = square_of(correction, head_dim);
     double noise = fmax(squares - mean_square, 0.0) / fmax(draws - 1.0, 1.0);
     double signal = fmax(mean_square - noise, independent);
     double sum = signal + noise, lambda = sum > 0.0 ? signal / sum : 0.0;

@@ -163,6 +163,19 @@ struct plane_means_args {
 };
 typedef void plane_means_fn(const struct plane_means_args *args);
 
+/* What the estimates of some clusters are off by once those were read, of one query row: each by
+ * e = values + more (mean - output); the squares of these, and their weighted sum. */
+struct plane_miss_args {
+    const float *values;        /* (count, stride): Σ w * residual */
+    const float *means;         /* (count, D) */
+    const float *output;        /* (D) */
+    const float *more, *weight; /* (count) */
+    size_t count, stride, head_dim;
+    float *sum;                 /* (D) out: Σ weight e */
+    float *square;              /* (count) out: |e|² */
+};
+typedef void plane_miss_fn(const struct plane_miss_args *args);
+
 /* One token at 8 bits, still in the spaces of codes: k' (without key_mean) and the residual of v'
  * (without the cluster's mean). */
 struct plane_row_args {
@@ -183,6 +196,7 @@ plane_estimate_fn plane_estimate_ref, plane_estimate_avx2, plane_estimate_avx512
 plane_soften_fn plane_soften_ref, plane_soften_avx2, plane_soften_avx512, plane_soften_neon;
 plane_weigh_fn plane_weigh_ref, plane_weigh_avx2, plane_weigh_vnni, plane_weigh_neon;
 plane_means_fn plane_means_ref, plane_means_avx2, plane_means_avx512, plane_means_neon;
+plane_miss_fn plane_miss_ref, plane_miss_avx2, plane_miss_avx512, plane_miss_neon;
 plane_row_fn plane_row_ref, plane_row_avx2, plane_row_neon;
 
 #endif

@@ -6,6 +6,7 @@
 #include "index/kernels/plane_centroid_vnni.c"
 #include "index/kernels/plane_estimate_avx512.c"
 #include "index/kernels/plane_means_avx512.c"
+#include "index/kernels/plane_miss_avx512.c"
 #include "index/kernels/plane_rank_avx512.c"
 #include "index/kernels/plane_score_vnni.c"
 #include "index/kernels/plane_soften_avx512.c"
