@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* verify.c — `memctl verify [NAME]`: step by step, so that the daemon serves others in between.
  * Findings are printed as they come; the exit code tells scripts that there were some. What the
- * daemon could not check (a method that its build lacks) is said at the end, and is no finding. */
+ * daemon could not check (a method that its build lacks) is said at the end, and is no finding.
+ * Where pages of the store itself are damaged there is no way on: that is the last finding. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -45,19 +46,30 @@ static int remember(struct verifying *verifying, const struct memd_verify *step)
     return CTL_OK;
 }
 
+static void report(struct verifying *verifying, const char *finding)
+{
+    if (verifying->ctl->json) {
+        json_text(&verifying->json, NULL, finding);
+    } else {
+        fprintf(verifying->ctl->out, "damage: %s\n", finding);
+    }
+    verifying->findings++;
+}
+
+static void report_end(struct verifying *verifying, const struct memd_error *err)
+{
+    char finding[sizeof err->text + 64];
+    snprintf(finding, sizeof finding, "%s; what is behind it was not looked at", err->text);
+    progress_end(&verifying->progress);
+    report(verifying, finding);
+}
+
 static void take_step(struct verifying *verifying, const struct memd_verify *step)
 {
     verifying->values += step->values;
     verifying->bytes += step->bytes;
-    verifying->findings += step->finding_count;
     if (step->finding_count > 0) progress_end(&verifying->progress);
-    for (size_t i = 0; i < step->finding_count; i++) {
-        if (verifying->ctl->json) {
-            json_text(&verifying->json, NULL, step->findings[i]);
-        } else {
-            fprintf(verifying->ctl->out, "damage: %s\n", step->findings[i]);
-        }
-    }
+    for (size_t i = 0; i < step->finding_count; i++) report(verifying, step->findings[i]);
     progress_show(&verifying->progress, verifying->values, step->values_total, "values");
 }
 
@@ -69,6 +81,10 @@ static int walk(struct verifying *verifying, uint64_t context_id)
     do {
         const struct memd_verify *next = NULL;
         int rc = memd_verify(ctl->client, context_id, cursor, &next, &ctl->err);
+        if (rc == MEMD_ECORRUPT) {
+            report_end(verifying, &ctl->err);
+            break;
+        }
         if (rc < 0) return ctl_failed(ctl, rc, "verify");
         memd_free(step);
         step = next;

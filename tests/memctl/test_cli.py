@@ -19,6 +19,7 @@ import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests/daemon"))
+from test_damage import PAGE, segments_of  # noqa: E402
 from wire import Client, Daemon, Payload, model  # noqa: E402  (its folder is known only now)
 
 MEMCTL = os.path.abspath(sys.argv[1])
@@ -445,6 +446,14 @@ def damage(ctl, daemon):
     found = ctl.json("verify", expect=UNHEALTHY)
     assert not found["sound"] and found["findings"], found
     assert ctl.run("verify", expect=UNHEALTHY).startswith("damage: ")
+    daemon.stop()
+    for at in range(0, len(data), PAGE):
+        if segments_of(data[at:at + PAGE]):
+            data[at:at + PAGE] = bytes(PAGE)
+    path.write_bytes(data)
+    daemon.start()
+    assert "MDB_CORRUPTED" in ctl.json("verify", expect=UNHEALTHY)["findings"][-1]
+    assert "was not looked at\n" in ctl.run("verify", expect=UNHEALTHY)
 
 
 def drain(ctl, daemon):
