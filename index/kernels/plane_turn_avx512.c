@@ -43,20 +43,21 @@ INLINE void turning_init(const struct plane_turn_args *args, size_t vecs,
             _mm512_max_ps(_mm512_loadu_ps(args->query_square + i * LANES), least));
 }
 
-/* Butterflies inside a register, with the partners `shuffled`; lanes of `negative` are the second
- * of their pair. */
-INLINE __m512 butterfly(__m512 x, __m512 shuffled, __mmask16 negative)
+/* ±1: lanes of `negative` are the second of their pair. */
+INLINE __m512 signs_of(__mmask16 negative)
 {
-    __m512 sum = _mm512_add_ps(shuffled, x);
-    return _mm512_mask_sub_ps(sum, negative, shuffled, x);
+    const __m512 one = _mm512_set1_ps(1.0F);
+    return _mm512_mask_blend_ps(negative, one, _mm512_set1_ps(-1.0F));
 }
 
+/* Butterflies inside a register: the partner plus or minus x. As multiply-adds they run beside the
+ * additions between registers, and round the same. */
 INLINE __m512 within(__m512 x)
 {
-    x = butterfly(x, _mm512_shuffle_ps(x, x, 0xB1), 0xAAAA);
-    x = butterfly(x, _mm512_shuffle_ps(x, x, 0x4E), 0xCCCC);
-    x = butterfly(x, _mm512_shuffle_f32x4(x, x, 0xB1), 0xF0F0);
-    return butterfly(x, _mm512_shuffle_f32x4(x, x, 0x4E), 0xFF00);
+    x = _mm512_fmadd_ps(x, signs_of(0xAAAA), _mm512_shuffle_ps(x, x, 0xB1));
+    x = _mm512_fmadd_ps(x, signs_of(0xCCCC), _mm512_shuffle_ps(x, x, 0x4E));
+    x = _mm512_fmadd_ps(x, signs_of(0xF0F0), _mm512_shuffle_f32x4(x, x, 0xB1));
+    return _mm512_fmadd_ps(x, signs_of(0xFF00), _mm512_shuffle_f32x4(x, x, 0x4E));
 }
 
 /* Codes of a row, and what goes with them. x (vecs) */
