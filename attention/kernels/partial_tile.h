@@ -159,15 +159,6 @@ static void run_tile(const struct partial_args *args, struct tile *tile, size_t 
     }
 }
 
-/* What the stream of prefetches would have asked for before the first `count` rows. */
-static void touch_first(const struct rows *rows, size_t count)
-{
-    size_t bytes = count * rows->stride_bytes, most = TILE_AHEAD_BYTES + TILE_TOUCH_BYTES;
-    if (bytes > most) bytes = most;
-    __builtin_prefetch(rows->at, 0, TILE_TOUCH);
-    touch_pages(rows->at, bytes);
-}
-
 static void partial_tiles(const struct partial_args *args)
 {
     assert(args->head_dim % 8 == 0 && args->head_dim <= LIMIT_HEAD_DIM);
@@ -181,8 +172,6 @@ static void partial_tiles(const struct partial_args *args)
         if (args->visible[m] > needed) needed = args->visible[m];
     }
     size_t step = tile_rows(args->head_dim);
-    touch_first(&k, needed);
-    touch_first(&v, needed);
     for (size_t begin = 0; begin < needed; begin += step) {
         struct tile tile = { .head_dim = args->head_dim, .scores = scores,
                              .k = rows_from(&k, begin), .v = rows_from(&v, begin) };
