@@ -426,6 +426,26 @@ static void fetch_token(const struct block *block, size_t p, size_t place)
     if (lo != NULL) block_fetch_lines(lo + place * block->head_dim, block->head_dim);
 }
 
+/* Tokens of tile i that some row wants refined, as bits: most are not, and finding those that are
+ * has no branch for each of them. */
+static uint32_t reaching_tokens(const struct block *block, const struct block_chunk *chunk,
+                                size_t i, const struct terms *terms,
+                                const struct refine_thresholds *thresholds)
+{
+    int32_t reaching[PLANE_TILE] = { 0 };
+    uint32_t bits = 0;
+    for (size_t m = 0; m < block->rows; m++) {
+        const float *weights = chunk->weights + (m * chunk->count + i) * PLANE_TILE;
+        float term[PLANE_TILE], least = thresholds->lo[m];
+        if (chunk->tile_most[m * chunk->count + i] < least) continue;
+        for (size_t t = 0; t < PLANE_TILE; t++)
+            term[t] = token_term(terms, m, t, weights[t], weights[t] - terms->least[m]);
+        for (size_t t = 0; t < PLANE_TILE; t++) reaching[t] |= !(term[t] < least);
+    }
+    for (size_t t = 0; t < PLANE_TILE; t++) bits |= (uint32_t)reaching[t] << t;
+    return bits;
+}
+
 /* Levels (16) of the tokens of tile i. Is one of them to be refined? */
 static bool choose_levels(struct block *block, const struct block_chunk *chunk, size_t i,
                           const struct refine_thresholds *thresholds, uint8_t *ret_levels)
@@ -437,7 +457,10 @@ static bool choose_levels(struct block *block, const struct block_chunk *chunk, 
     struct terms terms;
     size_t place = (size_t)chunk->tiles[i] * PLANE_TILE;
     tile_terms(block, chunk, i, &terms);
-    for (size_t t = 0; t < PLANE_TILE; t++) {
+    memset(ret_levels, 0, PLANE_TILE);
+    uint32_t reaching = reaching_tokens(block, chunk, i, &terms, thresholds);
+    for (; reaching != 0; reaching &= reaching - 1) {
+        size_t t = (size_t)__builtin_ctz(reaching);
         ret_levels[t] = wanted_level(block, chunk, i * PLANE_TILE + t, &terms, thresholds);
         any |= ret_levels[t] != 0;
         if (ret_levels[t] == 1) fetch_token(block, chunk->segment, place + t);
