@@ -20,6 +20,7 @@
 #include <sys/mman.h>
 
 #include "base/cleanup.h"
+#include "base/half.h"
 #include "index/rotation.h"
 
 enum {
@@ -39,6 +40,9 @@ struct centroid_table {
     size_t mapped_bytes;
     unsigned char *entries;      /* (G, TABLE_SEGMENTS, entry_bytes), in it */
     unsigned char *values;       /* the same, behind them */
+    unsigned char *codes;        /* (G, TABLE_SEGMENTS, 32 D) at 4 bits, behind those */
+    uint16_t *steps;             /* (G, TABLE_SEGMENTS, 64) theirs */
+    struct planes_coarse *coarse; /* (G, TABLE_SEGMENTS) */
 };
 
 static size_t entry_bytes(size_t head_dim)
@@ -46,11 +50,17 @@ static size_t entry_bytes(size_t head_dim)
     return PLANES_CLUSTERS * (head_dim + 2 * sizeof(float));
 }
 
+static size_t coarse_bytes(size_t head_dim)
+{
+    return PLANES_CLUSTERS * head_dim / 2;
+}
+
 void centroid_table_free(struct centroid_table *table)
 {
     if (table == NULL) return;
     free(table->spaces);
     free(table->vectors);
+    free(table->coarse);
     if (table->mapped != MAP_FAILED) munmap(table->mapped, table->mapped_bytes);
     free(table);
 }
@@ -67,12 +77,16 @@ struct centroid_table *centroid_table_new(size_t head_dim, size_t heads)
     table->head_dim = head_dim;
     table->heads = heads;
     table->mapped = MAP_FAILED;
-    size_t half = heads * TABLE_SEGMENTS * entry_bytes(head_dim), entries = 2 * half;
+    size_t places = heads * TABLE_SEGMENTS, half = places * entry_bytes(head_dim);
+    size_t codes = places * coarse_bytes(head_dim), entries = codes + 2 * half;
+    entries += places * PLANES_CLUSTERS * sizeof *table->steps;
     entries = (entries + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
-    table->bytes = entries + heads * (sizeof *table->spaces + 3 * head_dim * sizeof(float));
+    table->bytes = entries + heads * (sizeof *table->spaces + 3 * head_dim * sizeof(float)) +
+                   places * sizeof *table->coarse;
     table->spaces = calloc(heads, sizeof *table->spaces);
     table->vectors = calloc(heads * 3 * head_dim, sizeof *table->vectors);
-    if (table->spaces == NULL || table->vectors == NULL) return NULL;
+    table->coarse = calloc(places, sizeof *table->coarse);
+    if (table->spaces == NULL || table->vectors == NULL || table->coarse == NULL) return NULL;
     table->mapped_bytes = entries + HUGE_PAGE; /* room for the alignment; it is never touched */
     table->mapped = mmap(NULL, table->mapped_bytes, PROT_READ | PROT_WRITE,
                          MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -80,6 +94,8 @@ struct centroid_table *centroid_table_new(size_t head_dim, size_t heads)
     size_t past = (uintptr_t)table->mapped % HUGE_PAGE;
     table->entries = (unsigned char *)table->mapped + (past == 0 ? 0 : HUGE_PAGE - past);
     table->values = table->entries + half;
+    table->codes = table->values + half;
+    table->steps = (uint16_t *)(void *)(table->codes + codes);
     (void)madvise(table->entries, entries, MADV_HUGEPAGE); /* a hint */
     return TAKE(table);
 }
@@ -153,6 +169,43 @@ static float put_codes(const float *x, size_t head_dim, uint8_t *tile)
     return step;
 }
 
+/* An fp16 that is not smaller; infinite beyond all of them. */
+static uint16_t step_above(float step)
+{
+    uint16_t bits = half_to_fp16(step);
+    return half_from_fp16(bits) < step ? (uint16_t)(bits + 1) : bits;
+}
+
+/* The same at 4 bits: value = step (h - 7.5), 8 dimensions to 4 bytes at every `tile` + 64 i. */
+static uint16_t put_nibbles(const float *x, size_t head_dim, uint8_t *tile)
+{
+    float most = 0.0F;
+    for (size_t d = 0; d < head_dim; d++) most = fmaxf(most, fabsf(x[d]));
+    uint16_t bits = step_above(most / 8.0F);
+    float step = half_from_fp16(bits), inverse = most > 0.0F ? 1.0F / step : 0.0F;
+    for (size_t d = 0; d < head_dim; d += 8)
+        for (size_t j = 0; j < 4; j++) {
+            float low = fminf(fmaxf(x[d + j] * inverse + 8.0F, 0.0F), 15.0F);
+            float high = fminf(fmaxf(x[d + 4 + j] * inverse + 8.0F, 0.0F), 15.0F);
+            tile[STEP * (d / 8) + j] = (uint8_t)((uint8_t)low | (uint8_t)high << 4);
+        }
+    return bits;
+}
+
+/* Centroid c of entry `at`, x (D) in the table's space, at 4 bits. */
+static void put_coarse(struct centroid_table *table, size_t at, size_t c, const float *x,
+                       float spread)
+{
+    struct planes_coarse *coarse = &table->coarse[at];
+    size_t head_dim = table->head_dim;
+    uint8_t *codes = table->codes + at * coarse_bytes(head_dim);
+    uint16_t *steps = table->steps + at * PLANES_CLUSTERS;
+    steps[c] = put_nibbles(x, head_dim, codes + c / TILE * TILE * head_dim / 2 + 4 * (c % TILE));
+    if (c == 0) *coarse = (struct planes_coarse){ .codes = codes, .steps = steps };
+    coarse->rounding = fmaxf(coarse->rounding, half_from_fp16(steps[c]) / sqrtf(12.0F));
+    coarse->root = fmaxf(coarse->root, sqrtf(spread));
+}
+
 /* Mean values as they are coded, and what goes with them. */
 static void put_values(struct centroid_table *table, size_t at, struct planes *planes)
 {
@@ -173,7 +226,8 @@ void centroid_table_put(struct centroid_table *table, size_t head, size_t place,
     size_t head_dim = table->head_dim;
     struct planes_space *space = &table->spaces[head];
     if (space->balance == NULL) set_space(table, head, planes);
-    uint8_t *codes = table->entries + (head * TABLE_SEGMENTS + place) * entry_bytes(head_dim);
+    size_t entry = head * TABLE_SEGMENTS + place;
+    uint8_t *codes = table->entries + entry * entry_bytes(head_dim);
     float *scale = (float *)(void *)(codes + PLANES_CLUSTERS * head_dim);
     float factor = spread_factor(space, planes, head_dim), x[HEAD_DIM_MAX];
     for (size_t c = 0; c < PLANES_CLUSTERS; c++) {
@@ -185,8 +239,10 @@ void centroid_table_put(struct centroid_table *table, size_t head, size_t place,
         move(space, planes, head_dim, x);
         scale[c] = put_codes(x, head_dim, codes + at);
         scale[PLANES_CLUSTERS + c] = planes->key_spread[c] * factor;
+        put_coarse(table, entry, c, x, scale[PLANES_CLUSTERS + c]);
     }
     planes->space = space;
     planes->table = codes;
-    put_values(table, head * TABLE_SEGMENTS + place, planes);
+    planes->coarse = &table->coarse[entry];
+    put_values(table, entry, planes);
 }

@@ -8,12 +8,14 @@
  * holds copies for TABLE_SEGMENTS segments of every KV head, coded again in the space of the first
  * one that is put into it. Of what a query then wants mean values, it is of a few clusters in each
  * segment, and where every segment lies on pages of its own it waits for the addresses of pages: so
- * mean values are copied too, behind the centroids. 144 bytes per 16 tokens at D = 64, 272 at 128,
- * 3.5 % of their fp16 rows.
+ * mean values are copied too, behind the centroids. And of a peaked softmax most segments hold
+ * nothing, which half of the bytes tell: centroids stand there once more at 4 bits. 178 bytes per
+ * 16 tokens at D = 64, 338 at 128, 4.1 to 4.4 % of their fp16 rows.
  *
  *     entry   centroids 7-bit, as in planes.h (64 D bytes) · their steps (64 f32) ·
  *             key_spread of their clusters, for queries of the table's space (64 f32)
  *     behind  mean values (64, D) s8 · their steps (64 f32) · value_spread (64 f32), as in planes.h
+ *     behind  centroids as K-hi of planes.h (32 D bytes) · behind: their steps (64 f16)
  *
  * A copy, never the only one: nothing of it is stored, a segment without an entry is read from its
  * planes. Coding again costs a second rounding (1 % of a score's deviation), which is in what the

@@ -94,6 +94,15 @@ struct planes_space {
     const float *balance, *query_square, *key_mean; /* (D) */
 };
 
+/* The centroids of a segment at 4 bits, in the space of a table: half of the bytes, and enough to
+ * tell that it holds nothing (progressive_clusters.c). */
+struct planes_coarse {
+    const uint8_t *codes;  /* 4 tiles, as K-hi */
+    const uint16_t *steps; /* (64) fp16 */
+    float rounding;        /* deviation of an element by that: the largest step / sqrt(12) */
+    float root;            /* of the largest key_spread of its entry */
+};
+
 /* One head of one segment, opened: pointers into the payloads. lo may be NULL (not resident,
  * damaged): hi still answers. */
 struct planes {
@@ -109,6 +118,7 @@ struct planes {
     /* An entry of centroid_table.h, and what its codes are relative to; NULL: none. */
     const struct planes_space *space;
     const uint8_t *table;
+    const struct planes_coarse *coarse; /* of that entry */
 };
 
 /* hi: hi_bytes at a multiple of 64; lo: lo_bytes or NULL. Everything is checked, codes excepted

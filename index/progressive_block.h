@@ -161,12 +161,14 @@ struct block {
         const struct planes_space *space; /* NULL: none was */
         int8_t *q8;                       /* (M, D) */
         float *scale, *offset, *deviation, *square; /* (M) */
+        float *length;                    /* (M): sqrt(square) */
         int32_t *sum;                     /* (M) */
     } shared;
 
     /* Clusters, per segment. */
     float *centre;     /* (P, M, 64): score of the centroid, where the segment is not blank */
     float *scores;     /* (M, 64) of one segment */
+    size_t scored_count, coarse_count; /* segments, by centroids at 7 bits and at 4 */
     float *mass;       /* (P, M, 64): W, 16 exp(centroid score + …); of opened ones the sum */
     float *priority;   /* (P, M, 64): which to read more of first; own unit per query row */
     float *shift;      /* (M) */

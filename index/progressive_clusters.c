@@ -36,6 +36,8 @@ static const struct plane_reach reach = { 4.0F, 3.0F, 16.0F };
 static const double blank_share = 1e-3;
 /* Clusters with less than this times the target of the average mass are left out (0042). */
 static const double negligible = 3.0;
+/* What 4 bits may be off by, in deviations of their rounding. */
+static const float coarse_slack = 4.0F;
 
 struct block_centroids block_centroids(const struct block *block, size_t p)
 {
@@ -248,8 +250,74 @@ static void touch_centroids(const struct block *block, size_t p)
     touch(clusters, count);
 }
 
-/* Scores of the centroids of segment p, kept unless it is blank already. */
-static void score_segment(struct block *block, size_t p, const struct reaches *reaches)
+static inline float least_of(float a, float b)
+{
+    return a < b ? a : b;
+}
+
+/* What centroids at 4 bits may score too little in segment p. */
+static float slack_of(const struct block *block, size_t p, size_t m)
+{
+    return coarse_slack * block->segments[p].planes->coarse->rounding * block->shared.length[m];
+}
+
+/* Would segment p be blank if every cluster had the largest spread in it? block->scores are those
+ * of its centroids at 4 bits. */
+static bool is_far_below(struct block *block, size_t p, const struct reaches *reaches)
+{
+    float least[BLOCK_ROWS], root = block->segments[p].planes->coarse->root;
+    uint64_t above[BLOCK_ROWS], any = 0;
+    for (size_t m = 0; m < block->rows; m++) {
+        float s = block->deviation[p * block->rows + m] * root;
+        float spread = least_of(s * s, reach.spread_most);
+        float extra = least_of(reach.deviations * s, reach.above_most);
+        least[m] = least_of(block->shift[m] + reaches->mass - 0.5F * spread,
+                            block->priority_shift[m] + reaches->priority - extra) -
+                   slack_of(block, p, m);
+    }
+    block->call->planes->above(&(struct plane_above_args){
+        .scores = block->scores, .least = least, .queries = block->rows, .above = above });
+    for (size_t m = 0; m < block->rows; m++) any |= above[m];
+    return any == 0;
+}
+
+/* The largest logarithms of masses and priorities in segment p by block->scores, and as much more
+ * as these may be too low. */
+static void rank_segment(struct block *block, size_t p, bool coarse)
+{
+    size_t at = p * block->rows;
+    block->call->planes->rank(&(struct plane_rank_args){
+        .reach = reach, .centre = block->scores, .deviation = block->deviation + at,
+        .key_spread = block_centroids(block, p).key_spread, .queries = block->rows,
+        .mass_top = block->mass_top + at, .priority_top = block->priority_log + at });
+    for (size_t m = 0; coarse && m < block->rows; m++) {
+        float slack = slack_of(block, p, m);
+        block->mass_top[at + m] += slack;
+        block->priority_log[at + m] += slack;
+    }
+}
+
+/* Is segment p blank by its centroids at 4 bits, rounded wrong as they may be? They are half of the
+ * bytes, and in a peaked softmax most segments are not worth more (docs/decisions/0047). */
+static bool is_blank_coarsely(struct block *block, size_t p, const struct reaches *reaches)
+{
+    const struct planes_coarse *coarse = block->segments[p].planes->coarse;
+    struct plane_queries queries = block_centroid_queries(block, p);
+    size_t at = p * block->rows;
+    block->call->planes->score(&(struct plane_score_args){
+        .queries = &queries, .key_hi = coarse->codes, .key_scale = coarse->steps,
+        .count = PLANES_CLUSTERS / PLANE_TILE, .stride = PLANES_CLUSTERS,
+        .scores = block->scores });
+    block->coarse_count++;
+    for (size_t m = 0; m < block->rows; m++)
+        block->mass_top[at + m] = block->priority_log[at + m] = -INFINITY;
+    if (is_far_below(block, p, reaches)) return true;
+    rank_segment(block, p, true);
+    return is_blank(block, p, reaches);
+}
+
+/* Scores of the centroids of segment p, kept unless it is blank already. Returns whether it is. */
+static bool score_segment(struct block *block, size_t p, const struct reaches *reaches)
 {
     size_t at = p * block->rows;
     struct plane_queries queries = block_centroid_queries(block, p);
@@ -257,26 +325,30 @@ static void score_segment(struct block *block, size_t p, const struct reaches *r
     block->call->planes->centroid(&(struct plane_centroid_args){
         .queries = &queries, .centroids = centroids.codes, .scale = centroids.scale,
         .scores = block->scores });
-    block->call->planes->rank(&(struct plane_rank_args){
-        .reach = reach, .centre = block->scores, .deviation = block->deviation + at,
-        .key_spread = centroids.key_spread, .queries = block->rows,
-        .mass_top = block->mass_top + at, .priority_top = block->priority_log + at });
+    rank_segment(block, p, false);
+    block->scored_count++;
     raise_shifts(block, p);
-    if (!is_blank(block, p, reaches))
-        memcpy(block->centre + at * PLANES_CLUSTERS, block->scores,
-               block->rows * PLANES_CLUSTERS * sizeof *block->scores);
+    if (is_blank(block, p, reaches)) return true;
+    memcpy(block->centre + at * PLANES_CLUSTERS, block->scores,
+           block->rows * PLANES_CLUSTERS * sizeof *block->scores);
+    return false;
 }
 
 void block_score_clusters(struct block *block)
 {
     struct reaches reaches = reaches_of(block);
+    bool blank = false; /* the segment before: where one is not, the next one hardly is */
+    block->scored_count = block->coarse_count = 0;
     for (size_t m = 0; m < block->rows; m++) {
         block->shift[m] = block->exact.max[m];
         block->priority_shift[m] = -INFINITY;
     }
     for (size_t p = 0; p < block->segment_count; p++) {
         if (p % TOUCHED == 0) touch_centroids(block, p);
-        score_segment(block, p, &reaches);
+        if (blank && block->segments[p].planes->coarse != NULL)
+            blank = is_blank_coarsely(block, p, &reaches);
+        if (!blank || block->segments[p].planes->coarse == NULL)
+            blank = score_segment(block, p, &reaches);
     }
     for (size_t m = 0; m < block->rows; m++) block_set_unit(block, m);
 }
@@ -291,8 +363,9 @@ size_t block_estimate_clusters(struct block *block, size_t every)
     memset(block->base, 0, block->rows * block->head_dim * sizeof *block->base);
     size_t looked = estimate_all(block, every, &reaches), kept = add_means(block, looked);
     *rows = block->segment_count * PLANES_CLUSTERS + kept;
-    *bytes = block->segment_count * (PLANES_CLUSTERS * (block->head_dim + 3 * sizeof(float)) +
-                                     3 * block->head_dim * sizeof(float)) +
+    *bytes = block->scored_count * (PLANES_CLUSTERS * (block->head_dim + 3 * sizeof(float)) +
+                                    3 * block->head_dim * sizeof(float)) +
+             block->coarse_count * PLANES_CLUSTERS * (block->head_dim / 2 + sizeof(uint16_t)) +
              kept * (block->head_dim + sizeof(float));
     return looked;
 }

@@ -12,6 +12,7 @@
  * the observed ones, so a query whose squares are r times theirs, on the mean over channels, sees
  * a variance of r key_spread.
  */
+#include <math.h>
 #include <string.h>
 
 #include "index/backend.h"
@@ -71,8 +72,11 @@ struct plane_queries block_centroid_queries(struct block *block, size_t p)
     struct block_space *shared = &block->shared;
     float *deviation = block->deviation + p * block->rows;
     if (planes->table == NULL) return own_queries(block, p, deviation);
-    if (shared->space != planes->space) turn(block, planes->space, shared);
-    shared->space = planes->space;
+    if (shared->space != planes->space) {
+        turn(block, planes->space, shared);
+        for (size_t m = 0; m < block->rows; m++) shared->length[m] = sqrtf(shared->square[m]);
+        shared->space = planes->space;
+    }
     memcpy(deviation, shared->deviation, block->rows * sizeof *deviation);
     return (struct plane_queries){ .q8 = shared->q8, .scale = shared->scale,
                                    .offset = shared->offset, .sum = shared->sum,

@@ -14,6 +14,7 @@
 
 #include <cmocka.h>
 
+#include "base/half.h"
 #include "index/index.h"
 #include "index/rotation.h"
 #include "tests/unit/coded.h"
@@ -52,8 +53,27 @@ static void expect_values(const struct planes *planes, const struct planes *sour
     assert_memory_equal(planes->value_spread, source->value_spread, bytes);
 }
 
+/* Centroid c at 4 bits is that far from x (D) at most. Returns its step. */
+static float expect_coarse(const struct planes_coarse *coarse, size_t head_dim, size_t c,
+                           const float *x)
+{
+    const uint8_t *tile = coarse->codes + c / CENTROIDS * CENTROIDS * head_dim / 2;
+    float step = half_from_fp16(coarse->steps[c]);
+    for (size_t d = 0; d < head_dim; d++) {
+        uint8_t code = tile[64 * (d / 8) + 4 * (c % CENTROIDS) + d % 4];
+        code = d % 8 < 4 ? code & 15 : code >> 4;
+        float known = step * ((float)code - 7.5F);
+        if (!(fabsf(x[d] - known) <= 0.501F * step))
+            fail_msg("D %zu cluster %zu dimension %zu: %g, not %g, step %g", head_dim, c, d,
+                     (double)known, (double)x[d], (double)step);
+    }
+    assert_true(step <= coarse->rounding * sqrtf(12.0F) * 1.00001F);
+    return step;
+}
+
 static void expect_entry(const struct planes *planes, size_t head_dim)
 {
+    float widest = 0.0F, spread = 0.0F;
     struct planes_layout layout;
     planes_layout_init(head_dim, &layout);
     float k[256], v[256], x[256];
@@ -68,7 +88,11 @@ static void expect_entry(const struct planes *planes, size_t head_dim)
             if (!(fabsf(x[d] - k[d]) <= 0.501F * step))
                 fail_msg("D %zu cluster %zu dimension %zu: %g, not %g, step %g", head_dim, c, d,
                          (double)x[d], (double)k[d], (double)step);
+        widest = fmaxf(widest, expect_coarse(planes->coarse, head_dim, c, k));
+        spread = fmaxf(spread, centroid_entry_spread(planes->table, head_dim)[c]);
     }
+    assert_true(fabsf(planes->coarse->rounding - widest / sqrtf(12.0F)) <= 1e-5F * widest);
+    assert_true(fabsf(planes->coarse->root - sqrtf(spread)) <= 1e-5F * sqrtf(spread));
 }
 
 static void test_entries(void **state)
@@ -81,7 +105,8 @@ static void test_entries(void **state)
         struct centroid_table *table = centroid_table_new(dims[i / 2], HEADS);
         assert_non_null(table);
         assert_true(centroid_table_bytes(table) >= (size_t)HEADS * TABLE_SEGMENTS *
-                                                       PLANES_CLUSTERS * 2 * (dims[i / 2] + 8));
+                                                       PLANES_CLUSTERS *
+                                                       (2 * (dims[i / 2] + 8) + dims[i / 2] / 2));
         struct planes sources[HEADS * SEGMENTS];
         memcpy(sources, coded.planes, sizeof sources);
         for (size_t n = 0; n < (size_t)HEADS * SEGMENTS; n++)

@@ -74,6 +74,54 @@ static void test_tables(void **state)
     }
 }
 
+/* Keys of a segment are near a key of its own, and queries near that of segment 2. */
+static void give_topics(struct past *past, uint64_t *random)
+{
+    size_t head_dim = past->head_dim, count = past->kv_heads * past->tokens * head_dim;
+    float topics[16 * 128];
+    for (size_t i = 0; i < 16 * head_dim; i++) topics[i] = random_float(random);
+    for (size_t i = 0; i < count; i++) {
+        size_t segment = i / head_dim % past->tokens / PLANES_TOKENS;
+        past->k[i] = 2.0F * topics[segment * head_dim + i % head_dim] + 0.05F * past->k[i];
+    }
+    half_store(past->k, count, past->dtype, past->k_rows);
+    half_load(past->k_rows, past->dtype, count, past->k);
+    for (size_t i = 0; i < past->query_heads * head_dim; i++)
+        past->q[i] = 12.0F * topics[2 * head_dim + i % head_dim] + past->q[i];
+}
+
+/* Centroids at 4 bits tell which segments hold nothing, and change no bit of the answer. */
+static void test_blank_segments(void **state)
+{
+    (void)state;
+    uint64_t random = random_seed(), bytes[2] = { 0 };
+    for (size_t round = 0; round < 8; round++) {
+        struct coded coded = { .past = { .kv_heads = 1 + round % 2, .query_heads = 4, .queries = 1,
+                                         .head_dim = round < 4 ? 64 : 72, .tokens = 10 * 1024 + 9,
+                                         .dtype = DTYPE_FP16 } };
+        past_make(&coded.past, &random);
+        give_topics(&coded.past, &random);
+        code(&coded, 0, true);
+        struct centroid_table *table = put_into_table(&coded, 1);
+        struct answer with = ask(&coded, &(struct question){ .target = 0.02F });
+        size_t count = coded.past.kv_heads * coded.past.view_count;
+        for (size_t i = 0; i < count; i++) coded.planes[i].coarse = NULL;
+        struct answer without = ask(&coded, &(struct question){ .target = 0.02F });
+        assert_memory_equal(with.partial.o, without.partial.o,
+                            4 * coded.past.head_dim * sizeof(float));
+        assert_memory_equal(with.partial.lse, without.partial.lse, 4 * sizeof(float));
+        bytes[0] += with.quality.bytes[INDEX_CLUSTERS];
+        bytes[1] += without.quality.bytes[INDEX_CLUSTERS];
+        answer_free(&with);
+        answer_free(&without);
+        centroid_table_free(table);
+        coded_free(&coded);
+    }
+    if (10 * bytes[0] > 8 * bytes[1])
+        fail_msg("%llu bytes of centroids, %llu without", (unsigned long long)bytes[0],
+                 (unsigned long long)bytes[1]);
+}
+
 /* target 0 is attend, bit for bit; a target too small for codes ends at the exact rows. */
 static void test_exact(void **state)
 {
@@ -360,6 +408,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_target),
         cmocka_unit_test(test_tables),
+        cmocka_unit_test(test_blank_segments),
         cmocka_unit_test(test_exact),
         cmocka_unit_test(test_rule),
         cmocka_unit_test(test_gives_up),
