@@ -117,6 +117,7 @@ struct block_segment {
 struct block_chunk {
     size_t segment, count; /* count tiles */
     uint64_t valued;       /* bit i: V-hi of tile i was read */
+    const uint8_t *soon;   /* codes that are read after its values, NULL: not known */
     uint64_t quiet;        /* bit i: no token of tile i can matter (progressive_refine.c) */
     uint16_t *tiles;       /* (count) ascending */
     float *weights;        /* (M, 16 count) */
@@ -272,8 +273,10 @@ void block_centre_tile(float *scores, float centre, const float *shares);
 /* Residuals of the tiles `which` (bits) of a chunk, with their weights as they are, added to
  * acc (M, D). */
 void block_weigh(struct block *block, const struct block_chunk *chunk, uint64_t which, float *acc);
-/* K-hi of the fresh clusters of segment p: a new chunk whose weights are scores still. */
-struct block_chunk *block_score_tokens(struct block *block, size_t p, uint64_t fresh);
+/* K-hi of the fresh clusters of segment p: a new chunk whose weights are scores still. `soon`:
+ * codes that are read next, or NULL. */
+struct block_chunk *block_score_tokens(struct block *block, size_t p, uint64_t fresh,
+                                       const uint8_t *soon);
 /* K-hi of the fresh clusters, chunks with weights, masses moved from shut to open; V-hi where what
  * the mean value gets wrong reaches the threshold. */
 void block_scan_fresh(struct block *block, const uint64_t *fresh);

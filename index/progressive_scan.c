@@ -35,6 +35,7 @@
 
 enum {
     FETCHED = 8, /* tiles of the next segment that are asked for */
+    SOON_FROM = 16, /* tiles: a list of so many goes on about where it began */
 };
 
 static const float shift_slack = 40.0F;
@@ -192,7 +193,8 @@ void block_weigh(struct block *block, const struct block_chunk *chunk, uint64_t 
     block->call->planes->weigh(&(struct plane_weigh_args){
         .weights = block->uneven, .value_hi = planes->value_hi,
         .value_scale = planes->value_scale, .tiles = tiles, .queries = block->rows,
-        .head_dim = block->head_dim, .count = count, .stride = stride, .acc = acc });
+        .head_dim = block->head_dim, .count = count, .stride = stride, .soon = chunk->soon,
+        .acc = acc });
 }
 
 void block_set_unit(struct block *block, size_t m)
@@ -272,7 +274,8 @@ static void read_values(struct block *block, struct block_chunk *chunk, uint64_t
     block->level_bytes[INDEX_HI] += tiles * block_plane_bytes(block);
 }
 
-struct block_chunk *block_score_tokens(struct block *block, size_t p, uint64_t fresh)
+struct block_chunk *block_score_tokens(struct block *block, size_t p, uint64_t fresh,
+                                       const uint8_t *soon)
 {
     struct block_segment *segment = &block->segments[p];
     struct block_chunk *chunk = add_chunk(block, p, fresh);
@@ -281,7 +284,7 @@ struct block_chunk *block_score_tokens(struct block *block, size_t p, uint64_t f
     block->call->planes->score(&(struct plane_score_args){
         .queries = &queries, .key_hi = segment->planes->key_hi,
         .key_scale = segment->planes->key_scale, .tiles = chunk->tiles, .count = chunk->count,
-        .stride = stride, .scores = chunk->weights });
+        .stride = stride, .soon = soon, .scores = chunk->weights });
     const float *centre = block->centre + p * block->rows * PLANES_CLUSTERS;
     for (size_t i = 0; i < chunk->count; i++) {
         float shares[PLANE_TILE];
@@ -321,9 +324,20 @@ void block_fetch(const struct block *block, size_t p, uint64_t clusters)
     block_fetch_planes(&block->segments[p], block->head_dim, clusters);
 }
 
-static void scan_segment(struct block *block, size_t p, uint64_t fresh)
+/* Where a plane of codes is read first, if clusters (bits) of it are: the kernels ask for it while
+ * they work on what is read before. Not of a few clusters: those behind the first lie elsewhere,
+ * and asking for what is not read costs more than it gains (0049). */
+static const uint8_t *soon_of(const struct block *block, const uint8_t *codes, uint64_t clusters)
 {
-    struct block_chunk *chunk = block_score_tokens(block, p, fresh);
+    if (__builtin_popcountll(clusters) < SOON_FROM) return NULL;
+    return codes + (size_t)__builtin_ctzll(clusters) * (PLANE_TILE / 2 * block->head_dim);
+}
+
+/* The fresh clusters of segment p; `soon` is read after it, or NULL. */
+static void scan_segment(struct block *block, size_t p, uint64_t fresh, const uint8_t *soon)
+{
+    const uint8_t *values = soon_of(block, block->segments[p].planes->value_hi, fresh);
+    struct block_chunk *chunk = block_score_tokens(block, p, fresh, values);
     size_t stride = chunk->count * PLANE_TILE;
     block->chunk_count--; /* its weights are scores still: not to be scaled */
     raise_shift(block, chunk->weights, stride);
@@ -333,7 +347,9 @@ static void scan_segment(struct block *block, size_t p, uint64_t fresh)
         .count = chunk->count, .stride = stride, .tile_sum = chunk->tile_sum,
         .tile_square = chunk->tile_square });
     move_masses(block, chunk);
+    chunk->soon = soon;
     read_values(block, chunk, wanted_values(block, chunk));
+    chunk->soon = NULL; /* it is read later, too */
 }
 
 /* The first segment from p on with fresh clusters that are shut. */
@@ -356,8 +372,12 @@ void block_scan_fresh(struct block *block, const uint64_t *fresh)
     while (next < block->segment_count) {
         size_t p = next;
         next = next_fresh(block, fresh, p + 1);
-        if (next < block->segment_count)
-            block_fetch(block, next, fresh[next] & ~block->segments[next].opened);
-        scan_segment(block, p, fresh[p] & ~block->segments[p].opened);
+        const uint8_t *soon = NULL;
+        if (next < block->segment_count) {
+            uint64_t clusters = fresh[next] & ~block->segments[next].opened;
+            block_fetch(block, next, clusters);
+            soon = soon_of(block, block->segments[next].planes->key_hi, clusters);
+        }
+        scan_segment(block, p, fresh[p] & ~block->segments[p].opened, soon);
     }
 }

@@ -142,7 +142,7 @@ static void scan_fresh(struct block *block)
             block->limited = true;
             continue;
         }
-        const struct block_chunk *chunk = block_score_tokens(block, p, block->fresh[p]);
+        const struct block_chunk *chunk = block_score_tokens(block, p, block->fresh[p], NULL);
         size_t count = chunk->count * PLANE_TILE;
         for (size_t m = 0; m < block->rows; m++) {
             struct topk heap = scratch_heap(block, m, block->call->hits->k);
