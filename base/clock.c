@@ -5,11 +5,13 @@
 
 #include <time.h>
 
+#define SECOND_NS UINT64_C(1000000000)
+
 static uint64_t read_ns(clockid_t id)
 {
     struct timespec now = { 0 };
     clock_gettime(id, &now); /* cannot fail for these two clocks */
-    return (uint64_t)now.tv_sec * 1000000000U + (uint64_t)now.tv_nsec;
+    return (uint64_t)now.tv_sec * SECOND_NS + (uint64_t)now.tv_nsec;
 }
 
 uint64_t clock_monotonic_ns(void)
@@ -20,4 +22,19 @@ uint64_t clock_monotonic_ns(void)
 uint64_t clock_real_ns(void)
 {
     return read_ns(CLOCK_REALTIME);
+}
+
+void clock_cond_init(pthread_cond_t *cond)
+{
+    pthread_condattr_t monotonic;
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_cond_init(cond, &monotonic);
+    pthread_condattr_destroy(&monotonic);
+}
+
+void clock_cond_wait(pthread_cond_t *cond, pthread_mutex_t *lock, uint64_t due_ns)
+{
+    struct timespec due = { (time_t)(due_ns / SECOND_NS), (long)(due_ns % SECOND_NS) };
+    pthread_cond_timedwait(cond, lock, &due);
 }

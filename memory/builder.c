@@ -18,7 +18,6 @@
 #include <stdlib.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -100,16 +99,9 @@ bool builder_is_busy(struct builder *builder, const struct context *context)
     return is_due(context, clock_monotonic_ns() + AGAIN_NS);
 }
 
-static void wait_until(struct builder *builder, pthread_cond_t *cond, uint64_t due_ns)
-{
-    struct timespec until = { .tv_sec = (time_t)(due_ns / SECOND_NS),
-                              .tv_nsec = (long)(due_ns % SECOND_NS) };
-    pthread_cond_timedwait(cond, &builder->catalog->lock, &until);
-}
-
 void builder_wait(struct builder *builder)
 {
-    wait_until(builder, &builder->changed, clock_monotonic_ns() + WAIT_NS);
+    clock_cond_wait(&builder->changed, &builder->catalog->lock, clock_monotonic_ns() + WAIT_NS);
 }
 
 /* The first context that is due, out of the queue and pinned; else NULL and when one will be. */
@@ -218,7 +210,7 @@ static void *builder_main(void *arg)
         else if (due_ns == UINT64_MAX)
             pthread_cond_wait(&builder->work, &builder->catalog->lock);
         else
-            wait_until(builder, &builder->work, due_ns);
+            clock_cond_wait(&builder->work, &builder->catalog->lock, due_ns);
     }
     builder->running = false;
     pthread_cond_broadcast(&builder->changed);
@@ -279,12 +271,8 @@ int builder_open(struct catalog *catalog, struct builder **ret_builder, struct e
 {
     struct builder *builder = calloc(1, sizeof *builder);
     if (builder == NULL) return error_set(err, MEMD_ENOMEM, "no memory for the builder");
-    pthread_condattr_t monotonic;
-    pthread_condattr_init(&monotonic);
-    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-    pthread_cond_init(&builder->work, &monotonic);
-    pthread_cond_init(&builder->changed, &monotonic);
-    pthread_condattr_destroy(&monotonic);
+    clock_cond_init(&builder->work);
+    clock_cond_init(&builder->changed);
     list_init(&builder->queue);
     list_init(&builder->commands);
     builder->catalog = catalog;

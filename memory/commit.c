@@ -333,7 +333,7 @@ static int commit_some(struct batch *batch, struct list_link *waiting, bool *aga
     store_abort(&batch->txn);
     CATALOG_COUNT(batch->catalog, commit_ns_total, clock_monotonic_ns() - start);
     bool retry = *again && rc == MEMD_EFULL && batch->txn.rc != 0 &&
-                 commit_turn_pages(batch->catalog, NULL) == 0;
+                 commit_turn_pages(batch->catalog);
     *again = retry;
     if (rc == 0) {
         writer_release(batch->catalog->writer, batch->rows_bytes + publish_batch(batch, waiting));
@@ -347,17 +347,16 @@ static int commit_some(struct batch *batch, struct list_link *waiting, bool *aga
     return rc;
 }
 
-int commit_turn_pages(struct catalog *catalog, struct error *err)
+bool commit_turn_pages(struct catalog *catalog)
 {
-    int rc = store_sync(catalog->store, err);
+    int rc = store_sync(catalog->store, NULL);
     CLEANUP(store_abort) struct store_txn txn = { 0 };
-    if (rc == 0) rc = store_begin(catalog->store, true, &txn, err);
-    if (rc == 0) rc = catalog_commit(catalog, &txn, 0, err);
-    if (rc == 0) rc = store_sync(catalog->store, err); /* the synced state is a reader too */
-    if (rc < 0) return rc;
+    if (rc == 0) rc = store_begin(catalog->store, true, &txn, NULL);
+    if (rc == 0) rc = catalog_commit(catalog, &txn, 0, NULL);
+    if (rc == 0) rc = store_sync(catalog->store, NULL); /* the synced state is a reader too */
+    if (rc < 0) return false;
     CATALOG_COUNT(catalog, page_turns_total, 1);
-    if (store_await_readers(catalog->store, READERS_WAIT_NS)) return 0;
-    return error_set(err, MEMD_EBUSY, "somebody still reads what was there before");
+    return store_await_readers(catalog->store, READERS_WAIT_NS);
 }
 
 int commit_contexts(struct catalog *catalog, struct list_link *contexts, struct error *err)

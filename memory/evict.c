@@ -74,7 +74,7 @@ int evict_check(struct catalog *catalog, const struct room_wish *wish, struct er
     struct room_wish whole = { wish->bytes + wish->bytes / 32, wish->value_bytes };
     struct room room = find_room(catalog, &whole);
     if (!fits(&room, whole.bytes, false) && fits(&room, whole.bytes, true) &&
-        commit_turn_pages(catalog, NULL) == 0)
+        commit_turn_pages(catalog))
         room = find_room(catalog, &whole);
     if (fits(&room, whole.bytes, false)) return 0;
     return error_set(err, MEMD_EFULL,

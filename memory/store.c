@@ -24,7 +24,6 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
@@ -33,7 +32,6 @@
 #include "memory/format.h"
 #include "memory/store_synced.h"
 
-#define SECOND_NS UINT64_C(1000000000)
 enum { READERS_MAX = 512, RESERVE_BYTES = 16 << 20 };
 
 struct store {
@@ -104,16 +102,6 @@ static int open_tables(struct store *store)
     return rc;
 }
 
-static void init_waiting(struct store *store)
-{
-    pthread_condattr_t monotonic;
-    pthread_condattr_init(&monotonic);
-    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-    pthread_cond_init(&store->ended, &monotonic);
-    pthread_condattr_destroy(&monotonic);
-    pthread_mutex_init(&store->end_lock, NULL);
-}
-
 static void close_store(struct store **store)
 {
     store_close(*store);
@@ -139,7 +127,8 @@ int store_open(const struct store_config *config, struct store **ret_store, stru
 {
     CLEANUP(close_store) struct store *store = calloc(1, sizeof *store);
     if (store == NULL) return error_set(err, MEMD_ENOMEM, "no memory for the store");
-    init_waiting(store);
+    clock_cond_init(&store->ended);
+    pthread_mutex_init(&store->end_lock, NULL);
     store->map_bytes = config->map_bytes;
     store->path = strdup(config->path);
     store->boot_id = strdup(config->boot_id);
@@ -423,8 +412,7 @@ bool store_await_readers(struct store *store, uint64_t wait_ns)
     atomic_store(&store->awaiting, true);
     while (!(done = oldest_read(store) >= info.me_last_txnid) && now_ns < end_ns) {
         uint64_t due_ns = end_ns - now_ns < ASK_NS ? end_ns : now_ns + ASK_NS;
-        struct timespec due = { (time_t)(due_ns / SECOND_NS), (long)(due_ns % SECOND_NS) };
-        pthread_cond_timedwait(&store->ended, &store->end_lock, &due);
+        clock_cond_wait(&store->ended, &store->end_lock, due_ns);
         now_ns = clock_monotonic_ns();
     }
     atomic_store(&store->awaiting, false);

@@ -134,8 +134,8 @@ struct store_free {
     uint64_t usable_bytes, held_bytes;
     uint64_t run_bytes; /* usable for values of `value_bytes`, whose pages stand side by side */
 };
-/* Walks LMDB's free list: a millisecond per 100 MB that are free, and per 10 GB of the file. Any
- * thread. Without memory for that nothing is free. */
+/* Reads the number of every free page, and a bit per page of the file. Any thread. Without memory
+ * for that nothing is free. */
 void store_get_free(struct store *store, size_t value_bytes, struct store_free *ret_free);
 
 /* Wait until nobody reads what was there before the last commit, for `wait_ns` at most. Readers of

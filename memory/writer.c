@@ -23,7 +23,6 @@
 #include <errno.h>
 #include <signal.h>
 #include <stdlib.h>
-#include <time.h>
 
 #include "base/clock.h"
 #include "memory/catalog_state.h"
@@ -54,12 +53,6 @@ struct writer {
     void *on_progress_arg;
 };
 
-static void deadline(uint64_t ns, struct timespec *ret_time)
-{
-    ret_time->tv_sec = (time_t)(ns / 1000000000u);
-    ret_time->tv_nsec = (long)(ns % 1000000000u);
-}
-
 /* When the next sync is due, UINT64_MAX = not by time. With lock held. */
 static uint64_t sync_due_ns(const struct writer *writer)
 {
@@ -76,13 +69,10 @@ static void wait_for_work(struct writer *writer)
         uint64_t due = sync_due_ns(writer);
         if (writer->drops_due_ns < due) due = writer->drops_due_ns;
         if (due <= clock_monotonic_ns()) return;
-        if (due == UINT64_MAX) {
+        if (due == UINT64_MAX)
             pthread_cond_wait(&writer->work, &writer->lock);
-            continue;
-        }
-        struct timespec until;
-        deadline(due, &until);
-        pthread_cond_timedwait(&writer->work, &writer->lock, &until);
+        else
+            clock_cond_wait(&writer->work, &writer->lock, due);
     }
 }
 
@@ -158,7 +148,7 @@ static void commit_batch(struct writer *writer, struct list_link *batch)
 static int attempt(struct writer *writer, struct writer_job *job)
 {
     int rc = job->run(job, &job->err);
-    if (rc == MEMD_EFULL && job->frees && commit_turn_pages(job->catalog, NULL) == 0)
+    if (rc == MEMD_EFULL && job->frees && commit_turn_pages(job->catalog))
         rc = job->run(job, &job->err);
     if (rc == 0) note_commit(writer);
     return rc;
@@ -263,12 +253,8 @@ int writer_open(struct catalog *catalog, const struct catalog_config *config,
 {
     struct writer *writer = calloc(1, sizeof *writer);
     if (writer == NULL) return error_set(err, MEMD_ENOMEM, "no memory for the writer");
-    pthread_condattr_t monotonic;
-    pthread_condattr_init(&monotonic);
-    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-    pthread_cond_init(&writer->work, &monotonic);
+    clock_cond_init(&writer->work);
     pthread_cond_init(&writer->job_done, NULL);
-    pthread_condattr_destroy(&monotonic);
     pthread_mutex_init(&writer->lock, NULL);
     list_init(&writer->dirty);
     list_init(&writer->unsynced);

@@ -99,8 +99,7 @@ static void add_run(struct table *table, const struct memd_plan *plan,
     table_add(table, isnan(run->share) ? "-" : human_share((double)run->share).text);
 }
 
-/* Rows a head reads, as a mean over all heads. */
-/* The mean, as a whole number. */
+/* Rows a head reads, as a mean over all heads, rounded. */
 static uint64_t rows_per_head(const struct memd_explained *explained, enum memd_plan_kind kind)
 {
     uint64_t sum = 0;

@@ -65,72 +65,60 @@ static void test_stopped_it_is_silent(void **state)
     yield_timer_close(&loud);
 }
 
-/* Writes after a timer of its own came often, so that of the reader did too. */
+struct later {
+    int fd;
+    uint64_t interval_ns;
+    unsigned long times;
+};
+
+/* Writes after a timer of its own came so often that one of the reader did too. */
 static void *write_later(void *arg)
 {
-    const int *fd = arg;
+    const struct later *later = arg;
     struct yield_timer timer;
-    yield_timer_open(&timer, INTERVAL_NS);
+    yield_timer_open(&timer, later->interval_ns);
     yield_timer_start(&timer);
-    await(&timer, TIMES);
+    await(&timer, later->times);
     yield_timer_close(&timer);
-    return write(*fd, "x", 1) == 1 ? arg : NULL;
+    return write(later->fd, "x", 1) == 1 ? arg : NULL;
 }
 
-static void test_reads_are_restarted(void **state)
+/* Waits in a read while its timer comes; how often it yielded meanwhile. Afterwards it runs, and
+ * yields. */
+static unsigned long yields_in_read(uint64_t interval_ns, unsigned long times)
 {
-    (void)state;
     struct yield_timer timer;
     int fds[2];
     assert_int_equal(pipe(fds), 0);
-    yield_timer_open(&timer, INTERVAL_NS);
+    struct later later = { fds[1], interval_ns, times };
+    yield_timer_open(&timer, interval_ns);
     yield_timer_start(&timer);
     pthread_t writer;
-    assert_int_equal(pthread_create(&writer, NULL, write_later, &fds[1]), 0);
+    assert_int_equal(pthread_create(&writer, NULL, write_later, &later), 0);
     char byte = 0;
     assert_int_equal(read(fds[0], &byte, 1), 1);
-    await(&timer, 1);
+    unsigned long yields = atomic_load(&timer.yields);
+    await(&timer, yields + 1);
     yield_timer_close(&timer);
     void *written = NULL;
     pthread_join(writer, &written);
     assert_non_null(written);
     close(fds[0]);
     close(fds[1]);
+    return yields;
 }
 
-/* Writes after more than one interval of the reader's. */
-static void *write_much_later(void *arg)
+static void test_reads_are_restarted(void **state)
 {
-    const int *fd = arg;
-    struct yield_timer timer;
-    yield_timer_open(&timer, LONG_NS);
-    yield_timer_start(&timer);
-    await(&timer, 3);
-    yield_timer_close(&timer);
-    return write(*fd, "x", 1) == 1 ? arg : NULL;
+    (void)state;
+    yields_in_read(INTERVAL_NS, TIMES);
 }
 
 /* A thread that waits, be it for a processor, has nothing to give away. */
 static void test_who_did_not_run_does_not_yield(void **state)
 {
     (void)state;
-    struct yield_timer timer;
-    int fds[2];
-    assert_int_equal(pipe(fds), 0);
-    yield_timer_open(&timer, LONG_NS);
-    yield_timer_start(&timer);
-    pthread_t writer;
-    assert_int_equal(pthread_create(&writer, NULL, write_much_later, &fds[1]), 0);
-    char byte = 0;
-    assert_int_equal(read(fds[0], &byte, 1), 1);
-    assert_int_equal(atomic_load(&timer.yields), 0);
-    await(&timer, 1); /* now it runs */
-    yield_timer_close(&timer);
-    void *written = NULL;
-    pthread_join(writer, &written);
-    assert_non_null(written);
-    close(fds[0]);
-    close(fds[1]);
+    assert_int_equal(yields_in_read(LONG_NS, 3), 0);
 }
 
 /* A SIGURG that no timer sent does nothing, as before. */
