@@ -34,31 +34,40 @@ static uint64_t disk_room(struct store *store, const struct store_space *space)
 }
 
 struct room {
-    uint64_t grow;  /* what the file may grow by */
-    const char *of; /* what ends that */
+    uint64_t grow;        /* what the file may grow by */
+    const char *of;       /* what ends that */
+    struct store_ask ask; /* of the pages that are free inside: what growing alone would not do */
     struct store_free pages;
 };
 
-/* Free pages are looked for when growing alone would not do. */
+/* What finds no free pages side by side makes the file grow, and that must leave the margin, or
+ * fragments would eat it. */
+static struct store_ask missing(const struct room_wish *wish, uint64_t grow)
+{
+    uint64_t bytes = wish->bytes + MARGIN_BYTES;
+    bytes = bytes > grow ? bytes - grow : 0;
+    uint64_t run_bytes = bytes < wish->bytes ? bytes : wish->bytes;
+    return (struct store_ask){ wish->value_bytes, bytes, run_bytes };
+}
+
 static struct room find_room(struct catalog *catalog, const struct room_wish *wish)
 {
     struct store_space space;
     store_get_space(catalog->store, &space);
     uint64_t map = space.map_bytes > space.used_bytes ? space.map_bytes - space.used_bytes : 0;
     uint64_t disk = disk_room(catalog->store, &space);
-    struct room room = { map < disk ? map : disk, map < disk ? "map" : "disk", { 0 } };
-    if (room.grow < wish->bytes + MARGIN_BYTES)
-        store_get_free(catalog->store, wish->value_bytes, &room.pages);
+    struct room room = { .grow = map < disk ? map : disk, .of = map < disk ? "map" : "disk" };
+    room.ask = missing(wish, room.grow);
+    if (room.ask.bytes > 0) store_find_free(catalog->store, &room.ask, &room.pages);
     return room;
 }
 
-/* What finds no free pages side by side makes the file grow, and that must leave the margin, or
- * fragments would eat it. `held`: with the pages that readers hold. */
-static bool fits(const struct room *room, uint64_t bytes, bool held)
+/* `held`: with the pages that readers hold. */
+static bool fits(const struct room *room, bool held)
 {
-    uint64_t more = held ? room->pages.held_bytes : 0, runs = room->pages.run_bytes + more;
-    if (bytes > runs && bytes - runs + MARGIN_BYTES > room->grow) return false;
-    return bytes + MARGIN_BYTES <= room->grow + room->pages.usable_bytes + more;
+    uint64_t more = held ? room->pages.held_bytes : 0;
+    return room->pages.usable_bytes + more >= room->ask.bytes &&
+           room->pages.run_bytes + more >= room->ask.run_bytes;
 }
 
 int evict_check(struct catalog *catalog, const struct room_wish *wish, struct error *err)
@@ -73,10 +82,9 @@ int evict_check(struct catalog *catalog, const struct room_wish *wish, struct er
                          stored, budget, damaged);
     struct room_wish whole = { wish->bytes + wish->bytes / 32, wish->value_bytes };
     struct room room = find_room(catalog, &whole);
-    if (!fits(&room, whole.bytes, false) && fits(&room, whole.bytes, true) &&
-        commit_turn_pages(catalog))
+    if (!fits(&room, false) && fits(&room, true) && commit_turn_pages(catalog))
         room = find_room(catalog, &whole);
-    if (fits(&room, whole.bytes, false)) return 0;
+    if (fits(&room, false)) return 0;
     return error_set(err, MEMD_EFULL,
                      "%" PRIu64 " bytes and %d for deletes do not fit into the %" PRIu64
                      " that the %s has left and %" PRIu64 " that were freed; readers hold %" PRIu64

@@ -36,9 +36,10 @@ int build_check_room(struct catalog *catalog, uint64_t bytes, struct error *err)
     store_get_space(catalog->store, &space);
     uint64_t room = space.map_bytes > space.used_bytes ? space.map_bytes - space.used_bytes : 0;
     if (room >= bytes + margin) return 0;
+    struct store_ask ask = { .bytes = bytes + margin - room };
     struct store_free pages;
-    store_get_free(catalog->store, 0, &pages);
-    if (room + pages.usable_bytes >= bytes + margin) return 0;
+    store_find_free(catalog->store, &ask, &pages);
+    if (pages.usable_bytes >= ask.bytes) return 0;
     return error_set(err, MEMD_EFULL, "the map has no room for derived data");
 }
 

@@ -30,6 +30,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "memory/format.h"
+#include "memory/store_free.h"
 #include "memory/store_synced.h"
 
 enum { READERS_MAX = 512, RESERVE_BYTES = 16 << 20 };
@@ -45,6 +46,9 @@ struct store {
     pthread_mutex_t end_lock; /* with `ended` for store_await_readers */
     pthread_cond_t ended;     /* a reader has */
     atomic_bool awaiting;
+    pthread_mutex_t known_lock;
+    struct free_list known_list;  /* the last that was read to its end; `last` is 0: none */
+    struct store_free known_free; /* what it has */
 };
 
 static const char *const table_names[STORE_TABLES] = {
@@ -129,6 +133,7 @@ int store_open(const struct store_config *config, struct store **ret_store, stru
     if (store == NULL) return error_set(err, MEMD_ENOMEM, "no memory for the store");
     clock_cond_init(&store->ended);
     pthread_mutex_init(&store->end_lock, NULL);
+    pthread_mutex_init(&store->known_lock, NULL);
     store->map_bytes = config->map_bytes;
     store->path = strdup(config->path);
     store->boot_id = strdup(config->boot_id);
@@ -154,6 +159,7 @@ void store_close(struct store *store)
     if (store->env != NULL) mdb_env_close(store->env);
     pthread_cond_destroy(&store->ended);
     pthread_mutex_destroy(&store->end_lock);
+    pthread_mutex_destroy(&store->known_lock);
     free(store->path);
     free(store->boot_id);
     free(store);
@@ -420,63 +426,47 @@ bool store_await_readers(struct store *store, uint64_t wait_ns)
     return done;
 }
 
-/* LMDB's table 0 has, by the transaction that freed them, lists of page numbers behind their
- * count. */
-static void read_free_list(struct store *store, MDB_cursor *cursor, uint64_t *bits, size_t pages,
-                           struct store_free *free)
+/* It was read to its end, and nothing has changed since. */
+static bool is_known(struct store *store, const struct free_list *list, const struct store_ask *ask,
+                     struct store_free *ret_free)
 {
-    size_t oldest = oldest_read(store);
-    MDB_val key, value;
-    while (mdb_cursor_get(cursor, &key, &value, MDB_NEXT) == 0) {
-        const size_t *list = value.mv_data;
-        size_t id, count = value.mv_size / sizeof *list;
-        if (key.mv_size != sizeof id || count == 0 || list[0] >= count) continue; /* damaged */
-        memcpy(&id, key.mv_data, sizeof id);
-        count = list[0];
-        uint64_t *bytes = id < oldest ? &free->usable_bytes : &free->held_bytes;
-        *bytes += count * store->page_bytes;
-        for (size_t i = 1; i <= count && id < oldest; i++) {
-            if (list[i] < pages) bits[list[i] / 64] |= UINT64_C(1) << list[i] % 64;
-        }
-    }
+    pthread_mutex_lock(&store->known_lock);
+    const struct free_list *known = &store->known_list;
+    bool same = known->last == list->last && known->oldest == list->oldest &&
+                (known->group == list->group || ask->run_bytes == 0);
+    if (same) *ret_free = store->known_free;
+    pthread_mutex_unlock(&store->known_lock);
+    return same;
 }
 
-/* Pages of `bits` that stand in groups of `group` side by side. */
-static uint64_t count_runs(const uint64_t *bits, size_t pages, size_t group)
+static void know(struct store *store, const struct free_list *list, const struct store_free *found)
 {
-    uint64_t sum = 0, run = 0;
-    for (size_t i = 0; i < pages; i++) {
-        if (i % 64 == 0 && run == 0 && bits[i / 64] == 0) {
-            i += 63;
-        } else if ((bits[i / 64] >> i % 64 & 1) != 0) {
-            run++;
-        } else {
-            sum += run / group * group;
-            run = 0;
-        }
-    }
-    return sum + run / group * group;
+    pthread_mutex_lock(&store->known_lock);
+    store->known_list = *list;
+    store->known_free = *found;
+    store->known_free.read_pages = 0;
+    pthread_mutex_unlock(&store->known_lock);
 }
 
-void store_get_free(struct store *store, size_t value_bytes, struct store_free *ret_free)
+void store_find_free(struct store *store, const struct store_ask *ask, struct store_free *ret_free)
 {
     enum { PAGE_HEADER_BYTES = 16 };
-    struct store_free found = { 0 };
     MDB_txn *txn = NULL;
     MDB_cursor *cursor = NULL;
     MDB_envinfo info;
-    *ret_free = found;
+    *ret_free = (struct store_free){ 0 };
     if (mdb_txn_begin(store->env, NULL, MDB_RDONLY, &txn) != 0) return;
     int rc = mdb_env_info(store->env, &info); /* not older than the transaction */
     assert(rc == 0);
-    size_t pages = info.me_last_pgno + 1;
-    CLEANUP(free_ptr) uint64_t *bits = calloc(pages / 64 + 1, sizeof *bits);
-    if (bits != NULL && mdb_cursor_open(txn, 0, &cursor) == 0) {
-        read_free_list(store, cursor, bits, pages, &found);
+    size_t group = (PAGE_HEADER_BYTES - 1 + ask->value_bytes) / store->page_bytes + 1;
+    struct free_list list = { .last = mdb_txn_id(txn),
+                              .oldest = oldest_read(store),
+                              .pages = info.me_last_pgno + 1,
+                              .page_bytes = store->page_bytes,
+                              .group = group };
+    if (!is_known(store, &list, ask, ret_free) && mdb_cursor_open(txn, 0, &cursor) == 0) {
+        if (!free_list_read(&list, cursor, ask, ret_free)) know(store, &list, ret_free);
         mdb_cursor_close(cursor);
-        size_t group = (PAGE_HEADER_BYTES - 1 + value_bytes) / store->page_bytes + 1;
-        found.run_bytes = count_runs(bits, pages, group) * store->page_bytes;
-        *ret_free = found;
     }
     mdb_txn_abort(txn);
 }

@@ -132,11 +132,18 @@ bool store_may_move(const struct store *store, size_t value_bytes);
  * takes by a backup. */
 struct store_free {
     uint64_t usable_bytes, held_bytes;
-    uint64_t run_bytes; /* usable for values of `value_bytes`, whose pages stand side by side */
+    uint64_t run_bytes;  /* usable for values of `value_bytes`, whose pages stand side by side */
+    uint64_t read_pages; /* how many numbers of free pages that took */
 };
-/* Reads the number of every free page, and a bit per page of the file. Any thread. Without memory
- * for that nothing is free. */
-void store_get_free(struct store *store, size_t value_bytes, struct store_free *ret_free);
+struct store_ask {
+    size_t value_bytes;
+    uint64_t bytes, run_bytes; /* as usable_bytes, run_bytes */
+};
+/* Looks in LMDB's order, until `ask` is found: what it costs goes by what is asked for, and by the
+ * fragments that stand before it. Only where there is less is all of it read, and counted; that
+ * is known from then on until a commit, or a reader that ends, changes it. A bit per page of the
+ * file; without memory for that nothing is free. Any thread. */
+void store_find_free(struct store *store, const struct store_ask *ask, struct store_free *ret_free);
 
 /* Wait until nobody reads what was there before the last commit, for `wait_ns` at most. Readers of
  * other processes (mdb_copy, mdb_stat) count, those of killed ones do not. Not from inside a

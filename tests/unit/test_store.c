@@ -103,6 +103,14 @@ static void test_transactions(void **state)
     remove_place(&place);
 }
 
+/* Is `bytes` free in values of `value_bytes`? */
+static struct store_free find_free(struct store *store, size_t value_bytes, uint64_t bytes)
+{
+    struct store_free found;
+    store_find_free(store, &(struct store_ask){ value_bytes, bytes, bytes }, &found);
+    return found;
+}
+
 static void test_full_map(void **state)
 {
     (void)state;
@@ -126,8 +134,7 @@ static void test_full_map(void **state)
     uint32_t first = 0;
     assert_true(store_delete(&txn, STORE_SEGMENTS, (struct slice){ &first, sizeof first }));
     assert_int_equal(store_commit(&txn, &err), 0);
-    struct store_free pages;
-    store_get_free(store, bytes, &pages);
+    struct store_free pages = find_free(store, bytes, UINT64_MAX);
     assert_true(pages.usable_bytes + pages.held_bytes >= bytes);
     free(large);
     store_close(store);
@@ -166,11 +173,11 @@ static void test_held_pages(void **state)
     assert_false(store_await_readers(store, 1));
     commit_value(store, 2, 8);
     assert_int_equal(store_begin(store, false, &after, &err), 0);
-    store_get_free(store, BYTES / 2, &pages);
+    pages = find_free(store, BYTES / 2, UINT64_MAX);
     assert_true(pages.held_bytes >= BYTES && pages.usable_bytes < BYTES);
     store_abort(&before);
     assert_true(store_await_readers(store, 0));
-    store_get_free(store, BYTES / 2, &pages);
+    pages = find_free(store, BYTES / 2, UINT64_MAX);
     assert_true(pages.usable_bytes >= BYTES && pages.held_bytes < BYTES);
     assert_true(pages.run_bytes >= BYTES / 2);
     struct store_space space, grown;
@@ -179,6 +186,94 @@ static void test_held_pages(void **state)
     store_get_space(store, &grown);
     assert_true(grown.used_bytes - space.used_bytes < BYTES / 4);
     store_abort(&after);
+    store_close(store);
+    remove_place(&place);
+}
+
+/* Each `step`th of the values [from, to) goes. */
+static void free_values(struct store *store, uint32_t from, uint32_t to, uint32_t step)
+{
+    struct error err = { 0 };
+    struct store_txn txn;
+    assert_int_equal(store_begin(store, true, &txn, &err), 0);
+    for (uint32_t i = from; i < to; i += step)
+        assert_true(store_delete(&txn, STORE_SEGMENTS, (struct slice){ &i, sizeof i }));
+    assert_int_equal(store_commit(&txn, &err), 0);
+}
+
+/* Nothing that was freed is held any more. */
+static void turn_pages(struct store *store)
+{
+    for (uint32_t i = 0; i < 2; i++) commit_value(store, UINT32_MAX, 8 + i);
+}
+
+/* The list is read as far as the answer needs: how long it is does not matter. Where there is not
+ * enough it is read once. */
+static void test_free_pages_read(void **state)
+{
+    (void)state;
+    enum { VALUES = 40, BYTES = 64 * PAGE, VALUE_PAGES = 65 };
+    struct place place;
+    make_place(&place);
+    struct store *store = open_store(&place, STORE_LAZY, "a");
+    for (uint32_t i = 0; i < VALUES; i++) commit_value(store, i, BYTES);
+    free_values(store, 0, VALUES, 1);
+    turn_pages(store);
+    struct store_free all = find_free(store, BYTES, UINT64_MAX), some;
+    assert_true(all.read_pages > (VALUES - 1) * VALUE_PAGES); /* some were used again */
+    assert_int_equal(all.usable_bytes, all.read_pages * PAGE);
+    assert_true(all.run_bytes >= (VALUES - 1) * VALUE_PAGES * PAGE);
+    some = find_free(store, BYTES, UINT64_MAX - 1); /* known */
+    assert_int_equal(some.read_pages, 0);
+    assert_int_equal(some.run_bytes, all.run_bytes);
+    assert_int_equal(some.usable_bytes, all.usable_bytes);
+    struct store_txn reader; /* the reader that is there now changes nothing */
+    struct error err = { 0 };
+    assert_int_equal(store_begin(store, false, &reader, &err), 0);
+    assert_int_equal(find_free(store, BYTES, UINT64_MAX).read_pages, 0);
+    commit_value(store, UINT32_MAX, 10); /* a commit does */
+    assert_true(find_free(store, BYTES, UINT64_MAX).read_pages > 0);
+    store_abort(&reader); /* and the end of an older reader */
+    assert_true(find_free(store, BYTES, UINT64_MAX).read_pages > 0);
+    commit_value(store, UINT32_MAX, 11);
+    for (uint64_t values = 1; values <= VALUES; values *= 2) {
+        some = find_free(store, BYTES, values * VALUE_PAGES * PAGE);
+        assert_true(some.run_bytes >= values * VALUE_PAGES * PAGE);
+        assert_true(some.read_pages >= values * VALUE_PAGES);
+        assert_true(some.read_pages <= (values + 2) * VALUE_PAGES);
+    }
+    store_close(store);
+    remove_place(&place);
+}
+
+/* Single pages between others: none is part of a run, though all are free. Pages side by side that
+ * several transactions freed are one, and found without reading all that comes after them. */
+static void test_free_runs(void **state)
+{
+    (void)state;
+    enum { SOME = 300, VALUES = 1800, LONG = 3 * PAGE - 100 };
+    struct place place;
+    make_place(&place);
+    struct store *store = open_store(&place, STORE_LAZY, "a");
+    for (uint32_t i = 0; i < VALUES; i++) commit_value(store, i, PAGE - 100);
+    free_values(store, 0, SOME, 3);
+    turn_pages(store);
+    struct store_free single = find_free(store, 1, UINT64_MAX),
+                      triple = find_free(store, LONG, UINT64_MAX);
+    assert_true(single.run_bytes == single.usable_bytes);
+    assert_true(triple.usable_bytes >= SOME / 3 * PAGE);
+    assert_true(triple.run_bytes < triple.usable_bytes / 4);
+    free_values(store, 1, SOME, 3);
+    free_values(store, 2, SOME, 3);
+    free_values(store, SOME, VALUES, 3);
+    turn_pages(store);
+    struct store_free all = find_free(store, LONG, UINT64_MAX);
+    assert_true(all.read_pages >= SOME + (VALUES - SOME) / 3 - 10);
+    assert_true(all.run_bytes >= SOME * 3 / 4 * PAGE);
+    commit_value(store, UINT32_MAX, 10); /* or it would be known */
+    triple = find_free(store, LONG, 50 * PAGE);
+    assert_true(triple.run_bytes >= 50 * PAGE && triple.run_bytes <= all.run_bytes);
+    assert_true(triple.read_pages > SOME / 2 && triple.read_pages < all.read_pages * 3 / 4);
     store_close(store);
     remove_place(&place);
 }
@@ -327,6 +422,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_transactions),
         cmocka_unit_test(test_full_map), cmocka_unit_test(test_held_pages),
+        cmocka_unit_test(test_free_pages_read), cmocka_unit_test(test_free_runs),
         cmocka_unit_test(test_power_cut),
         cmocka_unit_test(test_modes_change),
     };
