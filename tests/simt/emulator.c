@@ -8,14 +8,16 @@
  * lane gives its next value before a slow one has fetched the last.
  *
  * Fibers start by ucontext and switch by _setjmp and _longjmp: swapcontext asks the kernel for the
- * signal mask each time, which made everything twenty times slower. AddressSanitizer is told about
- * each switch; its own longjmp clears a whole stack and calls the kernel twice, for the frames that
- * a jump may have left, and here none is: the compiler's jump does without, in functions without
- * checks.
+ * signal mask each time, which made everything twenty times slower. The latter is called behind the
+ * backs of those who replace it: AddressSanitizer's clears a whole stack and calls the kernel
+ * twice, for the frames that a jump may have left, and the C library's own with checks refuses to
+ * go down a stack. Here no frame is left. A fiber that is through with its thread waits for the
+ * next block. Sanitizers are told about each switch (sanitized.h).
  */
 #include "tests/simt/emulator.h"
 
 #include <assert.h>
+#include <dlfcn.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -27,31 +29,7 @@
 
 #include "attention/cuda/simt.h"
 #include "tests/random.h"
-
-#if defined(__SANITIZE_ADDRESS__)
-#define FIBERS_ANNOTATED 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define FIBERS_ANNOTATED 1
-#endif
-#endif
-
-#ifdef FIBERS_ANNOTATED
-#include <sanitizer/asan_interface.h>
-#include <sanitizer/common_interface_defs.h>
-typedef void *jump_point[5];
-#define SET_JUMP(point) __builtin_setjmp(point)
-#define JUMP(point) __builtin_longjmp(point, 1)
-#define WITHOUT_CHECKS __attribute__((noinline, no_sanitize_address))
-#else
-typedef jmp_buf jump_point;
-#define SET_JUMP(point) _setjmp(point)
-#define JUMP(point) _longjmp(point, 1)
-#define WITHOUT_CHECKS
-#define __sanitizer_start_switch_fiber(save, bottom, bytes) ((void)(save), (void)(bottom))
-#define __sanitizer_finish_switch_fiber(save, bottom, bytes) ((void)(save))
-#define __asan_unpoison_memory_region(at, bytes) ((void)(at))
-#endif
+#include "tests/simt/sanitized.h"
 
 enum {
     THREADS_MAX = 1024, /* of a block, as on every device */
@@ -66,11 +44,11 @@ enum {
 enum wait { WAIT_NOTHING, WAIT_BARRIER, WAIT_SHUFFLE, WAIT_ENDED };
 
 struct fiber {
-    jump_point point;
+    jmp_buf point;
+    struct stack stack;
     bool begun;
     enum wait wait;
-    unsigned barriers, shuffles; /* met so far */
-    void *fake_stack;            /* AddressSanitizer's */
+    unsigned barriers, shuffles; /* met so far in this block */
 };
 
 /* The value that each lane gave to its shuffle number n stands in slot n % 2. */
@@ -100,10 +78,9 @@ static struct machine {
     unsigned turns[THREADS_MAX];
     unsigned char *stacks; /* (THREADS_MAX, STACK_BYTES) */
     ucontext_t start;
-    jump_point scheduler;
-    void *scheduler_fake_stack;
-    const void *scheduler_stack;
-    size_t scheduler_stack_bytes;
+    jmp_buf scheduler;
+    void (*jump)(jmp_buf to, int result); /* _longjmp of the C library */
+    struct stack scheduler_stack;
     _Alignas(64) unsigned char shared[GUARD_BYTES + SHARED_MAX + GUARD_BYTES];
 } machine = { .lock = PTHREAD_MUTEX_INITIALIZER };
 
@@ -165,25 +142,15 @@ uint64_t simt_launches(void)
     return launches;
 }
 
-static unsigned char *stack_of(unsigned idx)
-{
-    return machine.stacks + (size_t)idx * STACK_BYTES;
-}
-
 /* ---- in a fiber ---- */
-
-WITHOUT_CHECKS static void switch_to_scheduler(struct fiber *fiber)
-{
-    if (SET_JUMP(fiber->point) == 0) JUMP(machine.scheduler);
-}
 
 static void give_up_turn(struct fiber *fiber)
 {
-    __sanitizer_start_switch_fiber(fiber->wait == WAIT_ENDED ? NULL : &fiber->fake_stack,
-                                   machine.scheduler_stack, machine.scheduler_stack_bytes);
-    switch_to_scheduler(fiber);
-    __sanitizer_finish_switch_fiber(fiber->fake_stack, &machine.scheduler_stack,
-                                    &machine.scheduler_stack_bytes);
+    if (_setjmp(fiber->point) == 0) {
+        stack_leave(&fiber->stack, &machine.scheduler_stack);
+        machine.jump(machine.scheduler, 1);
+    }
+    stack_arrive(&fiber->stack, &machine.scheduler_stack);
 }
 
 static void remember(int line)
@@ -221,34 +188,26 @@ uint32_t simt_exchange(uint32_t value, unsigned lane_mask)
 
 static void fiber_main(void)
 {
-    __sanitizer_finish_switch_fiber(NULL, &machine.scheduler_stack,
-                                    &machine.scheduler_stack_bytes);
-    machine.thread(machine.args);
     struct fiber *fiber = &machine.fibers[machine.current];
-    fiber->wait = WAIT_ENDED;
-    give_up_turn(fiber);
+    stack_arrive(&fiber->stack, &machine.scheduler_stack);
+    for (;;) {
+        machine.thread(machine.args);
+        fiber->wait = WAIT_ENDED;
+        give_up_turn(fiber);
+    }
 }
 
 /* ---- the scheduler ---- */
 
-static void begin_fiber(unsigned idx)
+static void begin_fiber(struct fiber *fiber)
 {
     ucontext_t *context = &machine.start; /* no local: this frame is left, and never ends */
     getcontext(context);
-    context->uc_stack.ss_sp = stack_of(idx);
-    context->uc_stack.ss_size = STACK_BYTES;
+    context->uc_stack.ss_sp = (void *)fiber->stack.bottom;
+    context->uc_stack.ss_size = fiber->stack.bytes;
     context->uc_link = NULL;
     makecontext(context, fiber_main, 0);
     setcontext(context);
-}
-
-WITHOUT_CHECKS static void switch_to_fiber(unsigned idx)
-{
-    struct fiber *fiber = &machine.fibers[idx];
-    if (SET_JUMP(machine.scheduler) != 0) return;
-    if (fiber->begun) JUMP(fiber->point);
-    fiber->begun = true;
-    begin_fiber(idx);
 }
 
 static void continue_fiber(unsigned idx)
@@ -257,9 +216,14 @@ static void continue_fiber(unsigned idx)
     machine.current = idx;
     simt_here.thread.x = idx;
     fiber->wait = WAIT_NOTHING;
-    __sanitizer_start_switch_fiber(&machine.scheduler_fake_stack, stack_of(idx), STACK_BYTES);
-    switch_to_fiber(idx);
-    __sanitizer_finish_switch_fiber(machine.scheduler_fake_stack, NULL, NULL);
+    if (!fiber->begun) stack_begins(&fiber->stack);
+    if (_setjmp(machine.scheduler) == 0) {
+        stack_leave(&machine.scheduler_stack, &fiber->stack);
+        if (fiber->begun) machine.jump(fiber->point, 1);
+        fiber->begun = true;
+        begin_fiber(fiber);
+    }
+    stack_arrive(&machine.scheduler_stack, &fiber->stack);
 }
 
 static bool may_continue(unsigned idx)
@@ -351,17 +315,43 @@ static void check_guards(size_t shared_bytes)
                  before[i] != GUARD ? "before" : "behind", shared_bytes);
 }
 
+/* Some wait for what does not come: all begin anew. */
+static void end_fibers(void)
+{
+    for (unsigned i = 0; i < machine.threads; i++) {
+        struct fiber *fiber = &machine.fibers[i];
+        if (fiber->begun) stack_ends(&fiber->stack);
+        fiber->begun = false;
+    }
+}
+
 static void run_block(unsigned block, size_t shared_bytes)
 {
     simt_here.block.x = block;
     memset(machine.shared, GUARD, 2 * GUARD_BYTES + shared_bytes);
     memset(machine.shared + GUARD_BYTES, 0xFF, shared_bytes); /* NaN */
-    memset(machine.fibers, 0, machine.threads * sizeof machine.fibers[0]);
     memset(machine.warps, 0, sizeof machine.warps);
     machine.arrived = 0;
-    __asan_unpoison_memory_region(machine.stacks, (size_t)machine.threads * STACK_BYTES);
+    for (unsigned i = 0; i < machine.threads; i++) {
+        struct fiber *fiber = &machine.fibers[i];
+        fiber->wait = WAIT_NOTHING;
+        fiber->barriers = fiber->shuffles = 0;
+    }
     run_fibers();
     check_guards(shared_bytes);
+    if (machine.failed) end_fibers();
+}
+
+static void begin(void)
+{
+    void *library = dlopen("libc.so.6", RTLD_LAZY | RTLD_NOLOAD);
+    assert(library != NULL);
+    *(void **)&machine.jump = dlsym(library, "_longjmp");
+    machine.stacks = malloc((size_t)THREADS_MAX * STACK_BYTES);
+    assert(machine.jump != NULL && machine.stacks != NULL);
+    for (size_t i = 0; i < THREADS_MAX; i++)
+        machine.fibers[i].stack = (struct stack){ .bottom = machine.stacks + i * STACK_BYTES,
+                                                  .bytes = STACK_BYTES };
 }
 
 int simt_launch(void (*thread)(const void *args), const void *args, unsigned grid, unsigned block,
@@ -372,8 +362,8 @@ int simt_launch(void (*thread)(const void *args), const void *args, unsigned gri
     pthread_mutex_lock(&machine.lock);
     machine.launches++;
     machine.failed = false;
-    if (machine.stacks == NULL) machine.stacks = malloc((size_t)THREADS_MAX * STACK_BYTES);
-    assert(machine.stacks != NULL);
+    if (machine.stacks == NULL) begin();
+    stack_of_thread(&machine.scheduler_stack);
     machine.thread = thread;
     machine.args = args;
     machine.threads = block;
