@@ -30,6 +30,7 @@
 #include "proto/frame.h"
 #include "proto/message.h"
 #include "proto/method.h"
+#include "tests/whole.h"
 
 enum { HEADS = 32, KV_HEADS = 8, HEAD_DIM = 128, BUSY = 64, IDLE = 1000 };
 enum { REPLY_BYTES = 1 << 20, DEAF_TOKENS = 64 };
@@ -197,11 +198,11 @@ static struct frame receive(int fd, unsigned char *body)
 {
     unsigned char header[FRAME_HEADER_BYTES];
     struct frame frame = { 0 };
-    must(recv(fd, header, sizeof header, MSG_WAITALL) == sizeof header, "recv");
+    must(read_whole(fd, header, sizeof header), "read");
     must(frame_decode(header, &frame, NULL) == 0 && frame.status == 0, "reply");
     size_t bytes = frame.message_bytes + (size_t)frame.payload_bytes;
     must(bytes <= REPLY_BYTES, "size of a reply");
-    if (bytes > 0) must(recv(fd, body, bytes, MSG_WAITALL) == (ssize_t)bytes, "recv");
+    must(read_whole(fd, body, bytes), "read");
     return frame;
 }
 

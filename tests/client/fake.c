@@ -4,7 +4,6 @@
 
 #include <arpa/inet.h>
 #include <assert.h>
-#include <errno.h>
 #include <netinet/in.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,6 +13,7 @@
 #include <unistd.h>
 
 #include "proto/limits.h"
+#include "tests/whole.h"
 
 static _Atomic uint64_t waited_ns;
 
@@ -97,20 +97,6 @@ void fake_close(struct fake *fake)
     rmdir(fake->path);
 }
 
-/* False at the end of the stream, wherever that is: a client may be killed in the middle. */
-static bool read_all(int fd, void *data, size_t bytes)
-{
-    unsigned char *at = data;
-    while (bytes > 0) {
-        ssize_t count = read(fd, at, bytes);
-        if (count < 0 && errno == EINTR) continue;
-        if (count <= 0) return false;
-        at += count;
-        bytes -= (size_t)count;
-    }
-    return true;
-}
-
 bool fake_receive(int fd, struct fake_request *request)
 {
     if (request->arena.limit_bytes == 0)
@@ -118,7 +104,7 @@ bool fake_receive(int fd, struct fake_request *request)
     else
         arena_reset(&request->arena);
     unsigned char header[FRAME_HEADER_BYTES];
-    if (!read_all(fd, header, sizeof header)) return false;
+    if (!read_whole(fd, header, sizeof header)) return false;
     struct error err = { 0 };
     int rc = frame_decode(header, &request->frame, &err);
     if (rc < 0) fprintf(stderr, "fake: %s\n", err.text);
@@ -128,7 +114,7 @@ bool fake_receive(int fd, struct fake_request *request)
     void *message = arena_alloc(&request->arena, message_bytes);
     void *payload = arena_alloc_aligned(&request->arena, payload_bytes, LIMIT_PAYLOAD_ALIGN);
     assert(message != NULL && payload != NULL);
-    if (!read_all(fd, message, message_bytes) || !read_all(fd, payload, payload_bytes))
+    if (!read_whole(fd, message, message_bytes) || !read_whole(fd, payload, payload_bytes))
         return false;
     request->message = message_unpack_request(request->frame.method, message, message_bytes,
                                               &request->arena, &err);

@@ -13,10 +13,10 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
 #include <cmocka.h>
+
+#include "tests/whole.h"
 
 enum { G = 2, D = 8, SEEN_MAX = 256 };
 
@@ -182,8 +182,8 @@ static void half_script(struct fake *fake, int fd, int number)
     fake_hello(fake, fd);
     if (number < seen->connections_that_break) {
         static unsigned char half[1 << 20];
-        ssize_t count = recv(fd, half, sizeof half, MSG_WAITALL);
-        assert(count == sizeof half);
+        bool received = read_whole(fd, half, sizeof half);
+        assert(received);
         return;
     }
     struct fake_request request = { 0 };
@@ -307,8 +307,7 @@ static void too_large_script(struct fake *fake, int fd, int number)
     (void)number;
     fake_hello(fake, fd);
     unsigned char header[FRAME_HEADER_BYTES];
-    ssize_t count = recv(fd, header, sizeof header, MSG_WAITALL);
-    if (count != (ssize_t)sizeof header) return; /* the client is through */
+    if (!read_whole(fd, header, sizeof header)) return; /* the client is through */
     struct fake_request nobody = { 0 };
     fake_error(fd, &nobody, MEMD_ELIMIT, "frame of 6 MB, limit 5");
 }

@@ -31,6 +31,7 @@
 #include "proto/message.h"
 #include "proto/method.h"
 #include "tests/flow/fake_memory.h"
+#include "tests/whole.h"
 
 struct flow {
     char directory[32];
@@ -170,12 +171,12 @@ static inline struct frame take_any(int fd, struct arena *arena, unsigned char *
 {
     unsigned char header[FRAME_HEADER_BYTES];
     struct frame frame;
-    assert_int_equal(recv(fd, header, sizeof header, MSG_WAITALL), (ssize_t)sizeof header);
+    assert_true(read_whole(fd, header, sizeof header));
     assert_int_equal(frame_decode(header, &frame, NULL), 0);
     size_t bytes = frame.message_bytes + (size_t)frame.payload_bytes;
     *ret_body = arena_alloc(arena, bytes);
     assert_non_null(*ret_body);
-    if (bytes > 0) assert_int_equal(recv(fd, *ret_body, bytes, MSG_WAITALL), (ssize_t)bytes);
+    assert_true(read_whole(fd, *ret_body, bytes));
     return frame;
 }
 
