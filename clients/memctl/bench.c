@@ -12,6 +12,7 @@
 
 #include "base/cleanup.h"
 #include "clients/memctl/commands.h"
+#include "clients/memctl/human.h"
 
 static const struct measurement {
     const char *name;
@@ -190,10 +191,11 @@ static void state_machine(struct bench *bench, const struct memd_status *status)
         json_text(json, "method", bench->method);
     } else {
         fprintf(bench->ctl->out,
-                "%s on %s, %u cores (load %.1f), %s kernels, %u workers, sync %s, method %s; "
-                "medians of %ju rounds\n\n",
-                status->build, machine->cpu, machine->cores, machine->load, status->simd,
-                status->workers, status->sync, bench->method, (uintmax_t)bench->rounds);
+                "%s on %s, %s (load %.1f), %s kernels, %s, sync %s, method %s; "
+                "medians of %s\n\n",
+                status->build, machine->cpu, human_counted(machine->cores, "core").text,
+                machine->load, status->simd, human_counted(status->workers, "worker").text,
+                status->sync, bench->method, human_counted(bench->rounds, "round").text);
         fflush(bench->ctl->out);
     }
 }

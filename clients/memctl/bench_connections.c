@@ -14,6 +14,7 @@
 #include "base/clock.h"
 #include "clients/memctl/bench.h"
 #include "clients/memctl/hostile.h"
+#include "clients/memctl/human.h"
 
 enum { SAMPLES_MAX = 1 << 15, VALUES = BENCH_QUERY_HEADS * BENCH_HEAD_DIM };
 
@@ -73,7 +74,7 @@ static int crowd_gather(struct crowd *crowd, const struct memd_context *context)
     crowd->busy = calloc(busy, sizeof *crowd->busy);
     crowd->samples = malloc(busy * SAMPLES_MAX * sizeof *crowd->samples);
     if (crowd->idle == NULL || crowd->busy == NULL || crowd->samples == NULL) {
-        return ctl_error(ctl, "no memory for %zu connections", idle + busy);
+        return ctl_error(ctl, "no memory for %s", human_counted(idle + busy, "connection").text);
     }
     for (size_t i = 0; i < idle; i++) {
         int rc = memd_connect(ctl->address, &ctl->connect, &crowd->idle[i], &ctl->err);
@@ -154,7 +155,8 @@ static int run_round(struct crowd *crowd, bool with_hostile, struct outcome *ret
     size_t samples = join_busy(crowd, started, &requests, &rc);
     double seconds = (double)(clock_monotonic_ns() - begun_ns) / 1e9;
     hostile_close(hostile, &outcome.unread);
-    if (started < crowd->busy_count) return ctl_error(ctl, "only %zu threads could start", started);
+    if (started < crowd->busy_count)
+        return ctl_error(ctl, "only %s could start", human_counted(started, "thread").text);
     if (rc < 0) return ctl_error(ctl, "busy connection: %s", memd_error_text(rc));
     if (bench_interrupted()) return CTL_ERROR;
     outcome.p99_us = probe_quantile(crowd->samples, samples, 0.99);

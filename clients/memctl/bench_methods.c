@@ -170,7 +170,7 @@ static int append_all(struct work *work)
         if (rc < 0) return rc;
         if (bench_interrupted()) return 0;
         position += count;
-        progress_show(work->progress, position, work->tokens, "tokens appended");
+        progress_show(work->progress, position, work->tokens, "token");
     }
     return 0;
 }
@@ -187,7 +187,7 @@ static int wait_built(struct work *work)
                      built->built_indexes >= built->indexes))
             return rc;
         progress_show(work->progress, built->built_segments + built->built_indexes,
-                      built->segments + built->indexes, "parts made");
+                      built->segments + built->indexes, "part");
         poll(NULL, 0, PAUSE_MS);
     }
 }

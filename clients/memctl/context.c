@@ -47,10 +47,10 @@ static void add_layers(struct table *table, const struct memd_info *info)
     if (most == 0) {
         table_add(table, "all empty");
     } else if (least == most) {
-        table_addf(table, "%s tokens each, %zu unused", human_count(most).text, unused);
+        table_addf(table, "%s each, %zu unused", human_counted(most, "token").text, unused);
     } else {
-        table_addf(table, "%s to %s tokens, %zu unused", human_count(least).text,
-                   human_count(most).text, unused);
+        table_addf(table, "%s to %s, %zu unused", human_count(least).text,
+                   human_counted(most, "token").text, unused);
     }
 }
 
@@ -87,15 +87,16 @@ static int print_table(struct ctl *ctl, const struct memd_info *info,
                human_count(info->committed_tokens).text, human_count(info->synced_tokens).text);
     add_layers(table, info);
     table_add(table, "stored");
-    table_addf(table, "%s in %s segments and the tail, %s shared",
-               human_bytes(info->stored_bytes).text, human_count(info->sealed_segments).text,
+    table_addf(table, "%s in %s and the tail, %s shared", human_bytes(info->stored_bytes).text,
+               human_counted(info->sealed_segments, "segment").text,
                human_bytes(info->shared_bytes).text);
     table_add(table, "derived");
-    table_addf(table, "%s of it; %s of %s segments built", human_bytes(info->derived_bytes).text,
-               human_count(info->built_segments).text, human_count(info->sealed_segments).text);
+    table_addf(table, "%s of it; %s of %s built", human_bytes(info->derived_bytes).text,
+               human_count(info->built_segments).text,
+               human_counted(info->sealed_segments, "segment").text);
     if (info->indexed_tokens > 0) {
         table_add(table, "indexed");
-        table_addf(table, "%s tokens of every layer", human_count(info->indexed_tokens).text);
+        table_addf(table, "%s of every layer", human_counted(info->indexed_tokens, "token").text);
     }
     if (info->parent_id != 0) {
         table_add(table, "fork of");

@@ -24,7 +24,7 @@ int drain_main(struct ctl *ctl)
         json_uint(&json, "requests_left", left);
         json_close(&json);
     } else {
-        fprintf(ctl->out, "draining, %s requests left\n", human_count(left).text);
+        fprintf(ctl->out, "draining, %s left\n", human_counted(left, "request").text);
     }
     return CTL_OK;
 }

@@ -118,10 +118,10 @@ static void print_summary(const struct explaining *explaining,
     uint64_t slots = rows_per_head(explained, MEMD_PLAN_SLOTS);
     fprintf(out, "\n%s: %s, layer %" PRIu32 ", query at position %s: ", explaining->name,
             quality->method, explaining->args.layer, human_count(explained->position).text);
-    fprintf(out, "a head reads %s of %s tokens",
+    fprintf(out, "a head reads %s of %s",
             human_count(rows_per_head(explained, MEMD_PLAN_TOKENS)).text,
-            human_count(explained->tokens).text);
-    if (slots > 0) fprintf(out, " and %s slots", human_count(slots).text);
+            human_counted(explained->tokens, "token").text);
+    if (slots > 0) fprintf(out, " and %s", human_counted(slots, "slot").text);
     fprintf(out, ", %s of %s\n", human_bytes(quality->bytes_read).text,
             human_bytes(quality->bytes_exact).text);
     if (explained->plan->cut) fputs("more was read than a plan can hold\n", out);

@@ -31,8 +31,8 @@ static void report(const struct ctl *ctl, const struct memd_context *context,
 {
     const char *name = ctl->options.arguments[1];
     if (!ctl->json) {
-        fprintf(ctl->out, "%s: %s tokens, shared with %s\n", name, human_count(fork->tokens).text,
-                ctl->options.arguments[0]);
+        fprintf(ctl->out, "%s: %s, shared with %s\n", name,
+                human_counted(fork->tokens, "token").text, ctl->options.arguments[0]);
         return;
     }
     struct json json = json_writer(ctl->out);

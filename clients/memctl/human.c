@@ -3,6 +3,7 @@
  * column. */
 #include "clients/memctl/human.h"
 
+#include <assert.h>
 #include <ctype.h>
 #include <errno.h>
 #include <inttypes.h>
@@ -60,6 +61,16 @@ struct human human_count(uint64_t count)
         human.text[out++] = digits[i];
     }
     human.text[out] = '\0';
+    return human;
+}
+
+struct human human_counted(uint64_t count, const char *name)
+{
+    size_t bytes = strlen(name);
+    assert(bytes > 0 && bytes < 20);
+    const char *ending = count == 1 ? "" : name[bytes - 1] == 'x' ? "es" : "s";
+    struct human number = human_count(count), human;
+    snprintf(human.text, sizeof human.text, "%.26s %s%s", number.text, name, ending);
     return human;
 }
 

@@ -16,13 +16,15 @@
 
 /* A short text by value, so that several can stand in one call: human_bytes(n).text. */
 struct human {
-    char text[32];
+    char text[48];
 };
 
 struct human human_bytes(uint64_t bytes);          /* "0 B", "1023 B", "1.00 KiB", "17.5 MiB" */
 struct human human_bytes_rate(
     double per_second); /* "1.07 GB/s": decimal, as disks and networks count */
 struct human human_count(uint64_t count);          /* "1,234,567" */
+/* "1 token", "2,048 tokens", "0 indexes"; the name is of one, and shorter than 20 bytes. */
+struct human human_counted(uint64_t count, const char *name);
 struct human human_seconds(
     double seconds); /* "850 ns", "41.0 us", "3.20 ms", "12 s", "2.5 h", "3.1 d" */
 /* How long before now_ms (both Unix milliseconds): "5 s ago", "in 3 m"; "never" for 0. */

@@ -17,7 +17,7 @@ struct progress progress_begin(const char *what)
     };
 }
 
-void progress_show(struct progress *progress, uint64_t done, uint64_t total, const char *unit)
+void progress_show(struct progress *progress, uint64_t done, uint64_t total, const char *name)
 {
     uint64_t now_ns = clock_monotonic_ns();
     uint64_t since_ns = now_ns - progress->begun_ns;
@@ -26,10 +26,13 @@ void progress_show(struct progress *progress, uint64_t done, uint64_t total, con
     progress->shown = true;
     progress->shown_ns = now_ns;
     double seconds = (double)since_ns / 1e9;
-    fprintf(stderr, "\r\033[K%s: %s %s", progress->what, human_count(done).text, unit);
-    if (total >= done && total > 0) {
+    fprintf(stderr, "\r\033[K%s: ", progress->what);
+    if (total < done || total == 0) {
+        fputs(human_counted(done, name).text, stderr);
+    } else {
         double share = (double)done / (double)total;
-        fprintf(stderr, " of %s (%.0f %%)", human_count(total).text, share * 100.0);
+        fprintf(stderr, "%s of %s (%.0f %%)", human_count(done).text,
+                human_counted(total, name).text, share * 100.0);
         if (share > 0.01) {
             fprintf(stderr, ", %s left", human_seconds(seconds / share - seconds).text);
         }

@@ -15,8 +15,8 @@ struct progress {
 };
 
 struct progress progress_begin(const char *what);
-/* At most ten times a second. total 0 = not known. */
-void progress_show(struct progress *progress, uint64_t done, uint64_t total, const char *unit);
+/* At most ten times a second. total 0 = not known. `name`: of one, as in human_counted. */
+void progress_show(struct progress *progress, uint64_t done, uint64_t total, const char *name);
 /* Clear the line. */
 void progress_end(struct progress *progress);
 

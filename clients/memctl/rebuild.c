@@ -66,7 +66,7 @@ static int wait_built(struct rebuilding *rebuilding, const char *name, uint64_t 
     while (rc == CTL_OK && !is_done(outcome->built) && outcome->built->failure[0] == '\0') {
         const struct memd_rebuild *built = outcome->built;
         progress_show(&progress, built->built_segments + built->built_indexes,
-                      built->segments + built->indexes, "segments and indexes");
+                      built->segments + built->indexes, "part");
         poll(NULL, 0, PAUSE_MS);
         const struct memd_rebuild *next = NULL;
         int code = memd_built(ctl->client, id, &next, &ctl->err);
@@ -104,12 +104,12 @@ static void report(struct rebuilding *rebuilding, const char *name, const struct
         return;
     }
     FILE *out = rebuilding->ctl->out;
-    fprintf(out, "%s: %s deleted; %s of %s segments", name,
+    fprintf(out, "%s: %s deleted; %s of %s", name,
             human_bytes(outcome->deleted_bytes).text, human_count(built->built_segments).text,
-            human_count(built->segments).text);
+            human_counted(built->segments, "segment").text);
     if (built->indexes > 0)
-        fprintf(out, ", %s of %s indexes", human_count(built->built_indexes).text,
-                human_count(built->indexes).text);
+        fprintf(out, ", %s of %s", human_count(built->built_indexes).text,
+                human_counted(built->indexes, "index").text);
     fprintf(out, " built, %s%s%s\n", human_seconds(outcome->seconds).text,
             failed ? "; building failed: " : "", failed ? built->failure : "");
     fflush(out);

@@ -111,8 +111,9 @@ static void print_verdict(FILE *out, const char *name, const struct verdict *ver
         return;
     }
     double answers = (double)verdict->answers;
-    fprintf(out, "\n%s: %s, %s answers, mean error %.3f %%, %s of the bytes: ", name,
-            verdict->method, human_count(verdict->answers).text, verdict->error / answers * 100.0,
+    fprintf(out, "\n%s: %s, %s, mean error %.3f %%, %s of the bytes: ", name,
+            verdict->method, human_counted(verdict->answers, "answer").text,
+            verdict->error / answers * 100.0,
             human_share(share(verdict->bytes_read, verdict->bytes_exact)).text);
     if (isnan(verdict->target)) {
         fputs("this method has no target to meet\n", out);
@@ -222,7 +223,7 @@ static int walk(struct recalling *recalling)
             add_row(recalling->table, layer, recall);
         }
         progress_show(&progress, layer + 1 - recalling->first, recalling->limit - recalling->first,
-                      "layers");
+                      "layer");
     }
     progress_end(&progress);
     return CTL_OK;

@@ -86,7 +86,7 @@ void state_add(struct table *table, const struct memd_states *states)
     struct names names = names_of(states);
     if (names.count == 0) return;
     table_add(table, "state");
-    table_addf(table, "of %zu layers", states->count);
+    table_addf(table, "of %s", human_counted(states->count, "layer").text);
     for (size_t i = 0; i < names.count; i++) {
         table_addf(table, "  %s", names.list[i]);
         add_value(table, names.list[i], over_layers(states, names.list[i]));

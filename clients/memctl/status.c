@@ -87,12 +87,12 @@ static int print_table(struct ctl *ctl, const struct memd_status *status)
     table_add(table, "file");
     table_add(table, human_bytes(status->file_bytes).text);
     table_add(table, "shared memory");
-    table_addf(table, "%s regions, %s of %s", human_count(status->shared_regions).text,
+    table_addf(table, "%s, %s of %s", human_counted(status->shared_regions, "region").text,
                human_bytes(status->shared_bytes).text, human_bytes(status->shared_bytes_max).text);
     if (status->damaged_drops > 0) {
         table_add(table, "damage");
-        table_addf(table, "keeps the bytes of %s dropped contexts in the store",
-                   human_count(status->damaged_drops).text);
+        table_addf(table, "keeps the bytes of %s in the store",
+                   human_counted(status->damaged_drops, "dropped context").text);
     }
     return ctl_print(ctl, table);
 }

@@ -103,11 +103,12 @@ static void print_head(FILE *out, const struct sample *now, const struct sample 
 {
     double seconds = (double)(now->taken_ns - before->taken_ns) / 1e9;
     const struct memd_status *status = now->status;
-    fprintf(out, "%s, up %s%s, %ju connections, %ju active, %ju waiting\n", status->build,
+    fprintf(out, "%s, up %s%s, %s, %ju active, %ju waiting\n", status->build,
             human_seconds((double)status->uptime_ms / 1000.0).text,
-            status->draining ? ", draining" : "", (uintmax_t)status->connections,
+            status->draining ? ", draining" : "",
+            human_counted(status->connections, "connection").text,
             (uintmax_t)counter(now, "requests_active"), (uintmax_t)counter(now, "queue_depth"));
-    fprintf(out, "%ju contexts, %s stored, map %s of %s\n", (uintmax_t)status->contexts,
+    fprintf(out, "%s, %s stored, map %s of %s\n", human_counted(status->contexts, "context").text,
             human_bytes(status->stored_bytes).text, human_bytes(status->map_used_bytes).text,
             human_bytes(status->map_bytes).text);
     static const char *const flows[][2] = {

@@ -28,7 +28,7 @@ int truncate_main(struct ctl *ctl)
         json_uint(&json, "tokens", tokens);
         json_close(&json);
     } else {
-        fprintf(ctl->out, "%s: %s tokens, before %s\n", name, human_count(tokens).text,
+        fprintf(ctl->out, "%s: %s, before %s\n", name, human_counted(tokens, "token").text,
                 human_count(context.tokens).text);
     }
     return CTL_OK;

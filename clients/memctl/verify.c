@@ -70,7 +70,7 @@ static void take_step(struct verifying *verifying, const struct memd_verify *ste
     verifying->bytes += step->bytes;
     if (step->finding_count > 0) progress_end(&verifying->progress);
     for (size_t i = 0; i < step->finding_count; i++) report(verifying, step->findings[i]);
-    progress_show(&verifying->progress, verifying->values, step->values_total, "values");
+    progress_show(&verifying->progress, verifying->values, step->values_total, "value");
 }
 
 static int walk(struct verifying *verifying, uint64_t context_id)
@@ -114,12 +114,12 @@ static void conclude(struct verifying *verifying, double seconds)
     }
     for (size_t i = 0; i < verifying->unchecked_count; i++)
         fprintf(verifying->ctl->out, "not checked: %s\n", verifying->unchecked[i]);
-    fprintf(verifying->ctl->out, "%s values, %s, %s: ", human_count(verifying->values).text,
+    fprintf(verifying->ctl->out, "%s, %s, %s: ", human_counted(verifying->values, "value").text,
             human_bytes(verifying->bytes).text, human_seconds(seconds).text);
     if (verifying->findings == 0) {
         fputs("no damage\n", verifying->ctl->out);
     } else {
-        fprintf(verifying->ctl->out, "%s findings\n", human_count(verifying->findings).text);
+        fprintf(verifying->ctl->out, "%s\n", human_counted(verifying->findings, "finding").text);
     }
 }
 

@@ -357,7 +357,8 @@ def shells(ctl):
 def top(ctl):
     one = ctl.json("top", "--interval", "200ms")
     assert 0.2 <= one["interval_seconds"] < 30 and one["requests"]["stats"]["per_second"] > 0, one
-    assert "REQUEST" in ctl.run("top", "-i", "100ms")
+    text = ctl.run("top", "-i", "100ms")
+    assert "REQUEST" in text and ", 1 connection, " in text, text
     master, slave = pty.openpty()
     line = [MEMCTL, "-s", ctl.address, "top", "-i", "100ms"]
     with subprocess.Popen(line, stdin=slave, stdout=slave, stderr=slave) as process:

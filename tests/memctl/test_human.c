@@ -31,6 +31,12 @@ static void test_counts_and_shares(void **state)
     assert_string_equal(human_count(999).text, "999");
     assert_string_equal(human_count(1000).text, "1,000");
     assert_string_equal(human_count(UINT64_MAX).text, "18,446,744,073,709,551,615");
+    assert_string_equal(human_counted(0, "token").text, "0 tokens");
+    assert_string_equal(human_counted(1, "connection").text, "1 connection");
+    assert_string_equal(human_counted(1, "index").text, "1 index");
+    assert_string_equal(human_counted(2048, "index").text, "2,048 indexes");
+    assert_string_equal(human_counted(UINT64_MAX, "dropped context").text,
+                        "18,446,744,073,709,551,615 dropped contexts");
     assert_string_equal(human_share(0.125).text, "12.5 %");
 }
 
