@@ -3,6 +3,7 @@
  * error. */
 #include "base/clock.h"
 
+#include <assert.h>
 #include <time.h>
 
 #define SECOND_NS UINT64_C(1000000000)
@@ -28,8 +29,9 @@ void clock_cond_init(pthread_cond_t *cond)
 {
     pthread_condattr_t monotonic;
     pthread_condattr_init(&monotonic);
-    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-    pthread_cond_init(cond, &monotonic);
+    int failed = pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    if (failed == 0) failed = pthread_cond_init(cond, &monotonic);
+    assert(failed == 0);
     pthread_condattr_destroy(&monotonic);
 }
 

@@ -12,7 +12,8 @@ uint64_t clock_monotonic_ns(void);
 /* Nanoseconds since 1970, UTC. */
 uint64_t clock_real_ns(void);
 
-/* A condition for clock_cond_wait; pthread_cond_destroy ends it. */
+/* A condition for clock_cond_wait; pthread_cond_destroy ends it. No C library of Linux takes memory
+ * for one, so there is no error. */
 void clock_cond_init(pthread_cond_t *cond);
 /* pthread_cond_wait, until clock_monotonic_ns() is `due_ns` at the latest. */
 void clock_cond_wait(pthread_cond_t *cond, pthread_mutex_t *lock, uint64_t due_ns);

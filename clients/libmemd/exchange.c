@@ -36,7 +36,6 @@
 
 enum { SENDS_MAX = 8, SEND_PARTS = 64, PAUSE_FIRST_MS = 2, PAUSE_MAX_MS = 200 };
 #define NS_PER_MS UINT64_C(1000000)
-#define NS_PER_S UINT64_C(1000000000)
 #define SPIN_NS UINT64_C(50000)
 #define NEVER UINT64_MAX
 
@@ -413,13 +412,10 @@ static void expire(struct memd_ticket *ticket)
 
 static void sleep_until_changed(struct memd_client *client, struct memd_ticket *ticket)
 {
-    if (ticket->deadline_ns == NEVER) {
+    if (ticket->deadline_ns == NEVER)
         pthread_cond_wait(&ticket->changed, &client->lock);
-        return;
-    }
-    struct timespec until = { .tv_sec = (time_t)(ticket->deadline_ns / NS_PER_S),
-                              .tv_nsec = (long)(ticket->deadline_ns % NS_PER_S) };
-    pthread_cond_timedwait(&ticket->changed, &client->lock, &until);
+    else
+        clock_cond_wait(&ticket->changed, &client->lock, ticket->deadline_ns);
 }
 
 /* ---- what the calls use ---- */

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "clients/libmemd/client.h"
 #include "clients/libmemd/exchange.h"
 #include "clients/libmemd/region.h"
@@ -32,18 +33,7 @@ static struct memd_ticket *make(void)
 {
     struct memd_ticket *ticket = calloc(1, sizeof *ticket);
     if (ticket == NULL) return NULL;
-    pthread_condattr_t attributes;
-    if (pthread_condattr_init(&attributes) != 0) {
-        free(ticket);
-        return NULL;
-    }
-    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-    int failed = pthread_cond_init(&ticket->changed, &attributes);
-    pthread_condattr_destroy(&attributes);
-    if (failed) {
-        free(ticket);
-        return NULL;
-    }
+    clock_cond_init(&ticket->changed);
     arena_init(&ticket->arena, ARENA_LIMIT_BYTES);
     return ticket;
 }
