@@ -23,7 +23,8 @@
 
 #define BATCH_BYTES (UINT64_C(32) << 20)
 /* How long the writer, and with it everybody who appends, waits for a reader when the store is
- * full. A step of verify or dump is done in a fraction of it. */
+ * full: once for each, and more than four times what the longest in this process was seen to last,
+ * a step of verify that reads from a cold disk (decisions/0013). */
 #define READERS_WAIT_NS UINT64_C(2000000000)
 
 struct batch {
@@ -349,6 +350,7 @@ static int commit_some(struct batch *batch, struct list_link *waiting, bool *aga
 
 bool commit_turn_pages(struct catalog *catalog)
 {
+    if (store_awaits_in_vain(catalog->store)) return false;
     int rc = store_sync(catalog->store, NULL);
     CLEANUP(store_abort) struct store_txn txn = { 0 };
     if (rc == 0) rc = store_begin(catalog->store, true, &txn, NULL);

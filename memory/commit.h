@@ -22,8 +22,8 @@ int commit_contexts(struct catalog *catalog, struct list_link *contexts, struct 
 /* LMDB uses a page again two transactions after the one that freed it, and not while a reader
  * (the synced state among them) is older. In a store that is full to the last page no row can be
  * committed to get there, so a small commit must. Then it waits for readers that are older: most
- * last milliseconds, those that last seconds (a backup) are not waited for to their end. True:
- * what failed may be tried again. Outside of a transaction. */
+ * last milliseconds, those that last seconds (a backup) are not waited for to their end, and only
+ * once. True: what failed may be tried again. Outside of a transaction. */
 bool commit_turn_pages(struct catalog *catalog);
 
 #endif

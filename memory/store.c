@@ -46,6 +46,7 @@ struct store {
     pthread_mutex_t end_lock; /* with `ended` for store_await_readers */
     pthread_cond_t ended;     /* a reader has */
     atomic_bool awaiting;
+    size_t vain; /* transaction whose readers outlasted that; 0: none did */
     pthread_mutex_t known_lock;
     struct free_list known_list;  /* the last that was read to its end; `last` is 0: none */
     struct store_free known_free; /* what it has */
@@ -413,17 +414,27 @@ bool store_await_readers(struct store *store, uint64_t wait_ns)
     assert(rc == 0);
     mdb_reader_check(store->env, &dead);
     uint64_t now_ns = clock_monotonic_ns(), end_ns = now_ns + wait_ns;
-    bool done = false;
+    size_t oldest = 0;
     pthread_mutex_lock(&store->end_lock);
     atomic_store(&store->awaiting, true);
-    while (!(done = oldest_read(store) >= info.me_last_txnid) && now_ns < end_ns) {
+    while ((oldest = oldest_read(store)) < info.me_last_txnid && now_ns < end_ns) {
         uint64_t due_ns = end_ns - now_ns < ASK_NS ? end_ns : now_ns + ASK_NS;
         clock_cond_wait(&store->ended, &store->end_lock, due_ns);
         now_ns = clock_monotonic_ns();
     }
     atomic_store(&store->awaiting, false);
     pthread_mutex_unlock(&store->end_lock);
-    return done;
+    if (oldest >= info.me_last_txnid) return true;
+    store->vain = oldest;
+    return false;
+}
+
+bool store_awaits_in_vain(struct store *store)
+{
+    int dead = 0;
+    if (store->vain == 0) return false;
+    mdb_reader_check(store->env, &dead);
+    return oldest_read(store) == store->vain; /* nobody can begin to read it any more */
 }
 
 /* It was read to its end, and nothing has changed since. */

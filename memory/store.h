@@ -149,6 +149,8 @@ void store_find_free(struct store *store, const struct store_ask *ask, struct st
  * other processes (mdb_copy, mdb_stat) count, those of killed ones do not. Not from inside a
  * transaction. Writer. False: somebody still does. */
 bool store_await_readers(struct store *store, uint64_t wait_ns);
+/* The same readers still do that store_await_readers has waited for and given up. Writer. */
+bool store_awaits_in_vain(struct store *store);
 
 /* A compacted copy in the directory `path`, which is made (MEMD_EEXIST when it is there). */
 int store_copy(struct store *store, const char *path, uint64_t *ret_bytes, struct error *err);

@@ -16,6 +16,7 @@
  * while it lives. */
 static struct store_txn *awaited;
 static bool waited_for_it;
+static uint64_t wait_ns_max = UINT64_MAX; /* nobody waits for longer */
 
 bool __real_store_await_readers(struct store *store, uint64_t wait_ns);
 bool __wrap_store_await_readers(struct store *store, uint64_t wait_ns);
@@ -27,7 +28,7 @@ bool __wrap_store_await_readers(struct store *store, uint64_t wait_ns)
         assert_false(__real_store_await_readers(store, 2000000));
         store_abort(awaited);
     }
-    return __real_store_await_readers(store, wait_ns);
+    return __real_store_await_readers(store, wait_ns < wait_ns_max ? wait_ns : wait_ns_max);
 }
 
 /* Where the builder stands still: it has chosen a segment and is about to read it. */
@@ -143,6 +144,39 @@ static void test_full_store(void **state)
     full_store(SYNC_ALWAYS);
 }
 
+/* A reader that stays (a backup) is waited for once: who appends meanwhile is refused at once, and
+ * what it holds is to be had when it has ended. */
+static void test_reader_stays(void **state)
+{
+    (void)state;
+    struct fixture fx;
+    struct error err = { 0 };
+    fixture_begin(&fx);
+    fixture_close(&fx);
+    fx.config.map_bytes = 8 << 20;
+    fx.method = "full";
+    fixture_open(&fx);
+    struct context *old = fixture_context(&fx, "old"), *book = fixture_context(&fx, "book");
+    uint64_t freed = 0, id = context_id(old);
+    for (uint64_t i = 0; i < 16; i++) assert_int_equal(append(&fx, old, i * 1024, 1024), 1);
+    fill(&fx, book);
+    uint64_t before = context_layer_tokens(book, 0), turns = stats_of(&fx).page_turns_total;
+    arena_reset(&fx.arena);
+    struct store_txn reader = { 0 };
+    ASSERT_OK(__real_store_begin(fx.catalog->store, false, &reader, &err), err);
+    ASSERT_OK(catalog_drop(fx.catalog, id, &freed, &err), err);
+    book = fixture_context(&fx, "book");
+    wait_ns_max = 1000000;
+    for (int i = 0; i < 5; i++) assert_int_equal(append(&fx, book, before, 1024), MEMD_EFULL);
+    assert_int_equal(stats_of(&fx).page_turns_total, turns + 1);
+    store_abort(&reader);
+    wait_ns_max = UINT64_MAX;
+    for (uint64_t i = 0; i < 8; i++)
+        assert_int_equal(append(&fx, book, before + i * 1024, 1024), 1);
+    expect_clean(&fx);
+    fixture_end(&fx);
+}
+
 /* In a store that is simply full nothing is turned or waited for. */
 static void test_full_of_rows(void **state)
 {
@@ -194,6 +228,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_full_store),
+        cmocka_unit_test(test_reader_stays),
         cmocka_unit_test(test_full_of_rows),
         cmocka_unit_test(test_overtaken_builder),
     };
