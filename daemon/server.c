@@ -230,7 +230,12 @@ static void report_damage(struct server *server)
         log_event(LOG_ERROR, "damage",
                   "drops=%" PRIu64 " detail='dropped contexts whose bytes stay in the store'",
                   catalog.damaged_drops);
+    if (catalog.damaged_pages > server->damaged_pages)
+        log_event(LOG_ERROR, "damage",
+                  "pages=%" PRIu64 " detail='fenced off in data.mdb; memctl verify says which'",
+                  catalog.damaged_pages);
     server->damaged_drops = catalog.damaged_drops;
+    server->damaged_pages = catalog.damaged_pages;
 }
 
 static void on_tick(uv_timer_t *timer)

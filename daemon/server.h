@@ -82,7 +82,7 @@ struct server {
     uv_timer_t parked_timer;
 
     uv_timer_t tick; /* slow and idle connections, the drain's deadline */
-    uint64_t damaged_drops; /* loop: that were logged */
+    uint64_t damaged_drops, damaged_pages; /* loop: that were logged */
     uv_timer_t watchdog;
     uv_signal_t signals[SERVER_SIGNALS];
     bool draining, stopping;

@@ -23,6 +23,7 @@
 #include "base/error.h"
 #include "memory/builder.h"
 #include "memory/catalog_state.h"
+#include "memory/store_pages.h"
 #include "memory/store_synced.h"
 
 uint64_t catalog_now_ms(void)
@@ -321,6 +322,7 @@ void catalog_get_stats(struct catalog *catalog, struct catalog_stats *ret_stats)
                                          .build_waiting = atomic_load(&catalog->build_waiting),
                                          .state_bytes = atomic_load(&catalog->state_bytes),
                                          .damaged_drops = atomic_load(&catalog->damaged_drops),
+                                         .damaged_pages = store_damage(catalog->store)->total,
 #define X(name) .name = atomic_load_explicit(&catalog->counters.name, memory_order_relaxed),
                                          CATALOG_COUNTER_MAP(X)
 #undef X

@@ -300,7 +300,8 @@ int catalog_compact(struct catalog *catalog, const char *path, uint64_t *ret_bef
     X(tail_bytes)            \
     X(build_waiting)         \
     X(state_bytes)           \
-    X(damaged_drops)
+    X(damaged_drops)         \
+    X(damaged_pages)
 
 #define CATALOG_COUNTER_MAP(X)    \
     X(commits_total)              \

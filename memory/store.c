@@ -30,7 +30,9 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "memory/format.h"
+#include "memory/page.h"
 #include "memory/store_free.h"
+#include "memory/store_pages.h"
 #include "memory/store_synced.h"
 
 enum { READERS_MAX = 512, RESERVE_BYTES = 16 << 20 };
@@ -43,6 +45,8 @@ struct store {
     MDB_dbi tables[STORE_TABLES];
     uint64_t map_bytes;
     size_t page_bytes;
+    struct pages_report damage; /* as it was opened */
+    bool lost[STORE_TABLES];    /* the whole table */
     pthread_mutex_t end_lock; /* with `ended` for store_await_readers */
     pthread_cond_t ended;     /* a reader has */
     atomic_bool awaiting;
@@ -77,10 +81,14 @@ static int fail(int rc, const char *what, struct error *err)
     case MDB_CORRUPTED:
     case MDB_PAGE_NOTFOUND:
     case MDB_INVALID:
+    case MDB_INCOMPATIBLE: /* a copy that found pages neither in use nor free */
+    case MDB_BAD_TXN:      /* the root of a table is fenced off */
     case MDB_PANIC: code = MEMD_ECORRUPT; break;
     case MDB_VERSION_MISMATCH: code = MEMD_EVERSION; break;
     default: break;
     }
+    if (rc == MDB_PAGE_NOTFOUND || rc == MDB_BAD_TXN)
+        return error_set(err, code, "%s: a page of data.mdb is damaged", what);
     return error_set(err, code, "%s: %s", what, mdb_strerror(rc));
 }
 
@@ -105,6 +113,19 @@ static int open_tables(struct store *store)
     if (rc == 0) return mdb_txn_commit(txn);
     mdb_txn_abort(txn);
     return rc;
+}
+
+/* By the keys that are gone: no first and no end. */
+static void note_lost(struct store *store)
+{
+    for (size_t i = 0; i < store->damage.count; i++) {
+        const struct pages_damage *damage = &store->damage.list[i];
+        for (int j = 0; j < STORE_TABLES; j++) {
+            if (damage->first_bytes == 0 && damage->end_bytes == 0 &&
+                strcmp(damage->table, table_names[j]) == 0)
+                store->lost[j] = true;
+        }
+    }
 }
 
 static void close_store(struct store **store)
@@ -141,7 +162,9 @@ int store_open(const struct store_config *config, struct store **ret_store, stru
     if (store->path == NULL || store->boot_id == NULL)
         return error_set(err, MEMD_ENOMEM, "no memory for the store");
     int rc = synced_restore(store->path, store->boot_id, err);
+    if (rc == 0) rc = pages_check(store->path, &store->damage, err);
     if (rc < 0) return rc;
+    note_lost(store);
     rc = open_env(store);
     if (rc != 0) return fail(rc, config->path, err);
     /* Before the first commit: it is the first that needs protection. */
@@ -163,7 +186,13 @@ void store_close(struct store *store)
     pthread_mutex_destroy(&store->known_lock);
     free(store->path);
     free(store->boot_id);
+    pages_fini(&store->damage);
     free(store);
+}
+
+const struct pages_report *store_damage(const struct store *store)
+{
+    return &store->damage;
 }
 
 /* Everything committed is on the disk: from now on this is the state to fall back to. The old
@@ -283,18 +312,53 @@ bool store_get(struct store_txn *txn, enum store_table table, struct slice key,
     return true;
 }
 
+/* LMDB gives back the pages of a value by what stands in front of it, which no checksum covers.
+ * They must be those that the record under the cursor leads to. */
+static int check_value(const struct store *store, MDB_cursor *cursor)
+{
+    MDB_val key, value;
+    int rc = mdb_cursor_get(cursor, &key, &value, MDB_GET_CURRENT);
+    if (rc != 0) return rc;
+    const unsigned char *behind_key = (const unsigned char *)key.mv_data + key.mv_size;
+    if (behind_key == value.mv_data) return 0; /* it is in the record */
+    const unsigned char *page = (const unsigned char *)value.mv_data - PAGE_NODES;
+    size_t count = (PAGE_NODES - 1 + value.mv_size) / store->page_bytes + 1;
+    bool same = page_u64(page) == page_u64(behind_key) &&
+                (page_u16(page + PAGE_FLAGS) & ~PAGE_IS_DIRTY) == PAGE_IS_OVERFLOW &&
+                page_u32(page + PAGE_VALUE_PAGES) == count;
+    return same ? 0 : MDB_CORRUPTED;
+}
+
+/* Stand on a record that is about to lose its value. */
+static int find_old(struct store_txn *txn, MDB_dbi table, MDB_val *key, MDB_cursor **ret_cursor)
+{
+    int rc = mdb_cursor_open(txn->handle, table, ret_cursor);
+    if (rc == 0) rc = mdb_cursor_get(*ret_cursor, key, NULL, MDB_SET);
+    return rc != 0 ? rc : check_value(txn->store, *ret_cursor);
+}
+
 void store_put(struct store_txn *txn, enum store_table table, struct slice key, struct slice value)
 {
     if (txn->rc != 0) return;
     MDB_val k = to_val(key), v = to_val(value);
-    txn->rc = mdb_put(txn->handle, txn->store->tables[table], &k, &v, 0);
+    MDB_dbi handle = txn->store->tables[table];
+    MDB_cursor *cursor = NULL;
+    txn->rc = mdb_put(txn->handle, handle, &k, &v, MDB_NOOVERWRITE);
+    if (txn->rc != MDB_KEYEXIST) return;
+    txn->rc = find_old(txn, handle, &k, &cursor);
+    if (cursor != NULL) mdb_cursor_close(cursor);
+    v = to_val(value); /* it was told the old one */
+    if (txn->rc == 0) txn->rc = mdb_put(txn->handle, handle, &k, &v, 0);
 }
 
 bool store_delete(struct store_txn *txn, enum store_table table, struct slice key)
 {
     if (txn->rc != 0) return false;
     MDB_val k = to_val(key);
-    int rc = mdb_del(txn->handle, txn->store->tables[table], &k, NULL);
+    MDB_cursor *cursor = NULL;
+    int rc = find_old(txn, txn->store->tables[table], &k, &cursor);
+    if (rc == 0) rc = mdb_cursor_del(cursor, 0);
+    if (cursor != NULL) mdb_cursor_close(cursor);
     if (rc != 0 && rc != MDB_NOTFOUND) txn->rc = rc;
     return rc == 0;
 }
@@ -302,6 +366,7 @@ bool store_delete(struct store_txn *txn, enum store_table table, struct slice ke
 uint64_t store_count(struct store_txn *txn, enum store_table table)
 {
     MDB_stat stat = { 0 };
+    if (txn->store->lost[table]) return 0; /* asked for a lost root, LMDB fails all that follows */
     if (txn->rc == 0) txn->rc = mdb_stat(txn->handle, txn->store->tables[table], &stat);
     return stat.ms_entries;
 }
@@ -349,7 +414,8 @@ bool store_next(struct store_cursor *cursor)
 void store_cursor_delete(struct store_cursor *cursor)
 {
     if (cursor->txn->rc != 0) return;
-    cursor->txn->rc = mdb_cursor_del(cursor->handle, 0);
+    cursor->txn->rc = check_value(cursor->txn->store, cursor->handle);
+    if (cursor->txn->rc == 0) cursor->txn->rc = mdb_cursor_del(cursor->handle, 0);
 }
 
 void store_cursor_close(struct store_cursor *cursor)
@@ -461,7 +527,6 @@ static void know(struct store *store, const struct free_list *list, const struct
 
 void store_find_free(struct store *store, const struct store_ask *ask, struct store_free *ret_free)
 {
-    enum { PAGE_HEADER_BYTES = 16 };
     MDB_txn *txn = NULL;
     MDB_cursor *cursor = NULL;
     MDB_envinfo info;
@@ -469,7 +534,7 @@ void store_find_free(struct store *store, const struct store_ask *ask, struct st
     if (mdb_txn_begin(store->env, NULL, MDB_RDONLY, &txn) != 0) return;
     int rc = mdb_env_info(store->env, &info); /* not older than the transaction */
     assert(rc == 0);
-    size_t group = (PAGE_HEADER_BYTES - 1 + ask->value_bytes) / store->page_bytes + 1;
+    size_t group = (PAGE_NODES - 1 + ask->value_bytes) / store->page_bytes + 1;
     struct free_list list = { .last = mdb_txn_id(txn),
                               .oldest = oldest_read(store),
                               .pages = info.me_last_pgno + 1,

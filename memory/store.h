@@ -22,6 +22,7 @@
 #include <stdint.h>
 
 struct error;
+struct pages_report;
 struct store;
 
 /* X(name, text): the named databases, see docs/FORMAT.md. */
@@ -64,6 +65,10 @@ struct store_config {
 int store_open(const struct store_config *config, struct store **ret_store, struct error *err);
 void store_close(struct store *store);
 
+/* What was fenced off when it was opened (store_pages.c): reading there, and writing, is
+ * MEMD_ECORRUPT. Immutable. */
+const struct pages_report *store_damage(const struct store *store);
+
 /* Writer. Syncs what was committed under the old mode. */
 int store_set_mode(struct store *store, enum store_mode mode, struct error *err);
 int store_sync(struct store *store, struct error *err);
@@ -93,6 +98,7 @@ bool store_get(struct store_txn *txn, enum store_table table, struct slice key,
 void store_put(struct store_txn *txn, enum store_table table, struct slice key, struct slice value);
 /* Absent keys are fine; true when something was removed. */
 bool store_delete(struct store_txn *txn, enum store_table table, struct slice key);
+/* 0 where the root of the table is damaged. */
 uint64_t store_count(struct store_txn *txn, enum store_table table);
 
 struct store_cursor {

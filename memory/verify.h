@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* verify.h — one step of verifying a store (catalog_verify), for verify.c and verify_owned.c alone.
+/* verify.h — one step of verifying a store (catalog_verify), for verify*.c alone.
  *
  * Threads  the worker that runs the step
- * Tests    tests/unit/test_catalog.c, tests/unit/test_notes.c, tests/unit/test_columns_damage.c
+ * Tests    tests/unit/test_catalog.c, tests/unit/test_notes.c, tests/unit/test_columns_damage.c,
+ *          tests/unit/test_pages.c
  */
 #ifndef MEMD_MEMORY_VERIFY_H
 #define MEMD_MEMORY_VERIFY_H
@@ -22,6 +23,7 @@ struct verify {
     struct chain_key chain;   /* the entry before; context 0 = none */
     struct tail_key tail;     /* end of the record before, when tail_known; context 0 = none */
     bool tail_known;          /* false: the step began in the middle of the table */
+    bool gap;                 /* chain entries were passed over */
     uint32_t *holders;        /* of ids holders_first …, NULL until needed */
     uint64_t holders_first;
 };
@@ -41,5 +43,12 @@ bool verify_value(struct verify *verify, struct slice value, const char *what,
 void verify_note(struct verify *verify, struct slice key, struct slice value);
 void verify_param(struct verify *verify, struct slice key, struct slice value);
 void verify_set(struct verify *verify, struct slice key, struct slice value);
+
+/* The transaction came to what is fenced off: on the way to the next record, or `at_record`, from
+ * it to others. Says so, and begins a new one behind. Other failures are returned. */
+int verify_pass(struct verify *verify, bool at_record, struct error *err);
+
+/* What no walk comes by. */
+void verify_free_pages(struct verify *verify);
 
 #endif

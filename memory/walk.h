@@ -28,6 +28,7 @@ struct walk {
     enum store_table table;
     unsigned char key[LIMIT_NAME_BYTES + 1]; /* last one looked at */
     size_t key_bytes;                        /* 0 = at the start of the table */
+    bool passed; /* the key ends what was passed over, and was not looked at */
     struct store_cursor cursor;
     bool open;
 };
@@ -37,6 +38,9 @@ int walk_begin(const struct walk_args *args, struct walk *ret_walk, struct error
 /* The next record, in walk->cursor with walk->table.
  * False at the end of everything or when the transaction failed. */
 bool walk_next(struct walk *walk, struct store_txn *txn);
+
+/* Go on at the key `end`, whether it is there or not; 0 bytes: at the next table. */
+void walk_pass(struct walk *walk, struct slice end);
 
 /* Close the cursor; what to give the client (0 bytes when everything was seen). */
 void walk_end(struct walk *walk);

@@ -2,7 +2,8 @@
 /* verify.c — `memctl verify [NAME]`: step by step, so that the daemon serves others in between.
  * Findings are printed as they come; the exit code tells scripts that there were some. What the
  * daemon could not check (a method that its build lacks) is said at the end, and is no finding.
- * Where pages of the store itself are damaged there is no way on: that is the last finding. */
+ * Where pages of the store itself went bad since the daemon started there is no way on: that is the
+ * last finding. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -447,14 +447,20 @@ def damage(ctl, daemon):
     found = ctl.json("verify", expect=UNHEALTHY)
     assert not found["sound"] and found["findings"], found
     assert ctl.run("verify", expect=UNHEALTHY).startswith("damage: ")
-    daemon.stop()
-    for at in range(0, len(data), PAGE):
-        if segments_of(data[at:at + PAGE]):
-            data[at:at + PAGE] = bytes(PAGE)
-    path.write_bytes(data)
-    daemon.start()
+    with open(path, "r+b") as file:  # pages that go bad while the daemon runs: LMDB notices
+        for at in range(0, len(data), PAGE):
+            if segments_of(data[at:at + PAGE]):
+                file.seek(at)
+                file.write(bytes(PAGE))
     assert "MDB_CORRUPTED" in ctl.json("verify", expect=UNHEALTHY)["findings"][-1]
     assert "was not looked at\n" in ctl.run("verify", expect=UNHEALTHY)
+    daemon.stop()
+    daemon.start()  # now they are known
+    found = ctl.json("verify", expect=UNHEALTHY)["findings"]
+    assert any(re.match(r"segments: page \d+ of data.mdb is damaged: it bears another number; with it all records ",
+                        finding) for finding in found), found
+    daemon.wait_log(r"damage pages=\d+ ")
+    assert "was not looked at\n" not in ctl.run("verify", expect=UNHEALTHY)
 
 
 def drain(ctl, daemon):

@@ -1,0 +1,319 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* test_damage.c — what a catalog makes of damaged pages (test_pages.c has all kinds of damage, and
+ * the store alone): contexts are opened, read, appended to, dropped and verified in a child, over
+ * one page of the trees after the other. What a fetch returns is what was appended, or an error.
+ */
+#include "tests/unit/store_fixture.h"
+
+#include <fcntl.h>
+#include <sys/wait.h>
+
+#include "memory/page.h"
+#include "tests/random.h"
+
+enum {
+    PAGE = 4096,
+    CONTEXTS = 6,
+    TOKENS = 2100,
+    IMAGE_MAX = 64 << 20,
+    SECONDS_MAX = 30,
+    CASES_MAX = 40
+};
+
+struct damaged {
+    struct fixture fx;
+    char file[96];
+    unsigned char *image;
+    size_t pages;
+};
+
+/* A page of a tree, of this state or an old one. How many there are hangs on when the builder came
+ * by. */
+static bool in_tree(const struct damaged *damaged, size_t i)
+{
+    const unsigned char *page = damaged->image + i * PAGE;
+    uint16_t flags = page_u16(page + PAGE_FLAGS);
+    return page_u64(page) == i && (flags == PAGE_IS_BRANCH || flags == PAGE_IS_LEAF);
+}
+
+/* Long, so that the table of names has a few pages. */
+static void name_of(size_t i, char ret_name[200])
+{
+    snprintf(ret_name, 200, "%0*zu", 190, i);
+}
+
+static void begin(struct damaged *damaged)
+{
+    struct fixture *fx = &damaged->fx;
+    fixture_begin(fx);
+    fx->model.layers = 6;
+    char name[200];
+    for (size_t i = 0; i < 60; i++) {
+        name_of(i, name);
+        struct context *context = fixture_context(fx, name);
+        if (i < CONTEXTS) fixture_append(fx, context, 0, TOKENS);
+        arena_reset(&fx->arena);
+    }
+    fixture_close(fx);
+    snprintf(damaged->file, sizeof damaged->file, "%s/data.mdb", fx->path);
+    damaged->image = malloc(IMAGE_MAX);
+    assert_non_null(damaged->image);
+    int fd = open(damaged->file, O_RDONLY);
+    ssize_t bytes = read(fd, damaged->image, IMAGE_MAX);
+    close(fd);
+    assert_true(bytes > 0 && bytes < IMAGE_MAX);
+    damaged->pages = (size_t)bytes / PAGE;
+}
+
+static void end(struct damaged *damaged)
+{
+    arena_fini(&damaged->fx.arena);
+    fixture_remove(damaged->fx.path);
+    free(damaged->image);
+}
+
+static void write_image(const struct damaged *damaged, size_t page, const unsigned char *instead)
+{
+    int fd = open(damaged->file, O_WRONLY);
+    size_t bytes = damaged->pages * PAGE;
+    assert_int_equal(write(fd, damaged->image, bytes), bytes);
+    assert_int_equal(ftruncate(fd, (off_t)bytes), 0);
+    assert_int_equal(pwrite(fd, instead, PAGE, (off_t)(page * PAGE)), PAGE);
+    close(fd);
+}
+
+/* To the end, or to an error, which must be one. The last finding. */
+static int verify_all(struct fixture *fx, size_t *ret_findings, char ret_text[512])
+{
+    struct walk_args args = { .context_id = 0 };
+    struct error err = { 0 };
+    unsigned char cursor[LIMIT_CURSOR_BYTES];
+    *ret_findings = 0;
+    do {
+        struct verify_step step = { 0 };
+        int rc = catalog_verify(fx->catalog, &args, &fx->arena, &step, &err);
+        if (rc < 0) return rc;
+        for (size_t i = 0; i < step.finding_count; i++) {
+            if (strstr(step.findings[i], "is damaged") != NULL)
+                snprintf(ret_text, 512, "%s", step.findings[i]);
+        }
+        *ret_findings += step.finding_count;
+        if (step.cursor_bytes > 0) memcpy(cursor, step.cursor, step.cursor_bytes);
+        args.cursor = cursor;
+        args.cursor_bytes = step.cursor_bytes;
+    } while (args.cursor_bytes > 0);
+    return 0;
+}
+
+/* 0: all rows are as appended, or there is an error. */
+static int read_rows(struct fixture *fx, struct context *context, uint32_t layer)
+{
+    enum { COUNT = 32, ROW = 2 * 16 };
+    struct error err = { 0 };
+    uint16_t k[COUNT * ROW], v[COUNT * ROW];
+    uint32_t ids[COUNT];
+    uint64_t wanted[COUNT];
+    struct fetch_out out = { .k = k, .v = v, .token_ids = ids };
+    for (size_t i = 0; i < COUNT; i++) wanted[i] = i * (TOKENS / COUNT);
+    if (context_layer_tokens(context, layer) < TOKENS) return 0;
+    if (context_fetch(context, layer, wanted, COUNT, &out, &err) < 0) return 0;
+    int wrong = 0;
+    for (size_t i = 0; i < COUNT; i++) {
+        void *row = fixture_rows(fx, layer, wanted[i], 1, 0);
+        wrong += memcmp(row, k + i * ROW, sizeof *k * ROW) != 0;
+        free(row);
+    }
+    return wrong;
+}
+
+/* How many contexts can be read to the end. */
+static int use_contexts(struct fixture *fx, size_t *ret_whole)
+{
+    struct error err = { 0 };
+    char name[200];
+    *ret_whole = 0;
+    for (size_t i = 0; i < CONTEXTS + 1; i++) {
+        struct context *context = NULL;
+        bool created = false;
+        name_of(i, name);
+        struct open_args args = { .name = name, .model = &fx->model, .method = "", .create = true };
+        int rc = catalog_open_context(fx->catalog, &args, &fx->arena, &context, &created, &err);
+        if (rc < 0) continue;
+        struct answer answer;
+        struct progress progress = { 0 };
+        uint64_t tokens = context_layer_tokens(context, 1);
+        size_t answered = 0;
+        for (uint32_t layer = 0; layer < fx->model.layers; layer++) {
+            if (read_rows(fx, context, layer) != 0) return 1;
+            answered += fixture_attend(fx, context, layer, UINT64_MAX, &answer, &err) == 0;
+        }
+        *ret_whole += tokens >= TOKENS && answered == fx->model.layers;
+        fixture_append_layer(fx, context, (struct place){ 1, tokens }, 100, &progress, &err);
+        arena_reset(&fx->arena);
+    }
+    return 0;
+}
+
+static int use(struct fixture *fx)
+{
+    struct error err = { 0 };
+    char text[512];
+    size_t findings = 0, whole = 0;
+    uint64_t bytes = 0;
+    if (catalog_open(&fx->config, &fx->catalog, &err) < 0) return 0;
+    verify_all(fx, &findings, text);
+    struct list_args args = { .prefix = "", .after = "" };
+    struct list_page page;
+    catalog_list(fx->catalog, &args, &fx->arena, &page, &err);
+    int wrong = use_contexts(fx, &whole);
+    catalog_drop(fx->catalog, 2, &bytes, &err);
+    catalog_drop(fx->catalog, 5, &bytes, &err);
+    catalog_sync(fx->catalog, &err);
+    fixture_close(fx);
+    return wrong;
+}
+
+static void zeros(struct damaged *damaged, uint64_t *seed, unsigned char *page)
+{
+    (void)damaged;
+    (void)seed;
+    memset(page, 0, PAGE);
+}
+
+static void offsets(struct damaged *damaged, uint64_t *seed, unsigned char *page)
+{
+    (void)damaged;
+    page[PAGE_NODES + 1 + 2 * random_below(seed, page_count(page))] ^= 0xA0;
+}
+
+static void another(struct damaged *damaged, uint64_t *seed, unsigned char *page)
+{
+    uint64_t number = page_u64(page);
+    memcpy(page, damaged->image + PAGE * (2 + random_below(seed, damaged->pages - 2)), PAGE);
+    memcpy(page, &number, sizeof number);
+}
+
+static void test_every_page(void **state)
+{
+    (void)state;
+    static void (*const kinds[])(struct damaged *, uint64_t *, unsigned char *) = { zeros, offsets,
+                                                                                    another };
+    struct damaged damaged;
+    begin(&damaged);
+    uint64_t seed = random_seed();
+    size_t cases = 0, seen = 0, all = 0;
+    for (size_t i = 2; i < damaged.pages; i++) all += in_tree(&damaged, i);
+    for (size_t i = 2; i < damaged.pages; i++) {
+        unsigned char page[PAGE];
+        if (!in_tree(&damaged, i) || seen++ % (all / CASES_MAX + 1) != 0) continue;
+        memcpy(page, damaged.image + i * PAGE, PAGE);
+        kinds[cases % 3](&damaged, &seed, page);
+        write_image(&damaged, i, page);
+        fflush(NULL);
+        pid_t pid = fork();
+        int status = 0;
+        if (pid == 0) {
+            alarm(SECONDS_MAX);
+            _exit(use(&damaged.fx));
+        }
+        assert_int_equal(waitpid(pid, &status, 0), pid);
+        if (WIFSIGNALED(status)) fail_msg("page %zu: signal %d", i, WTERMSIG(status));
+        if (WEXITSTATUS(status) != 0) fail_msg("page %zu: %d", i, WEXITSTATUS(status));
+        cases++;
+    }
+    print_message("%zu damages\n", cases);
+    assert_true(cases > 20);
+    end(&damaged);
+}
+
+/* A leaf of values of segments (docs/FORMAT.md). */
+static bool has_segments(const struct damaged *damaged, size_t i)
+{
+    const unsigned char *page = damaged->image + i * PAGE;
+    return in_tree(damaged, i) && page_u16(page + PAGE_FLAGS) == PAGE_IS_LEAF &&
+           page_node_key(page_node(page, 0)).bytes == 11;
+}
+
+/* Others are served; verify names table and page, and looks at what is behind them. */
+static void test_rest_is_served(void **state)
+{
+    (void)state;
+    struct damaged damaged;
+    begin(&damaged);
+    struct fixture *fx = &damaged.fx;
+    size_t leaves = 0;
+    for (size_t i = 2; i < damaged.pages && leaves < 4; i++) {
+        size_t findings = 0, whole = 0, sound = 0;
+        unsigned char page[PAGE] = { 0 };
+        char text[512] = "", wanted[64];
+        struct catalog_stats stats;
+        if (!has_segments(&damaged, i)) continue;
+        write_image(&damaged, i, page);
+        fixture_open(fx);
+        catalog_get_stats(fx->catalog, &stats);
+        if (stats.damaged_pages == 0) { /* of an old state */
+            fixture_close(fx);
+            continue;
+        }
+        assert_int_equal(stats.damaged_pages, 1);
+        assert_int_equal(verify_all(fx, &findings, text), 0);
+        snprintf(wanted, sizeof wanted, "segments: page %zu of data.mdb is damaged: ", i);
+        if (strncmp(text, wanted, strlen(wanted)) != 0) fail_msg("%s", text);
+        assert_int_equal(use_contexts(fx, &whole), 0);
+        assert_in_range(whole, 1, CONTEXTS - 1);
+        leaves++;
+        fixture_close(fx);
+        write_image(&damaged, i, damaged.image + i * PAGE);
+        fixture_open(fx);
+        assert_int_equal(verify_all(fx, &findings, text), 0);
+        assert_int_equal(findings, 0);
+        assert_int_equal(use_contexts(fx, &sound), 0);
+        assert_int_equal(sound, CONTEXTS);
+        fixture_close(fx);
+    }
+    assert_true(leaves > 1);
+    end(&damaged);
+}
+
+/* Everything is served; the list is said to be empty now, and is sound at the next start. */
+static void test_free_list(void **state)
+{
+    (void)state;
+    struct damaged damaged;
+    begin(&damaged);
+    struct fixture *fx = &damaged.fx;
+    size_t met = 0;
+    for (size_t i = 2; i < damaged.pages && met == 0; i++) {
+        size_t findings = 0, whole = 0;
+        unsigned char page[PAGE] = { 0 };
+        char text[512] = "", wanted[64];
+        struct error err = { 0 };
+        struct catalog_stats stats;
+        if (!in_tree(&damaged, i)) continue;
+        write_image(&damaged, i, page);
+        if (catalog_open(&fx->config, &fx->catalog, &err) < 0) continue;
+        verify_all(fx, &findings, text);
+        snprintf(wanted, sizeof wanted, "free pages: page %zu of data.mdb is damaged: ", i);
+        if (strncmp(text, wanted, strlen(wanted)) == 0) {
+            met++;
+            assert_int_equal(use_contexts(fx, &whole), 0);
+            assert_int_equal(whole, CONTEXTS);
+            fixture_restart(fx);
+            catalog_get_stats(fx->catalog, &stats);
+            assert_int_equal(stats.damaged_pages, 0);
+            assert_int_equal(verify_all(fx, &findings, text), 0);
+            assert_int_equal(findings, 0);
+        }
+        fixture_close(fx);
+    }
+    assert_int_equal(met, 1);
+    end(&damaged);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = { cmocka_unit_test(test_rest_is_served),
+                                        cmocka_unit_test(test_free_list),
+                                        cmocka_unit_test(test_every_page) };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

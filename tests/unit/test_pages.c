@@ -1,0 +1,599 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* test_pages.c — a store whose pages are damaged, one at a time, in many ways: every page of its
+ * trees, every byte of its meta pages. A child opens it, reads, walks, writes and deletes; whatever
+ * that gives, it ends by itself and in time, and a value that is read is the one that was written.
+ * Keys are long, so that few of them make trees of three levels.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "memory/store.h"
+#include "memory/store_pages.h"
+#include "tests/random.h"
+
+enum { KEYS = 250, PAGE = 4096, IMAGE_MAX = 16 << 20, SECONDS_MAX = 20 };
+
+struct place {
+    char path[64], file[80];
+    unsigned char *image; /* the store as it was */
+    size_t pages;
+    uint64_t seed;
+};
+
+static void make_place(struct place *place)
+{
+    *place = (struct place){ .path = "/tmp/memd-test-XXXXXX", .seed = random_seed() };
+    assert_non_null(mkdtemp(place->path));
+    snprintf(place->file, sizeof place->file, "%s/data.mdb", place->path);
+}
+
+static void remove_place(struct place *place)
+{
+    char lock[80];
+    snprintf(lock, sizeof lock, "%s/lock.mdb", place->path);
+    unlink(lock);
+    assert_int_equal(unlink(place->file), 0);
+    assert_int_equal(rmdir(place->path), 0);
+    free(place->image);
+}
+
+static int open_place(const struct place *place, struct store **ret_store, struct error *err)
+{
+    struct store_config config = { place->path, 64 << 20, STORE_LAZY, "a" };
+    return store_open(&config, ret_store, err);
+}
+
+static struct store *open_sound(const struct place *place)
+{
+    struct store *store = NULL;
+    struct error err = { 0 };
+    if (open_place(place, &store, &err) < 0) fail_msg("%s", err.text);
+    const struct pages_report *report = store_damage(store);
+    if (report->total != 0)
+        fail_msg("%zu damages, page %llu: %s", report->total,
+                 (unsigned long long)report->list[0].page, report->list[0].why);
+    return store;
+}
+
+/* Of 5 to 500 bytes, in another order than `i`. */
+static struct slice key_of(size_t i, unsigned char buffer[512])
+{
+    uint64_t state = i;
+    size_t bytes = 5 + (i % 4 == 0 ? 20 : 495);
+    memset(buffer, (int)(i % 251), bytes);
+    uint32_t mixed = (uint32_t)random_u64(&state);
+    memcpy(buffer, &mixed, 4);
+    buffer[4] = (unsigned char)i;
+    return (struct slice){ buffer, bytes };
+}
+
+/* A third of them have pages of their own. */
+static struct slice value_of(size_t i, unsigned turn, unsigned char buffer[12000])
+{
+    size_t bytes = i % 3 == 0 ? 3000 + i * 61 % 9000 : i % 700;
+    for (size_t j = 0; j < bytes; j++) buffer[j] = (unsigned char)(i * 7 + turn + j / 64);
+    return (struct slice){ buffer, bytes };
+}
+
+/* Is it one of the values that this key was given? Those with pages of their own have checksums,
+ * above the store. */
+static bool is_value_of(size_t i, struct slice value)
+{
+    unsigned char buffer[12000];
+    bool same = value.bytes >= PAGE / 2;
+    for (unsigned turn = 0; turn < 4 && !same; turn++) {
+        struct slice wanted = value_of(i, turn, buffer);
+        same = wanted.bytes == value.bytes && memcmp(wanted.data, value.data, value.bytes) == 0;
+    }
+    return same;
+}
+
+static void put(struct store_txn *txn, enum store_table table, size_t i, unsigned turn)
+{
+    unsigned char key[512], value[12000];
+    store_put(txn, table, key_of(i, key), value_of(i, turn, value));
+}
+
+static void delete (struct store_txn *txn, enum store_table table, size_t i)
+{
+    unsigned char key[512];
+    store_delete(txn, table, key_of(i, key));
+}
+
+static void read_image(struct place *place)
+{
+    free(place->image);
+    place->image = malloc(IMAGE_MAX);
+    assert_non_null(place->image);
+    int fd = open(place->file, O_RDONLY);
+    ssize_t bytes = read(fd, place->image, IMAGE_MAX);
+    close(fd);
+    assert_true(bytes > 0 && bytes < IMAGE_MAX);
+    place->pages = (size_t)bytes / PAGE;
+}
+
+/* Two tables, one of them with branches of branches; free pages, several records of them. */
+static void fill(struct place *place)
+{
+    struct error err = { 0 };
+    struct store *store = open_sound(place);
+    struct store_txn txn;
+    for (unsigned turn = 0; turn < 3; turn++) {
+        assert_int_equal(store_begin(store, true, &txn, &err), 0);
+        for (size_t i = 0; i < KEYS; i++) {
+            if (turn == 0 || i % 5 == turn) put(&txn, STORE_SEGMENTS, i, turn);
+            if (i % 8 == 0) put(&txn, STORE_CHAINS, i, turn);
+            if (turn == 1 && i % 11 == 0) delete (&txn, STORE_SEGMENTS, i);
+        }
+        if (store_commit(&txn, &err) < 0) fail_msg("%s", err.text);
+    }
+    store_close(store);
+    read_image(place);
+}
+
+/* The store as it was, but for one page. */
+static void write_image(const struct place *place, size_t page, const unsigned char *instead)
+{
+    int fd = open(place->file, O_WRONLY);
+    if (fd < 0) fail_msg("%s: %s", place->file, strerror(errno));
+    size_t bytes = place->pages * PAGE;
+    if (write(fd, place->image, bytes) != (ssize_t)bytes) fail_msg("%s", strerror(errno));
+    assert_int_equal(ftruncate(fd, (off_t)bytes), 0);
+    assert_int_equal(pwrite(fd, instead, PAGE, (off_t)(page * PAGE)), PAGE);
+    close(fd);
+}
+
+static bool in_tree(const struct place *place, size_t page)
+{
+    const unsigned char *at = place->image + page * PAGE;
+    uint16_t flags = page_u16(at + PAGE_FLAGS);
+    return page_u64(at) == page && (flags == PAGE_IS_BRANCH || flags == PAGE_IS_LEAF);
+}
+
+/* ---- what a child does with it; 1: a value was another's, 2: a walk found no end ---- */
+
+static int read_all(struct store *store)
+{
+    static const enum store_table tables[] = { STORE_SEGMENTS, STORE_CHAINS };
+    struct error err = { 0 };
+    struct slice value;
+    unsigned char key[512];
+    for (size_t i = 0; i < 2 * KEYS; i++) { /* a transaction each: the next key may be whole */
+        struct store_txn txn = { 0 };
+        if (store_begin(store, false, &txn, &err) < 0) return 0;
+        bool found = store_get(&txn, tables[i % 2], key_of(i / 2, key), &value);
+        bool wrong = found && !is_value_of(i / 2, value);
+        store_abort(&txn);
+        if (wrong) return 1;
+    }
+    return 0;
+}
+
+static int walk_all(struct store *store)
+{
+    struct error err = { 0 };
+    for (int table = 0; table < STORE_TABLES; table++) {
+        struct store_txn txn = { 0 };
+        struct store_cursor cursor;
+        size_t count = 0;
+        if (store_begin(store, false, &txn, &err) < 0) return 0;
+        bool more = store_seek(&txn, (enum store_table)table, (struct slice){ NULL, 0 }, &cursor);
+        for (; more && count <= KEYS; count++) more = store_next(&cursor);
+        store_cursor_close(&cursor);
+        store_abort(&txn);
+        if (count > KEYS) return 2;
+    }
+    struct store_free space;
+    struct store_ask ask = { .bytes = UINT64_MAX / 4,
+                             .run_bytes = UINT64_MAX / 4,
+                             .value_bytes = 100 }; /* the whole list */
+    store_find_free(store, &ask, &space);
+    return 0;
+}
+
+static void change(struct store *store, unsigned step)
+{
+    struct error err = { 0 };
+    for (size_t first = 0; first < KEYS; first += 50) {
+        struct store_txn txn = { 0 };
+        if (store_begin(store, true, &txn, &err) < 0) return;
+        for (size_t i = first; i < first + 50; i++) {
+            if (i % 3 == step % 3) delete (&txn, STORE_SEGMENTS, i);
+            if (i % 3 == (step + 1) % 3) put(&txn, STORE_SEGMENTS, i, 3);
+            if (i % 16 == 0) delete (&txn, STORE_CHAINS, i);
+        }
+        store_commit(&txn, &err);
+    }
+}
+
+static int use(const struct place *place)
+{
+    struct store *store = NULL;
+    struct error err = { 0 };
+    if (open_place(place, &store, &err) < 0) return 0;
+    int rc = read_all(store);
+    if (rc == 0) rc = walk_all(store);
+    for (unsigned step = 0; rc == 0 && step < 3; step++) {
+        change(store, step);
+        rc = walk_all(store);
+    }
+    if (rc == 0) rc = read_all(store);
+    store_close(store);
+    return rc;
+}
+
+/* What it wrote before is as good as what it found. */
+static int use_again(const struct place *place)
+{
+    struct store *store = NULL;
+    struct error err = { 0 };
+    if (open_place(place, &store, &err) < 0) return 0;
+    int rc = walk_all(store);
+    store_close(store);
+    return rc;
+}
+
+static void expect_survival(const struct place *place, const char *what, size_t page)
+{
+    fflush(NULL);
+    pid_t pid = fork();
+    int status = 0;
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        alarm(SECONDS_MAX);
+        int rc = use(place);
+        _exit(rc != 0 ? rc : use_again(place));
+    }
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    if (WIFSIGNALED(status)) fail_msg("%s, page %zu: signal %d", what, page, WTERMSIG(status));
+    if (WEXITSTATUS(status) != 0)
+        fail_msg("%s, page %zu: %s", what, page,
+                 WEXITSTATUS(status) == 1 ? "another's value" : "a walk without end");
+}
+
+/* ---- kinds of damage ---- */
+
+static void set16(unsigned char *at, unsigned value)
+{
+    at[0] = (unsigned char)value;
+    at[1] = (unsigned char)(value >> 8);
+}
+
+struct kind {
+    const char *name;
+    void (*apply)(struct place *place, unsigned char *page);
+};
+
+static unsigned char *some_node(struct place *place, unsigned char *page)
+{
+    return page + page_u16(page + PAGE_NODES + 2 * random_below(&place->seed, page_count(page)));
+}
+
+static void zeros(struct place *place, unsigned char *page)
+{
+    (void)place;
+    memset(page, 0, PAGE);
+}
+
+static void noise(struct place *place, unsigned char *page)
+{
+    for (size_t i = 0; i < PAGE; i++) page[i] = (unsigned char)random_u64(&place->seed);
+}
+
+static void half(struct place *place, unsigned char *page)
+{
+    (void)place;
+    memset(page + PAGE / 2, 0, PAGE / 2);
+}
+
+static void another(struct place *place, unsigned char *page)
+{
+    size_t from = page_u64(page) == 0 ? 1 : 0;
+    do from = random_below(&place->seed, place->pages);
+    while (!in_tree(place, from) || from == page_u64(page));
+    memcpy(page, place->image + from * PAGE, PAGE);
+}
+
+static void another_renumbered(struct place *place, unsigned char *page)
+{
+    uint64_t number = page_u64(page);
+    another(place, page);
+    memcpy(page, &number, sizeof number);
+}
+
+static void number(struct place *place, unsigned char *page)
+{
+    page[random_below(&place->seed, 8)] ^= (unsigned char)(1u << random_below(&place->seed, 8));
+}
+
+static void flags(struct place *place, unsigned char *page)
+{
+    set16(page + PAGE_FLAGS, page_u16(page + PAGE_FLAGS) ^ 1u << random_below(&place->seed, 16));
+}
+
+static void other_kind(struct place *place, unsigned char *page)
+{
+    (void)place;
+    set16(page + PAGE_FLAGS, page_u16(page + PAGE_FLAGS) ^ 3u);
+}
+
+static void lower(struct place *place, unsigned char *page)
+{
+    unsigned value = random_below(&place->seed, 2) == 0
+                         ? page_u16(page + PAGE_LOWER) ^ 1u << random_below(&place->seed, 16)
+                         : PAGE_NODES;
+    set16(page + PAGE_LOWER, value);
+}
+
+static void upper(struct place *place, unsigned char *page)
+{
+    set16(page + PAGE_UPPER, page_u16(page + PAGE_UPPER) ^ 1u << random_below(&place->seed, 16));
+}
+
+static void offset(struct place *place, unsigned char *page)
+{
+    unsigned char *at = page + PAGE_NODES + 2 * random_below(&place->seed, page_count(page));
+    set16(at, page_u16(at) ^ 1u << random_below(&place->seed, 16));
+}
+
+static void node_head(struct place *place, unsigned char *page)
+{
+    some_node(place, page)[random_below(&place->seed, PAGE_NODE_KEY)] ^=
+        (unsigned char)(1u << random_below(&place->seed, 8));
+}
+
+static void node_key(struct place *place, unsigned char *page)
+{
+    unsigned char *node = some_node(place, page);
+    if (page_node_key(node).bytes > 0) node[PAGE_NODE_KEY] ^= 0x80; /* a branch's first has none */
+}
+
+/* To another page that exists: the root, itself, a neighbour, a value. */
+static void leads_elsewhere(struct place *place, unsigned char *page)
+{
+    unsigned char *node = some_node(place, page);
+    uint64_t to = random_below(&place->seed, place->pages);
+    if (page_u16(page + PAGE_FLAGS) == PAGE_IS_BRANCH)
+        memcpy(node, &to, 6);
+    else if (page_u16(node + PAGE_NODE_FLAGS) == PAGE_HAS_PAGES)
+        memcpy(node + PAGE_NODE_KEY + page_u16(node + PAGE_NODE_KEY_BYTES), &to, sizeof to);
+}
+
+static const struct kind kinds[] = {
+    { "zeros", zeros },
+    { "noise", noise },
+    { "half", half },
+    { "another page", another },
+    { "another page by its number", another_renumbered },
+    { "number", number },
+    { "flags", flags },
+    { "leaf for branch", other_kind },
+    { "lower", lower },
+    { "upper", upper },
+    { "offset", offset },
+    { "head of a node", node_head },
+    { "key of a node", node_key },
+    { "number of a child", leads_elsewhere },
+};
+enum { KINDS = sizeof kinds / sizeof kinds[0] };
+
+static void test_every_page(void **state)
+{
+    (void)state;
+    struct place place;
+    make_place(&place);
+    fill(&place);
+    unsigned char page[PAGE];
+    size_t cases = 0, branches = 0;
+    for (size_t i = 2; i < place.pages; i++) {
+        if (!in_tree(&place, i)) continue;
+        memcpy(page, place.image + i * PAGE, PAGE);
+        bool branch = page_u16(page + PAGE_FLAGS) == PAGE_IS_BRANCH;
+        branches += branch;
+        for (size_t j = 0; j < KINDS; j++) {
+            if (!branch && j != i % KINDS) continue;
+            memcpy(page, place.image + i * PAGE, PAGE);
+            kinds[j].apply(&place, page);
+            write_image(&place, i, page);
+            expect_survival(&place, kinds[j].name, i);
+            cases++;
+        }
+    }
+    assert_true(branches > 10);
+    print_message("%zu damages\n", cases);
+    remove_place(&place);
+}
+
+/* One bit of each byte, of either in turn. */
+static void test_meta_pages(void **state)
+{
+    (void)state;
+    struct place place;
+    make_place(&place);
+    fill(&place);
+    for (size_t i = 0; i < PAGE_META_BYTES; i++) {
+        unsigned char page[PAGE];
+        size_t which = i % 2;
+        memcpy(page, place.image + which * PAGE, PAGE);
+        page[i] ^= (unsigned char)(1u << random_below(&place.seed, 8));
+        write_image(&place, which, page);
+        expect_survival(&place, "bit of a meta page", which);
+    }
+    remove_place(&place);
+}
+
+/* The next commit would write over what is behind: nothing is touched. */
+static void test_last_page(void **state)
+{
+    (void)state;
+    struct place place;
+    make_place(&place);
+    fill(&place);
+    struct store *store = NULL;
+    struct error err = { 0 };
+    unsigned char page[PAGE], after[PAGE];
+    size_t newest = page_u64(place.image + PAGE_META_TXN) >
+                            page_u64(place.image + PAGE + PAGE_META_TXN)
+                        ? 0
+                        : 1;
+    memcpy(page, place.image + newest * PAGE, PAGE);
+    uint64_t last = page_u64(page + PAGE_META_LAST_PAGE) / 2;
+    memcpy(page + PAGE_META_LAST_PAGE, &last, sizeof last);
+    write_image(&place, newest, page);
+    assert_int_equal(open_place(&place, &store, &err), MEMD_ECORRUPT);
+    assert_non_null(strstr(err.text, "last page is too small"));
+    int fd = open(place.file, O_RDONLY);
+    for (size_t i = 0; i < place.pages; i++) {
+        assert_int_equal(pread(fd, after, PAGE, (off_t)(i * PAGE)), PAGE);
+        assert_memory_equal(after, i == newest ? page : place.image + i * PAGE, PAGE);
+    }
+    close(fd);
+    remove_place(&place);
+}
+
+/* The file ends too early. */
+static void test_truncated(void **state)
+{
+    (void)state;
+    struct place place;
+    make_place(&place);
+    fill(&place);
+    for (size_t pages = 0; pages < place.pages; pages += 1 + place.pages / 20) {
+        write_image(&place, 0, place.image);
+        assert_int_equal(truncate(place.file, (off_t)(pages * PAGE + pages % 3 * 100)), 0);
+        expect_survival(&place, "truncated", pages);
+    }
+    remove_place(&place);
+}
+
+static void test_sound(void **state)
+{
+    (void)state;
+    struct place place;
+    make_place(&place);
+    for (size_t round = 0; round < 12; round++) {
+        struct store *store = open_sound(&place);
+        struct error err = { 0 };
+        for (size_t turn = 0; turn < 4; turn++) {
+            struct store_txn txn;
+            assert_int_equal(store_begin(store, true, &txn, &err), 0);
+            for (size_t i = 0; i < KEYS; i++) {
+                enum store_table table = (enum store_table)random_below(&place.seed, 3);
+                size_t at = random_below(&place.seed, KEYS);
+                if (random_below(&place.seed, 5) < (round % 3 == 2 ? 4 : 2))
+                    delete (&txn, table, at);
+                else
+                    put(&txn, table, at, (unsigned)turn);
+            }
+            if (store_commit(&txn, &err) < 0) fail_msg("%s", err.text);
+        }
+        store_close(store);
+    }
+    store_close(open_sound(&place));
+    remove_place(&place);
+}
+
+/* What is sound again is let in again, with everything under it. */
+static void test_mended(void **state)
+{
+    (void)state;
+    struct place place;
+    make_place(&place);
+    fill(&place);
+    size_t leaves = 0;
+    for (size_t i = 2; i < place.pages && leaves < 20; i++) {
+        unsigned char page[PAGE] = { 0 };
+        struct store *store = NULL;
+        struct error err = { 0 };
+        if (!in_tree(&place, i)) continue;
+        write_image(&place, i, page);
+        if (open_place(&place, &store, &err) < 0) continue; /* it leads to all tables */
+        const struct pages_report *report = store_damage(store);
+        bool listed = report->total == 1 && report->list[0].page == i;
+        bool of_table = listed && report->list[0].table[0] != 0;
+        if (report->total > 0) assert_true(listed); /* 0: of an old state */
+        store_close(store);
+        if (!of_table) continue; /* the list of free pages is not mended */
+        int fd = open(place.file, O_WRONLY);
+        assert_int_equal(pwrite(fd, place.image + i * PAGE, PAGE, (off_t)(i * PAGE)), PAGE);
+        close(fd);
+        store = open_sound(&place);
+        for (size_t at = 0; at < KEYS; at++) {
+            struct store_txn txn = { 0 };
+            unsigned char key[512];
+            struct slice value;
+            assert_int_equal(store_begin(store, false, &txn, &err), 0);
+            bool found = store_get(&txn, STORE_SEGMENTS, key_of(at, key), &value);
+            assert_int_equal(found, at % 11 != 0 || at % 5 == 2);
+            assert_true(!found || is_value_of(at, value));
+            store_abort(&txn);
+        }
+        store_close(store);
+        leaves++;
+    }
+    assert_true(leaves > 10);
+    remove_place(&place);
+}
+
+/* Pages are given back by what stands in front of a value. */
+static void test_value_header(void **state)
+{
+    (void)state;
+    static const size_t fields[] = { 5 /* of the number */, PAGE_FLAGS, PAGE_VALUE_PAGES };
+    struct place place;
+    make_place(&place);
+    fill(&place);
+    size_t met = 0;
+    for (size_t i = 2; i < place.pages; i++) {
+        unsigned char page[PAGE], key[512], old[12000];
+        memcpy(page, place.image + i * PAGE, PAGE);
+        if (page_u64(page) != i || page_u16(page + PAGE_FLAGS) != PAGE_IS_OVERFLOW) continue;
+        page[fields[i % 3]] ^= 1;
+        write_image(&place, i, page);
+        struct store *store = open_sound(&place); /* values are not read */
+        struct error err = { 0 };
+        for (size_t at = 0; at < KEYS; at += 3) {
+            struct store_txn txn = { 0 };
+            struct slice value;
+            assert_int_equal(store_begin(store, true, &txn, &err), 0);
+            bool hit = store_get(&txn, STORE_SEGMENTS, key_of(at, key), &value) &&
+                       value.bytes >= PAGE / 2 &&
+                       memcmp((const char *)value.data - PAGE_NODES, page, PAGE_NODES) == 0;
+            if (hit && i % 2 == 0)
+                store_put(&txn, STORE_SEGMENTS, key_of(at, key), value_of(at, 2, old));
+            else if (hit)
+                store_delete(&txn, STORE_SEGMENTS, key_of(at, key));
+            assert_int_equal(store_failed(&txn, &err), hit ? MEMD_ECORRUPT : 0);
+            store_abort(&txn);
+            met += hit;
+        }
+        store_close(store);
+        if (met > 20) break;
+    }
+    assert_true(met > 20);
+    remove_place(&place);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_sound),        cmocka_unit_test(test_mended),
+        cmocka_unit_test(test_value_header), cmocka_unit_test(test_truncated),
+        cmocka_unit_test(test_last_page),    cmocka_unit_test(test_meta_pages),
+        cmocka_unit_test(test_every_page),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
