@@ -1,23 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* test_pages.c — a store whose pages are damaged, one at a time, in many ways: every page of its
  * trees, every byte of its meta pages. A child opens it, reads, walks, writes and deletes; whatever
- * that gives, it ends by itself and in time, and a value that is read is the one that was written.
+ * that gives, it goes on, in time, and a value that is read is the one that was written.
  * Keys are long, so that few of them make trees of three levels.
  */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
+#include "tests/unit/child.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include "base/error.h"
 #include "memory/store.h"
@@ -128,6 +120,7 @@ static void read_image(struct place *place)
 /* Two tables, one of them with branches of branches; free pages, several records of them. */
 static void fill(struct place *place)
 {
+    make_place(place);
     struct error err = { 0 };
     struct store *store = open_sound(place);
     struct store_txn txn;
@@ -235,33 +228,16 @@ static int use(const struct place *place)
     return rc;
 }
 
-/* What it wrote before is as good as what it found. */
-static int use_again(const struct place *place)
+/* What it wrote is as good as what it found. */
+static int use_twice(const struct place *place)
 {
     struct store *store = NULL;
     struct error err = { 0 };
-    if (open_place(place, &store, &err) < 0) return 0;
-    int rc = walk_all(store);
+    int rc = use(place);
+    if (rc != 0 || open_place(place, &store, &err) < 0) return rc;
+    rc = walk_all(store);
     store_close(store);
     return rc;
-}
-
-static void expect_survival(const struct place *place, const char *what, size_t page)
-{
-    fflush(NULL);
-    pid_t pid = fork();
-    int status = 0;
-    assert_true(pid >= 0);
-    if (pid == 0) {
-        alarm(SECONDS_MAX);
-        int rc = use(place);
-        _exit(rc != 0 ? rc : use_again(place));
-    }
-    assert_int_equal(waitpid(pid, &status, 0), pid);
-    if (WIFSIGNALED(status)) fail_msg("%s, page %zu: signal %d", what, page, WTERMSIG(status));
-    if (WEXITSTATUS(status) != 0)
-        fail_msg("%s, page %zu: %s", what, page,
-                 WEXITSTATUS(status) == 1 ? "another's value" : "a walk without end");
 }
 
 /* ---- kinds of damage ---- */
@@ -390,48 +366,65 @@ static const struct kind kinds[] = {
 };
 enum { KINDS = sizeof kinds / sizeof kinds[0] };
 
+static bool is_branch(const struct place *place, size_t i)
+{
+    return page_u16(place->image + i * PAGE + PAGE_FLAGS) == PAGE_IS_BRANCH;
+}
+
+static int damage_pages(void *arg, struct child_case *now)
+{
+    struct place *place = arg;
+    int rc = 0;
+    for (size_t i = 2; rc == 0 && i < place->pages; i++) {
+        if (!in_tree(place, i)) continue;
+        for (size_t j = 0; rc == 0 && j < KINDS; j++) {
+            unsigned char page[PAGE];
+            if (!is_branch(place, i) && j != i % KINDS) continue;
+            child_begins(now, kinds[j].name, i, SECONDS_MAX);
+            memcpy(page, place->image + i * PAGE, PAGE);
+            kinds[j].apply(place, page);
+            write_image(place, i, page);
+            rc = use_twice(place);
+        }
+    }
+    return rc;
+}
+
 static void test_every_page(void **state)
 {
     (void)state;
     struct place place;
-    make_place(&place);
     fill(&place);
-    unsigned char page[PAGE];
-    size_t cases = 0, branches = 0;
-    for (size_t i = 2; i < place.pages; i++) {
-        if (!in_tree(&place, i)) continue;
-        memcpy(page, place.image + i * PAGE, PAGE);
-        bool branch = page_u16(page + PAGE_FLAGS) == PAGE_IS_BRANCH;
-        branches += branch;
-        for (size_t j = 0; j < KINDS; j++) {
-            if (!branch && j != i % KINDS) continue;
-            memcpy(page, place.image + i * PAGE, PAGE);
-            kinds[j].apply(&place, page);
-            write_image(&place, i, page);
-            expect_survival(&place, kinds[j].name, i);
-            cases++;
-        }
-    }
+    size_t branches = 0;
+    for (size_t i = 2; i < place.pages; i++) branches += in_tree(&place, i) && is_branch(&place, i);
     assert_true(branches > 10);
-    print_message("%zu damages\n", cases);
+    print_message("%zu damages\n", child_survives(damage_pages, &place));
     remove_place(&place);
 }
 
 /* One bit of each byte, of either in turn. */
+static int damage_meta_pages(void *arg, struct child_case *now)
+{
+    struct place *place = arg;
+    int rc = 0;
+    for (size_t i = 0; rc == 0 && i < PAGE_META_BYTES; i++) {
+        unsigned char page[PAGE];
+        size_t which = i % 2;
+        child_begins(now, "bit of a meta page", which, SECONDS_MAX);
+        memcpy(page, place->image + which * PAGE, PAGE);
+        page[i] ^= (unsigned char)(1u << random_below(&place->seed, 8));
+        write_image(place, which, page);
+        rc = use_twice(place);
+    }
+    return rc;
+}
+
 static void test_meta_pages(void **state)
 {
     (void)state;
     struct place place;
-    make_place(&place);
     fill(&place);
-    for (size_t i = 0; i < PAGE_META_BYTES; i++) {
-        unsigned char page[PAGE];
-        size_t which = i % 2;
-        memcpy(page, place.image + which * PAGE, PAGE);
-        page[i] ^= (unsigned char)(1u << random_below(&place.seed, 8));
-        write_image(&place, which, page);
-        expect_survival(&place, "bit of a meta page", which);
-    }
+    assert_int_equal(child_survives(damage_meta_pages, &place), PAGE_META_BYTES);
     remove_place(&place);
 }
 
@@ -440,7 +433,6 @@ static void test_last_page(void **state)
 {
     (void)state;
     struct place place;
-    make_place(&place);
     fill(&place);
     struct store *store = NULL;
     struct error err = { 0 };
@@ -464,18 +456,26 @@ static void test_last_page(void **state)
     remove_place(&place);
 }
 
+static int truncate_file(void *arg, struct child_case *now)
+{
+    struct place *place = arg;
+    int rc = 0;
+    for (size_t pages = 0; rc == 0 && pages < place->pages; pages += 1 + place->pages / 20) {
+        child_begins(now, "truncated", pages, SECONDS_MAX);
+        write_image(place, 0, place->image);
+        assert_int_equal(truncate(place->file, (off_t)(pages * PAGE + pages % 3 * 100)), 0);
+        rc = use_twice(place);
+    }
+    return rc;
+}
+
 /* The file ends too early. */
 static void test_truncated(void **state)
 {
     (void)state;
     struct place place;
-    make_place(&place);
     fill(&place);
-    for (size_t pages = 0; pages < place.pages; pages += 1 + place.pages / 20) {
-        write_image(&place, 0, place.image);
-        assert_int_equal(truncate(place.file, (off_t)(pages * PAGE + pages % 3 * 100)), 0);
-        expect_survival(&place, "truncated", pages);
-    }
+    assert_true(child_survives(truncate_file, &place) >= 20);
     remove_place(&place);
 }
 
@@ -511,7 +511,6 @@ static void test_mended(void **state)
 {
     (void)state;
     struct place place;
-    make_place(&place);
     fill(&place);
     size_t leaves = 0;
     for (size_t i = 2; i < place.pages && leaves < 20; i++) {
@@ -554,7 +553,6 @@ static void test_value_header(void **state)
     (void)state;
     static const size_t fields[] = { 5 /* of the number */, PAGE_FLAGS, PAGE_VALUE_PAGES };
     struct place place;
-    make_place(&place);
     fill(&place);
     size_t met = 0;
     for (size_t i = 2; i < place.pages; i++) {
