@@ -44,6 +44,7 @@ static int run(struct request *req, struct error *err)
     region_table_count(&server->regions, &reply.shared_regions, &reply.shared_bytes);
     reply.shared_bytes_max = server->config.shared_memory;
     reply.damaged_drops = catalog.damaged_drops;
+    reply.damaged_pages = catalog.damaged_pages;
     return request_reply(req, &reply.base, NULL, 0, err);
 }
 

@@ -39,6 +39,7 @@ struct memd_status {
     bool draining;
     uint64_t shared_regions, shared_bytes, shared_bytes_max; /* memory that clients share */
     uint64_t damaged_drops; /* dropped contexts whose bytes damage keeps in the store */
+    uint64_t damaged_pages; /* of the store, fenced off when it was opened */
 };
 MEMD_API int memd_status(struct memd_client *client, const struct memd_status **ret_status,
                          struct memd_error *err);

@@ -99,6 +99,7 @@ static int place_status(struct memd_ticket *ticket, ProtobufCMessage *message)
         .shared_bytes = reply->shared_bytes,
         .shared_bytes_max = reply->shared_bytes_max,
         .damaged_drops = reply->damaged_drops,
+        .damaged_pages = reply->damaged_pages,
     };
     return 0;
 }

@@ -46,6 +46,7 @@ static void print_json(const struct ctl *ctl, const struct memd_status *status)
     json_uint(&json, "shared_bytes", status->shared_bytes);
     json_uint(&json, "shared_bytes_max", status->shared_bytes_max);
     json_uint(&json, "damaged_drops", status->damaged_drops);
+    json_uint(&json, "damaged_pages", status->damaged_pages);
     json_close(&json);
 }
 
@@ -89,8 +90,13 @@ static int print_table(struct ctl *ctl, const struct memd_status *status)
     table_add(table, "shared memory");
     table_addf(table, "%s, %s of %s", human_counted(status->shared_regions, "region").text,
                human_bytes(status->shared_bytes).text, human_bytes(status->shared_bytes_max).text);
-    if (status->damaged_drops > 0) {
+    if (status->damaged_pages > 0) {
         table_add(table, "damage");
+        table_addf(table, "%s of the store fenced off, see verify",
+                   human_counted(status->damaged_pages, "page").text);
+    }
+    if (status->damaged_drops > 0) {
+        table_add(table, status->damaged_pages > 0 ? "" : "damage");
         table_addf(table, "keeps the bytes of %s in the store",
                    human_counted(status->damaged_drops, "dropped context").text);
     }

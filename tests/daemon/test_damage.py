@@ -65,6 +65,7 @@ def main():
         daemon.start()
         client = daemon.client()
         assert counters(client)["damaged_drops"] == 0
+        assert counters(client)["damaged_pages"] == client.ask("status")["damaged_pages"] > 0
         third = Past(client, "third", method="full", **SHAPE)
         third.append(0, 2048)
         found = await_evictions(client, 2)

@@ -436,6 +436,7 @@ def over_tcp():
 
 def damage(ctl, daemon):
     """Flip one bit of a stored row: verify must find it and say so by its exit code."""
+    assert ctl.json("status")["damaged_pages"] == 0 and "damage" not in ctl.run("status")
     daemon.stop()
     path = pathlib.Path(daemon.data, "data.mdb")
     data = bytearray(path.read_bytes())
@@ -461,6 +462,9 @@ def damage(ctl, daemon):
                         finding) for finding in found), found
     daemon.wait_log(r"damage pages=\d+ ")
     assert "was not looked at\n" not in ctl.run("verify", expect=UNHEALTHY)
+    pages = ctl.json("status")["damaged_pages"]
+    assert pages > 0
+    assert f"{pages} page{'s' * (pages > 1)} of the store fenced off, see verify\n" in ctl.run("status")
 
 
 def drain(ctl, daemon):

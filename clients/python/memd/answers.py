@@ -377,6 +377,7 @@ class Status:
     shared_bytes: int
     shared_bytes_max: int
     damaged_drops: int    # dropped contexts whose bytes damage keeps in the store
+    damaged_pages: int    # of the store, fenced off when it was opened
 
 
 @dataclass(frozen=True)
