@@ -48,6 +48,8 @@ static int parse_tcp(const char *address, struct dial_target *target, struct err
     const char *colon = strrchr(host, ':');
     if (colon == NULL || colon == host || colon[1] == '\0') return bad_address(address, err);
     if (strspn(colon + 1, "0123456789") != strlen(colon + 1)) return bad_address(address, err);
+    if (strtoull(colon + 1, NULL, 10) > UINT16_MAX)
+        return bad_address(address, err); /* it would wrap */
     size_t bytes = (size_t)(colon - host);
     if (host[0] == '[' && colon[-1] == ']') {
         host++;

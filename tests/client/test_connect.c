@@ -30,9 +30,10 @@ static void expect_failure(const char *address, const struct memd_options *optio
 static void addresses_that_are_none(void **state)
 {
     (void)state;
-    static const char *const addresses[] = { "",          "/tmp/x",     "unix:",     "tcp:",
-                                             "tcp:host",  "tcp:host:",  "tcp::7777", "tcp:h:7x",
-                                             "http:h:80", "tcp:[]:7777" };
+    static const char *const addresses[] = {
+        "",          "/tmp/x",   "unix:",     "tcp:",        "tcp:host",           "tcp:host:",
+        "tcp::7777", "tcp:h:7x", "http:h:80", "tcp:[]:7777", "tcp:127.0.0.1:65536"
+    };
     for (size_t i = 0; i < sizeof addresses / sizeof addresses[0]; i++)
         expect_failure(addresses[i], NULL, MEMD_EINVAL);
     char path[200] = "unix:/tmp/";

@@ -299,6 +299,8 @@ class Errors(unittest.TestCase):
             memd.connect("unix:/nonexistent/memd.sock")
         with self.assertRaisesRegex(ValueError, "neither"):
             memd.connect("/run/memd.sock")
+        with self.assertRaisesRegex(ValueError, "neither"):
+            memd.connect("tcp:127.0.0.1:65536")
 
 
 class Retries(unittest.TestCase):

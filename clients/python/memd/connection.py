@@ -38,7 +38,7 @@ class Address:
         self.target: Any
         if kind == "unix" and rest:
             self.family, self.target = socket.AF_UNIX, rest
-        elif kind == "tcp" and host and port.isdigit():
+        elif kind == "tcp" and host and port.isdigit() and int(port) < 1 << 16:
             self.family, self.target = socket.AF_INET, (host.strip("[]"), int(port))
         else:
             raise ValueError(f"address {text!r} is neither unix:/path nor tcp:host:port")
