@@ -223,17 +223,18 @@ static int set_text(const struct option_info *option, const char *value, char *f
 static int set_number(const struct option_info *option, const char *value, uint64_t *field,
                       struct error *err)
 {
+    struct error detail = { 0 };
     uint64_t number = 0;
     int rc = 0;
     if (option->type == OPTION_BYTES)
-        rc = parse_number(value, byte_units, BYTE_UNITS, &number, err);
+        rc = parse_number(value, byte_units, BYTE_UNITS, &number, &detail);
     else if (option->type == OPTION_DURATION)
-        rc = parse_number(value, time_units, TIME_UNITS, &number, err);
+        rc = parse_number(value, time_units, TIME_UNITS, &number, &detail);
     else if (option->type == OPTION_MODE)
-        rc = parse_mode(value, &number, err);
+        rc = parse_mode(value, &number, &detail);
     else
-        rc = parse_count(value, &number, err);
-    if (rc < 0) return rc;
+        rc = parse_count(value, &number, &detail);
+    if (rc < 0) return error_set(err, rc, "%s: %s", option->name, detail.text);
     if (number < option->min || number > option->max)
         return error_set(err, MEMD_EINVAL, "%s = %.60s is not in %" PRIu64 " … %" PRIu64,
                          option->name, value, option->min, option->max);

@@ -112,7 +112,7 @@ static void test_refusals(void **state)
     refuses("workers = -1\n", "is not a count");
     refuses("workers = 1.5\n", "is not a count");
     refuses("workers = 1025\n", "is not in 0 … 1024");
-    refuses("budget = 1GB\n", "needs a unit such as");
+    refuses("budget = 1GB\n", "memd.conf:1: budget: '1GB' needs a unit such as");
     refuses("budget = 99999999999999999999\n", "is not a number");
     refuses("budget = 18446744073709551615KiB\n", "is too large");
     refuses("budget = GiB\n", "is not a number");
