@@ -175,4 +175,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except memd.Error as error:  # its text says what is wrong: an address, a method, a token
+        raise SystemExit(f"memd: {error}") from None

@@ -41,6 +41,8 @@ def parse(**parser_options) -> argparse.Namespace:
                              "half the space and change the perplexity in the fourth digit)")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     args = parser.parse_args()
+    if args.tokens is not None and args.tokens < 1:
+        parser.error("--tokens has to be at least 1")
     if min(args.window, args.chunk) < 1 or args.sinks < 0 or args.chunk <= args.sinks:
         parser.error("--window and --chunk have to be at least 1, --chunk more than --sinks")
     try:

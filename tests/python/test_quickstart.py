@@ -30,6 +30,7 @@ class Quickstart(unittest.TestCase):
         for options, text in ((["--tokns", "5"], "unrecognized arguments: --tokns 5"),
                               (["--last", "many"], "invalid int value: 'many'"),
                               (["--chunk", "2"], "--chunk more than --sinks"),
+                              (["--tokens", "0"], "--tokens has to be at least 1"),
                               (["--memd", "x", "--connect", "y"], "not allowed with"),
                               (["--text", "none"], "--text none: No such file")):
             status, said = self.run_with(*options)
