@@ -219,7 +219,7 @@ static int fill_tables(struct bench *bench, uint64_t planed)
         if (*table == NULL) return error_set(&bench->error, MEMD_ENOMEM, "table of centroids");
         for (size_t g = 0; g < bench->shape.kv_heads; g++) {
             size_t at = g * bench->segments + segment;
-            if (bench->payloads[at] != NULL && bench->planes[at].table == NULL)
+            if (bench->payloads[at] != NULL && bench->planes[at].entry.space == NULL)
                 centroid_table_put(*table, g, segment % TABLE_SEGMENTS, &bench->planes[at]);
         }
     }

@@ -85,12 +85,15 @@ def best_at_equal_error(rows: list[dict]) -> list[str]:
         good = [mine for mine in ours if mine["error_mean"] <= row["error_mean"]]
         if good:
             mine = min(good, key=lambda mine: mine["cold_us"])
-            lines.append(f"| {row['label']} | {row['error_mean']:.2%} | {row['cold_us']:,.0f} | {mine['label']} | "
+            recall = "–" if row["recall"] is None else f"{row['recall']:.2f}"
+            lines.append(f"| {row['label']} | {row['error_mean']:.2%} | {recall} | {row['cold_us']:,.0f} | "
+                         f"{mine['label']} | "
                          f"{mine['error_mean']:.2%} | {mine['cold_us']:,.0f} | "
                          f"{row['cold_us'] / mine['cold_us']:.1f}× |")
     if lines:
-        lines[:0] = ["| index | its error | its µs | progressive at that error or less | error | µs | sooner |",
-                     "|---|---|---|---|---|---|---|"]
+        lines[:0] = ["| index | its error | its recall@100 | its µs | progressive at that error or less | error | µs "
+                     "| sooner |",
+                     "|---|---|---|---|---|---|---|---|"]
     return lines
 
 
@@ -109,7 +112,7 @@ def best_at_equal_bytes(rows: list[dict]) -> list[str]:
                          f"{row['error_mean'] / mine['error_mean']:.1f}× |")
     if lines:
         lines[:0] = ["| index | its bytes | its error | progressive with that or less | bytes | error | smaller |",
-                     "|---|---|---|---|---|---|---|"]
+                     "|---|---|---|---|---|---|---|---|"]
     return lines
 
 

@@ -67,7 +67,7 @@ CASES = [
     *swept("oracle-topk", "k", 100, 1000),
     Case("retroinfer", "retroinfer"),
     Case("progressive", "progressive as it comes"),
-    *target_cases(1, 0.8, 0.7, 0.5, 0.35, 0.3, 0.29, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005),
+    *target_cases(1, 0.9, 0.8, 0.7, 0.65, 0.6, 0.5, 0.35, 0.3, 0.29, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005),
     Case("retrieval-attention", "retrieval-attention"),
     *swept("faiss-ivf", "nprobe", 16, 64),
     *swept("faiss-hnsw", "ef_search", 100, 400),
