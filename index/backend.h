@@ -12,6 +12,7 @@ struct plane_backend {
     plane_turn_fn *turn;
     plane_score_fn *score;
     plane_centroid_fn *centroid;
+    plane_dot_fn *dot;
     plane_above_fn *above;
     plane_rank_fn *rank;
     plane_estimate_fn *estimate;

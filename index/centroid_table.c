@@ -31,28 +31,33 @@ enum {
 #define HUGE_PAGE ((size_t)2 << 20)
 
 static const float square_floor = 0.01F; /* as in progressive_queries.c */
+/* What 4 bits of centroids may add to the variance of scores inside clusters (0047). */
+static const float rounding_most = 0.125F;
 
 struct centroid_table {
     size_t head_dim, heads, bytes;
-    struct planes_space *spaces; /* (G), vectors in `vectors`; of heads with an entry */
-    float *vectors;              /* (G, 3, D) */
-    void *mapped;                /* mapped_bytes, or MAP_FAILED */
+    struct planes_space *spaces;  /* (G), vectors in `vectors`; of heads with an entry */
+    float *vectors;               /* (G, 3, D) */
+    void *mapped;                 /* mapped_bytes, or MAP_FAILED */
     size_t mapped_bytes;
-    unsigned char *entries;      /* (G, TABLE_SEGMENTS, entry_bytes), in it */
-    unsigned char *values;       /* the same, behind them */
-    unsigned char *codes;        /* (G, TABLE_SEGMENTS, 32 D) at 4 bits, behind those */
-    uint16_t *steps;             /* (G, TABLE_SEGMENTS, 64) theirs */
-    struct planes_coarse *coarse; /* (G, TABLE_SEGMENTS) */
+    unsigned char *coarse;        /* (G, TABLE_SEGMENTS, coarse_bytes), in it */
+    unsigned char *rows;          /* (G, TABLE_SEGMENTS, rows_bytes), behind them */
+    unsigned char *values;        /* (G, TABLE_SEGMENTS, value_bytes), behind those */
 };
-
-static size_t entry_bytes(size_t head_dim)
-{
-    return PLANES_CLUSTERS * (head_dim + 2 * sizeof(float));
-}
 
 static size_t coarse_bytes(size_t head_dim)
 {
-    return PLANES_CLUSTERS * head_dim / 2;
+    return PLANES_CLUSTERS * (head_dim / 2 + sizeof(uint16_t) + sizeof(float));
+}
+
+static size_t rows_bytes(size_t head_dim)
+{
+    return PLANES_CLUSTERS * (head_dim + sizeof(float));
+}
+
+static size_t value_bytes(size_t head_dim)
+{
+    return PLANES_CLUSTERS * (head_dim + 2 * sizeof(float));
 }
 
 void centroid_table_free(struct centroid_table *table)
@@ -60,7 +65,6 @@ void centroid_table_free(struct centroid_table *table)
     if (table == NULL) return;
     free(table->spaces);
     free(table->vectors);
-    free(table->coarse);
     if (table->mapped != MAP_FAILED) munmap(table->mapped, table->mapped_bytes);
     free(table);
 }
@@ -77,26 +81,23 @@ struct centroid_table *centroid_table_new(size_t head_dim, size_t heads)
     table->head_dim = head_dim;
     table->heads = heads;
     table->mapped = MAP_FAILED;
-    size_t places = heads * TABLE_SEGMENTS, half = places * entry_bytes(head_dim);
-    size_t codes = places * coarse_bytes(head_dim), entries = codes + 2 * half;
-    entries += places * PLANES_CLUSTERS * sizeof *table->steps;
-    entries = (entries + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
-    table->bytes = entries + heads * (sizeof *table->spaces + 3 * head_dim * sizeof(float)) +
-                   places * sizeof *table->coarse;
+    size_t places = heads * TABLE_SEGMENTS, coarse = places * coarse_bytes(head_dim);
+    size_t rows = places * rows_bytes(head_dim);
+    size_t bytes = coarse + rows + places * value_bytes(head_dim);
+    bytes = (bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+    table->bytes = bytes + heads * (sizeof *table->spaces + 3 * head_dim * sizeof(float));
     table->spaces = calloc(heads, sizeof *table->spaces);
     table->vectors = calloc(heads * 3 * head_dim, sizeof *table->vectors);
-    table->coarse = calloc(places, sizeof *table->coarse);
-    if (table->spaces == NULL || table->vectors == NULL || table->coarse == NULL) return NULL;
-    table->mapped_bytes = entries + HUGE_PAGE; /* room for the alignment; it is never touched */
+    if (table->spaces == NULL || table->vectors == NULL) return NULL;
+    table->mapped_bytes = bytes + HUGE_PAGE; /* room for the alignment; it is never touched */
     table->mapped = mmap(NULL, table->mapped_bytes, PROT_READ | PROT_WRITE,
                          MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (table->mapped == MAP_FAILED) return NULL;
     size_t past = (uintptr_t)table->mapped % HUGE_PAGE;
-    table->entries = (unsigned char *)table->mapped + (past == 0 ? 0 : HUGE_PAGE - past);
-    table->values = table->entries + half;
-    table->codes = table->values + half;
-    table->steps = (uint16_t *)(void *)(table->codes + codes);
-    (void)madvise(table->entries, entries, MADV_HUGEPAGE); /* a hint */
+    table->coarse = (unsigned char *)table->mapped + (past == 0 ? 0 : HUGE_PAGE - past);
+    table->rows = table->coarse + coarse;
+    table->values = table->rows + rows;
+    (void)madvise(table->coarse, bytes, MADV_HUGEPAGE); /* a hint */
     return TAKE(table);
 }
 
@@ -138,11 +139,20 @@ static float spread_factor(const struct planes_space *space, const struct planes
 {
     const float *own = planes->queries > 0 ? planes->query_square : NULL;
     const float *shared = space->queries > 0 ? space->query_square : NULL;
-    if (planes->queries > space->queries) {
-        float ratio = mean_ratio(own, shared, head_dim);
-        return ratio > 0.0F ? 1.0F / ratio : 1.0F;
-    }
-    return mean_ratio(shared, own, head_dim);
+    bool more = planes->queries > space->queries;
+    float own_ratio = mean_ratio(more ? own : shared, own, head_dim);
+    float shared_ratio = mean_ratio(more ? own : shared, shared, head_dim);
+    return shared_ratio > 0.0F ? own_ratio / shared_ratio : 1.0F;
+}
+
+/* |q'|² of a query like those that were observed, before scale. */
+static float typical_square(const struct planes_space *space, size_t head_dim)
+{
+    float sum = 0.0F;
+    for (size_t d = 0; d < head_dim; d++)
+        sum += (space->queries > 0 ? space->query_square[d] : 1.0F) /
+               (space->balance[d] * space->balance[d]);
+    return sum;
 }
 
 /* x (D) in the space of `planes` → in the table's. */
@@ -156,19 +166,6 @@ static void move(const struct planes_space *space, const struct planes *planes, 
     rotation_apply(x, 1, head_dim);
 }
 
-/* Codes of x (D) to every `tile` + 64 i: value = step (n - 63.5). Returns the step. */
-static float put_codes(const float *x, size_t head_dim, uint8_t *tile)
-{
-    float most = 0.0F;
-    for (size_t d = 0; d < head_dim; d++) most = fmaxf(most, fabsf(x[d]));
-    float step = most / 63.5F, inverse = most > 0.0F ? 63.5F / most : 0.0F;
-    for (size_t d = 0; d < head_dim; d++) {
-        float code = x[d] * inverse + 64.0F; /* truncated: n - 63.5 is the middle */
-        tile[STEP * (d / 4) + d % 4] = (uint8_t)fminf(fmaxf(code, 0.0F), 127.0F);
-    }
-    return step;
-}
-
 /* An fp16 that is not smaller; infinite beyond all of them. */
 static uint16_t step_above(float step)
 {
@@ -176,13 +173,14 @@ static uint16_t step_above(float step)
     return half_from_fp16(bits) < step ? (uint16_t)(bits + 1) : bits;
 }
 
-/* The same at 4 bits: value = step (h - 7.5), 8 dimensions to 4 bytes at every `tile` + 64 i. */
+/* x (D) at 4 bits: value = step (h - 7.5), 8 dimensions to 4 bytes at every `tile` + 64 i. Returns
+ * the step. */
 static uint16_t put_nibbles(const float *x, size_t head_dim, uint8_t *tile)
 {
     float most = 0.0F;
     for (size_t d = 0; d < head_dim; d++) most = fmaxf(most, fabsf(x[d]));
     uint16_t bits = step_above(most / 8.0F);
-    float step = half_from_fp16(bits), inverse = most > 0.0F ? 1.0F / step : 0.0F;
+    float step = half_from_fp16(bits), inverse = step > 0.0F ? 1.0F / step : 0.0F;
     for (size_t d = 0; d < head_dim; d += 8)
         for (size_t j = 0; j < 4; j++) {
             float low = fminf(fmaxf(x[d + j] * inverse + 8.0F, 0.0F), 15.0F);
@@ -192,25 +190,11 @@ static uint16_t put_nibbles(const float *x, size_t head_dim, uint8_t *tile)
     return bits;
 }
 
-/* Centroid c of entry `at`, x (D) in the table's space, at 4 bits. */
-static void put_coarse(struct centroid_table *table, size_t at, size_t c, const float *x,
-                       float spread)
-{
-    struct planes_coarse *coarse = &table->coarse[at];
-    size_t head_dim = table->head_dim;
-    uint8_t *codes = table->codes + at * coarse_bytes(head_dim);
-    uint16_t *steps = table->steps + at * PLANES_CLUSTERS;
-    steps[c] = put_nibbles(x, head_dim, codes + c / TILE * TILE * head_dim / 2 + 4 * (c % TILE));
-    if (c == 0) *coarse = (struct planes_coarse){ .codes = codes, .steps = steps };
-    coarse->rounding = fmaxf(coarse->rounding, half_from_fp16(steps[c]) / sqrtf(12.0F));
-    coarse->root = fmaxf(coarse->root, sqrtf(spread));
-}
-
 /* Mean values as they are coded, and what goes with them. */
 static void put_values(struct centroid_table *table, size_t at, struct planes *planes)
 {
     size_t head_dim = table->head_dim, count = PLANES_CLUSTERS * sizeof(float);
-    int8_t *means = (int8_t *)(table->values + at * entry_bytes(head_dim));
+    int8_t *means = (int8_t *)(table->values + at * value_bytes(head_dim));
     float *scale = (float *)(void *)(means + PLANES_CLUSTERS * head_dim);
     memmove(means, planes->means, PLANES_CLUSTERS * head_dim);
     memmove(scale, planes->mean_scale, count);
@@ -220,29 +204,65 @@ static void put_values(struct centroid_table *table, size_t at, struct planes *p
     planes->value_spread = scale + PLANES_CLUSTERS;
 }
 
-void centroid_table_put(struct centroid_table *table, size_t head, size_t place,
-                        struct planes *planes)
+/* Where an entry's numbers are. */
+struct place {
+    uint8_t *codes;
+    uint16_t *steps;
+    float *spread;
+    uint8_t *rows;
+    float *row_scale;
+};
+
+static struct place place_of(struct centroid_table *table, size_t at)
 {
     size_t head_dim = table->head_dim;
-    struct planes_space *space = &table->spaces[head];
-    if (space->balance == NULL) set_space(table, head, planes);
-    size_t entry = head * TABLE_SEGMENTS + place;
-    uint8_t *codes = table->entries + entry * entry_bytes(head_dim);
-    float *scale = (float *)(void *)(codes + PLANES_CLUSTERS * head_dim);
+    struct place place = { .codes = table->coarse + at * coarse_bytes(head_dim),
+                           .rows = table->rows + at * rows_bytes(head_dim) };
+    place.steps = (uint16_t *)(void *)(place.codes + PLANES_CLUSTERS * head_dim / 2);
+    place.spread = (float *)(void *)(place.steps + PLANES_CLUSTERS);
+    place.row_scale = (float *)(void *)(place.rows + PLANES_CLUSTERS * head_dim);
+    return place;
+}
+
+/* Code all centroids of `planes` in the table's space. False where that is too coarse: keys that
+ * lie far from the space's mean spend their 4 bits on how far. */
+static bool put_centroids(const struct centroid_table *table, const struct planes_space *space,
+                          const struct planes *planes, const struct place *place)
+{
+    size_t head_dim = table->head_dim;
     float factor = spread_factor(space, planes, head_dim), x[HEAD_DIM_MAX];
+    float square = typical_square(space, head_dim), roundings = 0.0F, spreads = 0.0F;
     for (size_t c = 0; c < PLANES_CLUSTERS; c++) {
-        size_t at = c / TILE * TILE * head_dim + 4 * (c % TILE);
+        size_t from = c / TILE * TILE * head_dim + 4 * (c % TILE);
+        size_t to = c / TILE * TILE * head_dim / 2 + 4 * (c % TILE);
         for (size_t d = 0; d < head_dim; d++) {
-            uint8_t code = planes->centroids[at + STEP * (d / 4) + d % 4];
+            uint8_t code = planes->centroids[from + STEP * (d / 4) + d % 4];
+            place->rows[c * head_dim + d] = code;
             x[d] = planes->centroid_scale[c] * ((float)code - 63.5F);
         }
         move(space, planes, head_dim, x);
-        scale[c] = put_codes(x, head_dim, codes + at);
-        scale[PLANES_CLUSTERS + c] = planes->key_spread[c] * factor;
-        put_coarse(table, entry, c, x, scale[PLANES_CLUSTERS + c]);
+        place->steps[c] = put_nibbles(x, head_dim, place->codes + to);
+        float step = half_from_fp16(place->steps[c]), rounding = square * step * step / 12.0F;
+        place->spread[c] = planes->key_spread[c] * factor + rounding;
+        roundings += rounding;
+        spreads += planes->key_spread[c] * factor;
+        place->row_scale[c] = planes->centroid_scale[c];
     }
-    planes->space = space;
-    planes->table = codes;
-    planes->coarse = &table->coarse[entry];
-    put_values(table, entry, planes);
+    return roundings <= rounding_most * spreads; /* neither infinite steps nor NaN */
+}
+
+void centroid_table_put(struct centroid_table *table, size_t head, size_t place,
+                        struct planes *planes)
+{
+    struct planes_space *space = &table->spaces[head];
+    if (space->balance == NULL) set_space(table, head, planes);
+    size_t at = head * TABLE_SEGMENTS + place;
+    struct place to = place_of(table, at);
+    if (!put_centroids(table, space, planes, &to)) return;
+    planes->entry = (struct planes_entry){
+        .space = space, .codes = to.codes, .steps = to.steps, .key_spread = to.spread,
+        .rows = to.rows, .row_scale = to.row_scale };
+    for (size_t c = 0; c < PLANES_CLUSTERS; c++)
+        planes->entry.root = fmaxf(planes->entry.root, sqrtf(to.spread[c]));
+    put_values(table, at, planes);
 }

@@ -94,13 +94,15 @@ struct planes_space {
     const float *balance, *query_square, *key_mean; /* (D) */
 };
 
-/* The centroids of a segment at 4 bits, in the space of a table: half of the bytes, and enough to
- * tell that it holds nothing (progressive_clusters.c). */
-struct planes_coarse {
-    const uint8_t *codes;  /* 4 tiles, as K-hi */
-    const uint16_t *steps; /* (64) fp16 */
-    float rounding;        /* deviation of an element by that: the largest step / sqrt(12) */
-    float root;            /* of the largest key_spread of its entry */
+/* The centroids of a segment in a table (centroid_table.h); all NULL: it is in none. */
+struct planes_entry {
+    const struct planes_space *space;
+    const uint8_t *codes;    /* at 4 bits: 4 tiles, as K-hi */
+    const uint16_t *steps;   /* (64) fp16 */
+    const float *key_spread; /* (64) for queries of the space, the rounding of `codes` in it */
+    float root;              /* of the largest of those */
+    const uint8_t *rows;     /* (64, D): centroids as in `struct planes`, but row by row */
+    const float *row_scale;  /* (64) */
 };
 
 /* One head of one segment, opened: pointers into the payloads. lo may be NULL (not resident,
@@ -115,10 +117,7 @@ struct planes {
     const uint16_t *key_scale, *value_scale;  /* (1024) fp16 */
     const uint8_t *key_hi, *value_hi, *lo;
     const uint64_t *checks; /* (3, 64) */
-    /* An entry of centroid_table.h, and what its codes are relative to; NULL: none. */
-    const struct planes_space *space;
-    const uint8_t *table;
-    const struct planes_coarse *coarse; /* of that entry */
+    struct planes_entry entry;
 };
 
 /* hi: hi_bytes at a multiple of 64; lo: lo_bytes or NULL. Everything is checked, codes excepted

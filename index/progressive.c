@@ -161,7 +161,6 @@ static void lane_shared(struct lane_memory *memory, size_t rows, size_t head_dim
     ret_shared->offset = take_floats(memory, rows);
     ret_shared->deviation = take_floats(memory, rows);
     ret_shared->square = take_floats(memory, rows);
-    ret_shared->length = take_floats(memory, rows);
     ret_shared->sum = lane_take(memory, rows * sizeof *ret_shared->sum);
 }
 

@@ -111,6 +111,7 @@ struct block_segment {
     uint64_t dropped; /* masses that count as 0: next to nothing */
     bool blank;      /* no cluster counts for any row: masses and priorities are not there */
     bool turned;     /* the queries are in its space */
+    bool vectors;    /* what that takes was counted, of a segment in a table */
 };
 
 /* Opened tiles of one segment, with the weights of their tokens. */
@@ -162,14 +163,13 @@ struct block {
         const struct planes_space *space; /* NULL: none was */
         int8_t *q8;                       /* (M, D) */
         float *scale, *offset, *deviation, *square; /* (M) */
-        float *length;                    /* (M): sqrt(square) */
         int32_t *sum;                     /* (M) */
     } shared;
 
     /* Clusters, per segment. */
     float *centre;     /* (P, M, 64): score of the centroid, where the segment is not blank */
     float *scores;     /* (M, 64) of one segment */
-    size_t scored_count, coarse_count; /* segments, by centroids at 7 bits and at 4 */
+    size_t scored_count, tabled_count; /* segments, by centroids at 7 bits, and at 4 of a table */
     float *mass;       /* (P, M, 64): W, 16 exp(centroid score + …); of opened ones the sum */
     float *priority;   /* (P, M, 64): which to read more of first; own unit per query row */
     float *shift;      /* (M) */
@@ -234,12 +234,19 @@ struct plane_queries block_centroid_queries(struct block *block, size_t p);
 /* In the space of segment p, fp32, into block->turned. */
 void block_turn_exactly(struct block *block, size_t p);
 
-/* The centroids of segment p, of its entry in a table if it has one. */
-struct block_centroids {
-    const uint8_t *codes;
-    const float *scale, *key_spread; /* (64) */
-};
-struct block_centroids block_centroids(const struct block *block, size_t p);
+/* Variances inside the clusters of segment p, for queries of the space that its centroids were
+ * scored in. (64) */
+const float *block_key_spread(const struct block *block, size_t p);
+/* Scores of the centroids of segment p, as they are at hand. Sets block->deviation of p.
+ * ret_scores (M, 64) */
+void block_score_centroids(struct block *block, size_t p, float *ret_scores);
+/* Some clusters (bits) of segment p are opened: their centres, where they are of 4 bits, become
+ * those of 7. */
+void block_refine_centres(struct block *block, size_t p, uint64_t clusters);
+/* What that reads for a cluster at most, its segment's vectors included; 0 without tables. */
+size_t block_centre_bytes(const struct block *block);
+/* What block_score_centroids has read. */
+size_t block_centroid_bytes(const struct block *block);
 
 /* Scores of the centroids of all clusters. Sets shift. */
 void block_score_clusters(struct block *block);
@@ -251,11 +258,22 @@ size_t block_estimate_clusters(struct block *block, size_t every);
  * are in ret_fresh (P). */
 size_t block_choose(struct block *block, const double *allowed, uint64_t *ret_fresh);
 
+/* A function that does nothing but ask for memory has no effect that gcc knows, and its calls are
+ * removed unless it is inlined first (docs/decisions/0047). */
+#define BLOCK_FETCH static inline __attribute__((always_inline))
+
 /* Ask for lines of memory, into the second-level cache. */
-static inline void block_fetch_lines(const void *from, size_t bytes)
+BLOCK_FETCH void block_fetch_lines(const void *from, size_t bytes)
 {
     for (size_t at = 0; at < bytes; at += BLOCK_LINE_BYTES)
         __builtin_prefetch((const unsigned char *)from + at, 0, 2);
+}
+
+/* The same into the first level: single lines that lie apart. */
+BLOCK_FETCH void block_fetch_near(const void *from, size_t bytes)
+{
+    for (size_t at = 0; at < bytes; at += BLOCK_LINE_BYTES)
+        __builtin_prefetch((const unsigned char *)from + at, 0, 3);
 }
 
 /* Ask for what reading clusters (bits) of segment p begins with: they lie anywhere, and a CPU that

@@ -25,6 +25,7 @@ enum {
     RISES = 448, /* by half, from the least float to beyond the largest */
     LINE_BYTES = 64,
     TOUCHED = 8, /* segments whose bytes are asked for together */
+    ALL_FROM = 24, /* centroids of a segment: then all of them are scored at once */
     AHEAD = 8,   /* segments whose lines are asked for before they are needed */
 };
 
@@ -36,18 +37,74 @@ static const struct plane_reach reach = { 4.0F, 3.0F, 16.0F };
 static const double blank_share = 1e-3;
 /* Clusters with less than this times the target of the average mass are left out (0042). */
 static const double negligible = 3.0;
-/* What 4 bits may be off by, in deviations of their rounding. */
-static const float coarse_slack = 4.0F;
 
-struct block_centroids block_centroids(const struct block *block, size_t p)
+const float *block_key_spread(const struct block *block, size_t p)
 {
     const struct planes *planes = block->segments[p].planes;
-    if (planes->table == NULL)
-        return (struct block_centroids){ planes->centroids, planes->centroid_scale,
-                                         planes->key_spread };
-    return (struct block_centroids){ planes->table,
-                                     centroid_entry_scale(planes->table, block->head_dim),
-                                     centroid_entry_spread(planes->table, block->head_dim) };
+    return planes->entry.space != NULL ? planes->entry.key_spread : planes->key_spread;
+}
+
+/* Scores of the 7-bit centroids of segment p, in its own space. ret_scores (M, 64) */
+static void score_own_centroids(struct block *block, size_t p, const struct plane_queries *queries,
+                                float *ret_scores)
+{
+    const struct planes *planes = block->segments[p].planes;
+    block->call->planes->centroid(&(struct plane_centroid_args){
+        .queries = queries, .centroids = planes->centroids, .scale = planes->centroid_scale,
+        .scores = ret_scores });
+}
+
+void block_score_centroids(struct block *block, size_t p, float *ret_scores)
+{
+    const struct planes_entry *entry = &block->segments[p].planes->entry;
+    struct plane_queries queries = block_centroid_queries(block, p);
+    if (entry->space == NULL) {
+        score_own_centroids(block, p, &queries, ret_scores);
+        block->scored_count++;
+        return;
+    }
+    block->call->planes->score(&(struct plane_score_args){
+        .queries = &queries, .key_hi = entry->codes, .key_scale = entry->steps,
+        .count = PLANES_CLUSTERS / PLANE_TILE, .stride = PLANES_CLUSTERS, .scores = ret_scores });
+    block->tabled_count++;
+}
+
+/* What turns a query into the space of a segment. */
+static size_t vector_bytes(const struct block *block)
+{
+    return 3 * block->head_dim * sizeof(float);
+}
+
+size_t block_centroid_bytes(const struct block *block)
+{
+    size_t own = PLANES_CLUSTERS * (block->head_dim + 2 * sizeof(float)) + vector_bytes(block);
+    size_t tabled = PLANES_CLUSTERS * (block->head_dim / 2 + sizeof(uint16_t) + sizeof(float));
+    return block->scored_count * own + block->tabled_count * tabled;
+}
+
+size_t block_centre_bytes(const struct block *block)
+{
+    return block->tabled_count > 0 ? block->head_dim + sizeof(float) + vector_bytes(block) : 0;
+}
+
+void block_refine_centres(struct block *block, size_t p, uint64_t clusters)
+{
+    const struct planes_entry *entry = &block->segments[p].planes->entry;
+    if (entry->space == NULL) return;
+    float *centre = block->centre + p * block->rows * PLANES_CLUSTERS;
+    if (!block->segments[p].vectors) block->level_bytes[INDEX_CLUSTERS] += vector_bytes(block);
+    block->segments[p].vectors = true;
+    struct plane_queries queries = block_plane_queries(block, p);
+    size_t count = (size_t)__builtin_popcountll(clusters);
+    if (count < ALL_FROM || block->call->block_bytes != UINT64_MAX) {
+        block->call->planes->dot(&(struct plane_dot_args){
+            .queries = &queries, .clusters = clusters, .codes = entry->rows,
+            .scale = entry->row_scale, .scores = centre });
+    } else {
+        score_own_centroids(block, p, &queries, centre);
+        count = PLANES_CLUSTERS;
+    }
+    block->level_bytes[INDEX_CLUSTERS] += count * (block->head_dim + sizeof(float));
 }
 
 /* What a segment may lack to be blank, per row: its logarithms of masses and priorities lie below
@@ -96,10 +153,9 @@ static void estimate(struct block *block, size_t p, const float *mass_shift)
     size_t rows = block->rows, at = p * rows;
     float masses[BLOCK_ROWS], *priorities = block->priority_sum + at;
     const struct planes *planes = block->segments[p].planes;
-    struct block_centroids centroids = block_centroids(block, p);
     block->call->planes->estimate(&(struct plane_estimate_args){
         .reach = reach, .centre = block->centre + at * PLANES_CLUSTERS,
-        .deviation = block->deviation + at, .key_spread = centroids.key_spread,
+        .deviation = block->deviation + at, .key_spread = block_key_spread(block, p),
         .value_spread = planes->value_spread, .mass_shift = mass_shift,
         .priority_shift = block->priority_shift, .queries = rows,
         .mass = block->mass + at * PLANES_CLUSTERS,
@@ -126,8 +182,8 @@ static size_t estimate_all(struct block *block, size_t every, const struct reach
         looked++;
         block->segments[p].blank = is_blank(block, p, reaches);
         if (soon < block->segment_count && !is_blank(block, soon, reaches))
-            block_fetch_lines(block->segments[soon].planes->value_spread,
-                              PLANES_CLUSTERS * sizeof(float));
+            block_fetch_near(block->segments[soon].planes->value_spread,
+                             PLANES_CLUSTERS * sizeof(float));
         if (block->segments[p].blank)
             memset(block->priority_top + p * rows, 0, rows * sizeof *block->priority_top);
         else
@@ -157,14 +213,14 @@ static uint64_t keep_masses(struct block *block, size_t p, const float *cut)
 }
 
 /* Ask for the mean values of some clusters of segment p. */
-static void fetch_means(const struct block *block, size_t p, uint64_t clusters)
+BLOCK_FETCH void fetch_means(const struct block *block, size_t p, uint64_t clusters)
 {
     const struct planes *planes = block->segments[p].planes;
     size_t bytes = block->head_dim;
     for (; clusters != 0; clusters &= clusters - 1) {
         size_t c = (size_t)__builtin_ctzll(clusters);
-        block_fetch_lines(planes->means + c * bytes, bytes);
-        block_fetch_lines(planes->mean_scale + c, 1);
+        block_fetch_near(planes->means + c * bytes, bytes);
+        block_fetch_near(planes->mean_scale + c, 1);
     }
 }
 
@@ -240,7 +296,7 @@ static void touch_centroids(const struct block *block, size_t p)
         const struct planes *planes = block->segments[p + i].planes;
         const unsigned char *from = (const unsigned char *)planes->balance;
         vectors[i] = clusters[i] = (struct stretch){ 0 };
-        if (planes->table != NULL) continue; /* one after the other: the CPU sees that */
+        if (planes->entry.space != NULL) continue; /* one after the other: the CPU sees that */
         vectors[i] = (struct stretch){ from, (size_t)((const unsigned char *)planes->rows - from) };
         from = (const unsigned char *)planes->centroid_scale;
         clusters[i] = (struct stretch){
@@ -255,25 +311,18 @@ static inline float least_of(float a, float b)
     return a < b ? a : b;
 }
 
-/* What centroids at 4 bits may score too little in segment p. */
-static float slack_of(const struct block *block, size_t p, size_t m)
-{
-    return coarse_slack * block->segments[p].planes->coarse->rounding * block->shared.length[m];
-}
-
-/* Would segment p be blank if every cluster had the largest spread in it? block->scores are those
- * of its centroids at 4 bits. */
+/* Is segment p blank even if every cluster had the largest spread in it? By block->scores, with a
+ * comparison for each. */
 static bool is_far_below(struct block *block, size_t p, const struct reaches *reaches)
 {
-    float least[BLOCK_ROWS], root = block->segments[p].planes->coarse->root;
-    uint64_t above[BLOCK_ROWS], any = 0;
+    float least[BLOCK_ROWS], root = block->segments[p].planes->entry.root;
+    uint64_t above[BLOCK_ROWS], any = block->segments[p].view->position == 0;
     for (size_t m = 0; m < block->rows; m++) {
         float s = block->deviation[p * block->rows + m] * root;
         float spread = least_of(s * s, reach.spread_most);
         float extra = least_of(reach.deviations * s, reach.above_most);
         least[m] = least_of(block->shift[m] + reaches->mass - 0.5F * spread,
-                            block->priority_shift[m] + reaches->priority - extra) -
-                   slack_of(block, p, m);
+                            block->priority_shift[m] + reaches->priority - extra);
     }
     block->call->planes->above(&(struct plane_above_args){
         .scores = block->scores, .least = least, .queries = block->rows, .above = above });
@@ -281,52 +330,15 @@ static bool is_far_below(struct block *block, size_t p, const struct reaches *re
     return any == 0;
 }
 
-/* The largest logarithms of masses and priorities in segment p by block->scores, and as much more
- * as these may be too low. */
-static void rank_segment(struct block *block, size_t p, bool coarse)
+/* The largest logarithms of masses and priorities in segment p, by block->scores, raise the shifts;
+ * the scores are kept unless it is blank already. Returns whether it is. */
+static bool rank_segment(struct block *block, size_t p, const struct reaches *reaches)
 {
     size_t at = p * block->rows;
     block->call->planes->rank(&(struct plane_rank_args){
         .reach = reach, .centre = block->scores, .deviation = block->deviation + at,
-        .key_spread = block_centroids(block, p).key_spread, .queries = block->rows,
+        .key_spread = block_key_spread(block, p), .queries = block->rows,
         .mass_top = block->mass_top + at, .priority_top = block->priority_log + at });
-    for (size_t m = 0; coarse && m < block->rows; m++) {
-        float slack = slack_of(block, p, m);
-        block->mass_top[at + m] += slack;
-        block->priority_log[at + m] += slack;
-    }
-}
-
-/* Is segment p blank by its centroids at 4 bits, rounded wrong as they may be? They are half of the
- * bytes, and in a peaked softmax most segments are not worth more (docs/decisions/0047). */
-static bool is_blank_coarsely(struct block *block, size_t p, const struct reaches *reaches)
-{
-    const struct planes_coarse *coarse = block->segments[p].planes->coarse;
-    struct plane_queries queries = block_centroid_queries(block, p);
-    size_t at = p * block->rows;
-    block->call->planes->score(&(struct plane_score_args){
-        .queries = &queries, .key_hi = coarse->codes, .key_scale = coarse->steps,
-        .count = PLANES_CLUSTERS / PLANE_TILE, .stride = PLANES_CLUSTERS,
-        .scores = block->scores });
-    block->coarse_count++;
-    for (size_t m = 0; m < block->rows; m++)
-        block->mass_top[at + m] = block->priority_log[at + m] = -INFINITY;
-    if (is_far_below(block, p, reaches)) return true;
-    rank_segment(block, p, true);
-    return is_blank(block, p, reaches);
-}
-
-/* Scores of the centroids of segment p, kept unless it is blank already. Returns whether it is. */
-static bool score_segment(struct block *block, size_t p, const struct reaches *reaches)
-{
-    size_t at = p * block->rows;
-    struct plane_queries queries = block_centroid_queries(block, p);
-    struct block_centroids centroids = block_centroids(block, p);
-    block->call->planes->centroid(&(struct plane_centroid_args){
-        .queries = &queries, .centroids = centroids.codes, .scale = centroids.scale,
-        .scores = block->scores });
-    rank_segment(block, p, false);
-    block->scored_count++;
     raise_shifts(block, p);
     if (is_blank(block, p, reaches)) return true;
     memcpy(block->centre + at * PLANES_CLUSTERS, block->scores,
@@ -334,21 +346,30 @@ static bool score_segment(struct block *block, size_t p, const struct reaches *r
     return false;
 }
 
+/* Segment p, where that is all there is to say: of a peaked softmax most are, and that they are is
+ * seen sooner than what their largest logarithms are. */
+static void set_blank(struct block *block, size_t p)
+{
+    for (size_t m = 0; m < block->rows; m++)
+        block->mass_top[p * block->rows + m] = block->priority_log[p * block->rows + m] =
+            -INFINITY;
+}
+
 void block_score_clusters(struct block *block)
 {
     struct reaches reaches = reaches_of(block);
     bool blank = false; /* the segment before: where one is not, the next one hardly is */
-    block->scored_count = block->coarse_count = 0;
+    block->scored_count = block->tabled_count = 0;
     for (size_t m = 0; m < block->rows; m++) {
         block->shift[m] = block->exact.max[m];
         block->priority_shift[m] = -INFINITY;
     }
     for (size_t p = 0; p < block->segment_count; p++) {
+        bool tabled = block->segments[p].planes->entry.space != NULL;
         if (p % TOUCHED == 0) touch_centroids(block, p);
-        if (blank && block->segments[p].planes->coarse != NULL)
-            blank = is_blank_coarsely(block, p, &reaches);
-        if (!blank || block->segments[p].planes->coarse == NULL)
-            blank = score_segment(block, p, &reaches);
+        block_score_centroids(block, p, block->scores);
+        if (blank && tabled && is_far_below(block, p, &reaches)) set_blank(block, p);
+        else blank = rank_segment(block, p, &reaches);
     }
     for (size_t m = 0; m < block->rows; m++) block_set_unit(block, m);
 }
@@ -362,10 +383,10 @@ size_t block_estimate_clusters(struct block *block, size_t every)
         block->mass_shut[m] = block->priority_shut[m] = block->priority_all[m] = 0.0;
     memset(block->base, 0, block->rows * block->head_dim * sizeof *block->base);
     size_t looked = estimate_all(block, every, &reaches), kept = add_means(block, looked);
+    size_t spreads = 0;
     *rows = block->segment_count * PLANES_CLUSTERS + kept;
-    *bytes = block->scored_count * (PLANES_CLUSTERS * (block->head_dim + 3 * sizeof(float)) +
-                                    3 * block->head_dim * sizeof(float)) +
-             block->coarse_count * PLANES_CLUSTERS * (block->head_dim / 2 + sizeof(uint16_t)) +
+    for (size_t p = 0; p < block->segment_count; p++) spreads += !block->segments[p].blank;
+    *bytes = block_centroid_bytes(block) + spreads * PLANES_CLUSTERS * sizeof(float) +
              kept * (block->head_dim + sizeof(float));
     return looked;
 }
@@ -433,7 +454,8 @@ size_t block_plane_bytes(const struct block *block)
  * the others are. */
 static size_t affordable(const struct block *block)
 {
-    uint64_t left = block_bytes_left(block) / (2 * block_plane_bytes(block));
+    size_t each = 2 * block_plane_bytes(block) + block_centre_bytes(block);
+    uint64_t left = block_bytes_left(block) / each;
     uint64_t half = left / 2, sample = half < BLOCK_PROBES ? half : BLOCK_PROBES;
     return (size_t)(left - sample);
 }

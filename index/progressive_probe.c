@@ -143,6 +143,7 @@ static void read_probe(struct block *block, size_t i)
         .queries = &queries, .key_hi = planes->key_hi, .key_scale = planes->key_scale,
         .tiles = &tile, .count = 1, .stride = PLANE_TILE, .scores = weights });
     const float *centre = block->centre + probe->segment * rows * PLANES_CLUSTERS + tile;
+    block_refine_centres(block, probe->segment, UINT64_C(1) << probe->cluster);
     block_centre_shares(planes->key_scale + tile * PLANE_TILE, shares);
     for (size_t m = 0; m < rows; m++) {
         float most = block->shift[m] + probe_slack;
@@ -244,7 +245,7 @@ static void judge(struct block *block, size_t m)
 void block_probe(struct block *block, size_t draws, bool more)
 {
     size_t tile_bytes = 2 * block_plane_bytes(block);
-    uint64_t affordable = block_bytes_left(block) / tile_bytes;
+    uint64_t affordable = block_bytes_left(block) / (tile_bytes + block_centre_bytes(block));
     if (!more) block->probe_count = block->draws = 0;
     size_t before = block->probe_count;
     draw(block, affordable < draws ? (size_t)affordable : draws);

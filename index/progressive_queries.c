@@ -71,12 +71,9 @@ struct plane_queries block_centroid_queries(struct block *block, size_t p)
     const struct planes *planes = block->segments[p].planes;
     struct block_space *shared = &block->shared;
     float *deviation = block->deviation + p * block->rows;
-    if (planes->table == NULL) return own_queries(block, p, deviation);
-    if (shared->space != planes->space) {
-        turn(block, planes->space, shared);
-        for (size_t m = 0; m < block->rows; m++) shared->length[m] = sqrtf(shared->square[m]);
-        shared->space = planes->space;
-    }
+    if (planes->entry.space == NULL) return own_queries(block, p, deviation);
+    if (shared->space != planes->entry.space) turn(block, planes->entry.space, shared);
+    shared->space = planes->entry.space;
     memcpy(deviation, shared->deviation, block->rows * sizeof *deviation);
     return (struct plane_queries){ .q8 = shared->q8, .scale = shared->scale,
                                    .offset = shared->offset, .sum = shared->sum,

@@ -286,6 +286,7 @@ struct block_chunk *block_score_tokens(struct block *block, size_t p, uint64_t f
         .key_scale = segment->planes->key_scale, .tiles = chunk->tiles, .count = chunk->count,
         .stride = stride, .soon = soon, .scores = chunk->weights });
     const float *centre = block->centre + p * block->rows * PLANES_CLUSTERS;
+    block_refine_centres(block, p, fresh);
     for (size_t i = 0; i < chunk->count; i++) {
         float shares[PLANE_TILE];
         size_t c = chunk->tiles[i];
@@ -314,6 +315,9 @@ void block_fetch_planes(const struct block_segment *segment, size_t head_dim, ui
         block_fetch_lines(planes->key_scale + c * PLANE_TILE, 1);
         block_fetch_lines(planes->value_scale + c * PLANE_TILE, 1);
         block_fetch_lines(planes->means + c * head_dim, head_dim);
+        if (planes->entry.space == NULL) continue;
+        block_fetch_lines(planes->entry.rows + c * head_dim, head_dim);
+        block_fetch_lines(planes->entry.row_scale + c, 1);
     }
     block_fetch_lines(planes->mean_scale, PLANES_CLUSTERS * sizeof(float));
     block_fetch_lines(planes->value_spread, PLANES_CLUSTERS * sizeof(float));

@@ -76,22 +76,18 @@ static void offer_rows(struct block *block, size_t begin, size_t end)
 /* Scores of all centroids into centre, deviations of the scores in their clusters into priority. */
 static void score_centroids(struct block *block)
 {
+    block->scored_count = block->tabled_count = 0;
     for (size_t p = 0; p < block->segment_count; p++) {
-        struct plane_queries queries = block_centroid_queries(block, p);
-        struct block_centroids at_hand = block_centroids(block, p);
         size_t at = p * block->rows;
-        block->call->planes->centroid(&(struct plane_centroid_args){
-            .queries = &queries, .centroids = at_hand.codes, .scale = at_hand.scale,
-            .scores = block->centre + at * PLANES_CLUSTERS });
+        block_score_centroids(block, p, block->centre + at * PLANES_CLUSTERS);
+        const float *key_spread = block_key_spread(block, p);
         for (size_t m = 0; m < block->rows; m++)
             for (size_t c = 0; c < PLANES_CLUSTERS; c++)
                 block->priority[(at + m) * PLANES_CLUSTERS + c] =
-                    block->deviation[at + m] * sqrtf(at_hand.key_spread[c]);
+                    block->deviation[at + m] * sqrtf(key_spread[c]);
     }
     block->level_rows[INDEX_CLUSTERS] += block->segment_count * PLANES_CLUSTERS;
-    block->level_bytes[INDEX_CLUSTERS] +=
-        block->segment_count * (PLANES_CLUSTERS * (block->head_dim + 2 * sizeof(float)) +
-                                3 * block->head_dim * sizeof(float));
+    block->level_bytes[INDEX_CLUSTERS] += block_centroid_bytes(block);
 }
 
 /* What a token `far` deviations above the centroid of cluster c of segment p scores. */
@@ -136,7 +132,8 @@ static void choose_reaching(struct block *block)
 static void scan_fresh(struct block *block)
 {
     for (size_t p = 0; p < block->segment_count; p++) {
-        size_t bytes = (size_t)__builtin_popcountll(block->fresh[p]) * 8 * block->head_dim;
+        size_t each = 8 * block->head_dim + block_centre_bytes(block);
+        size_t bytes = (size_t)__builtin_popcountll(block->fresh[p]) * each;
         if (bytes == 0) continue;
         if (bytes > block_bytes_left(block)) {
             block->limited = true;

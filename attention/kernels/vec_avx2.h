@@ -7,6 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "attention/kernels/exp_roughly.h"
 #include "base/tensor.h"
 
 typedef __m256 vec;
@@ -38,6 +39,13 @@ static inline vec vec_scale2(vec a, vec n)
 {
     __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
     return _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+}
+
+/* exp(a) within 4 % for a in -87 … 87, growing with a (exp_roughly.h). */
+static inline vec vec_exp_roughly(vec a)
+{
+    __m256i bits = _mm256_cvtps_epi32(vec_fma(a, vec_set(EXP_UNIT), vec_set(EXP_ZERO)));
+    return _mm256_castsi256_ps(bits);
 }
 
 /* VEC_FLOATS elements of `dtype` (a constant where it is called) from element `d` of a row. */

@@ -11,6 +11,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "attention/kernels/exp_roughly.h"
 #include "base/tensor.h"
 
 typedef __m512 vec;
@@ -42,6 +43,13 @@ static inline vec vec_scale2(vec a, vec n)
 {
     __mmask16 kept = _mm512_cmp_ps_mask(n, _mm512_set1_ps(-127.0F), _CMP_NLE_UQ); /* NaN too */
     return _mm512_maskz_scalef_ps(kept, a, n);
+}
+
+/* exp(a) within 4 % for a in -87 … 87, growing with a (exp_roughly.h). */
+static inline vec vec_exp_roughly(vec a)
+{
+    __m512i bits = _mm512_cvtps_epi32(vec_fma(a, vec_set(EXP_UNIT), vec_set(EXP_ZERO)));
+    return _mm512_castsi512_ps(bits);
 }
 
 /* VEC_FLOATS elements of `dtype` (a constant where it is called) from element `d` of a row. */

@@ -11,6 +11,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "attention/kernels/exp_roughly.h"
 #include "base/tensor.h"
 
 typedef float32x4_t vec;
@@ -38,6 +39,13 @@ static inline vec vec_scale2(vec a, vec n)
 {
     int32x4_t exponent = vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127));
     return vmulq_f32(a, vreinterpretq_f32_s32(vshlq_n_s32(exponent, 23)));
+}
+
+/* exp(a) within 4 % for a in -87 … 87, growing with a (exp_roughly.h). */
+static inline vec vec_exp_roughly(vec a)
+{
+    int32x4_t bits = vcvtnq_s32_f32(vec_fma(a, vec_set(EXP_UNIT), vec_set(EXP_ZERO)));
+    return vreinterpretq_f32_s32(bits);
 }
 
 /* VEC_FLOATS elements of `dtype` (a constant where it is called) from element `d` of a row. */

@@ -82,6 +82,17 @@ struct plane_centroid_args {
 };
 typedef void plane_centroid_fn(const struct plane_centroid_args *args);
 
+/* The same of some centroids only, whose codes lie row by row; the others are not read, and their
+ * scores stay. */
+struct plane_dot_args {
+    const struct plane_queries *queries;
+    uint64_t clusters;   /* bits */
+    const uint8_t *codes; /* (64, D) */
+    const float *scale;  /* (64) */
+    float *scores;       /* (M, 64) out, where the bit is set */
+};
+typedef void plane_dot_fn(const struct plane_dot_args *args);
+
 /* Something is added to 64 scores of each query row, and which of them are large enough is told as
  * bits: a stream of scores of which few are wanted is looked through without a branch for each. */
 struct plane_above_args {
@@ -114,8 +125,11 @@ struct plane_rank_args {
 };
 typedef void plane_rank_fn(const struct plane_rank_args *args);
 
-/* Both logarithms over a shift (they are at most 0 then), exponentials of them; priorities times
- * sqrt(value_spread). */
+/* Logarithms of priorities over a shift below this count as this. */
+#define PLANE_RANK_LEAST (-87.0F)
+
+/* Both logarithms over a shift (they are at most 0 then), exponentials of them, of those of
+ * priorities roughly (attention/kernels/exp_roughly.h); times sqrt(value_spread). */
 struct plane_estimate_args {
     struct plane_reach reach;
     const float *centre;                     /* (M, 64) */
@@ -189,6 +203,7 @@ typedef void plane_row_fn(const struct plane_row_args *args);
 plane_turn_fn plane_turn_ref, plane_turn_avx2, plane_turn_avx512, plane_turn_neon;
 plane_score_fn plane_score_ref, plane_score_avx2, plane_score_vnni, plane_score_neon;
 plane_centroid_fn plane_centroid_ref, plane_centroid_avx2, plane_centroid_vnni, plane_centroid_neon;
+plane_dot_fn plane_dot_ref, plane_dot_avx2, plane_dot_avx512, plane_dot_neon;
 plane_above_fn plane_above_ref, plane_above_avx2, plane_above_avx512, plane_above_neon;
 plane_rank_fn plane_rank_ref, plane_rank_avx2, plane_rank_avx512, plane_rank_neon;
 plane_estimate_fn plane_estimate_ref, plane_estimate_avx2, plane_estimate_avx512,

@@ -5,6 +5,8 @@
 
 #include <math.h>
 
+#include "attention/kernels/exp_roughly.h"
+
 void plane_estimate_ref(const struct plane_estimate_args *args)
 {
     for (size_t m = 0; m < args->queries; m++) {
@@ -18,9 +20,9 @@ void plane_estimate_ref(const struct plane_estimate_args *args)
                                 (double)args->reach.above_most);
             double half = 0.5 * fmin(s * s, (double)args->reach.spread_most);
             args->mass[at] = (float)exp(centre + half - (double)args->mass_shift[m]);
-            args->priority[at] =
-                (float)(exp(centre + above - (double)args->priority_shift[m]) *
-                        sqrt((double)args->value_spread[c]));
+            float rank = (float)(centre + above - (double)args->priority_shift[m]);
+            args->priority[at] = exp_roughly(fmaxf(rank, PLANE_RANK_LEAST)) *
+                                 (float)sqrt((double)args->value_spread[c]);
             mass += (double)args->mass[at];
             priority += (double)args->priority[at];
             args->priority_top[m] = fmaxf(args->priority_top[m], args->priority[at]);

@@ -21,7 +21,8 @@ static void estimate_clusters(const struct plane_estimate_args *args)
             vec s = vec_mul(deviation, vec_load(key_root + c));
             vec centre = vec_load(args->centre + row + c);
             vec mass = vec_exp(vec_add(log_mass(&args->reach, s, centre), mass_shift));
-            vec priority = vec_exp(vec_add(log_priority(&args->reach, s, centre), priority_shift));
+            vec rank = vec_add(log_priority(&args->reach, s, centre), priority_shift);
+            vec priority = vec_exp_roughly(vec_max(vec_set(PLANE_RANK_LEAST), rank));
             priority = vec_mul(priority, vec_load(value_root + c));
             vec_store(args->mass + row + c, mass);
             vec_store(args->priority + row + c, priority);

@@ -4,6 +4,7 @@
 
 #include "index/kernels/plane_above_avx512.c"
 #include "index/kernels/plane_centroid_vnni.c"
+#include "index/kernels/plane_dot_avx512.c"
 #include "index/kernels/plane_estimate_avx512.c"
 #include "index/kernels/plane_means_avx512.c"
 #include "index/kernels/plane_miss_avx512.c"

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* test_clusters.c — what the clusters of a segment may hold (plane_rank, plane_estimate), at every
  * level, against libm in double: logarithms up to 100 within 2e-5, so what they are logarithms of
- * within 4e-5.
+ * within 4e-5; priorities against the function that stands for exp there.
  *
  * Spreads go from none to far beyond what counts, scores over 100 nats.
  */
+#include "attention/kernels/exp_roughly.h"
 #include "index/backend.h"
 #include "tests/kernels/checks.h"
 
@@ -67,9 +68,10 @@ static void check_row(const struct clusters *at, size_t m, int which, double got
     for (size_t c = 0; c < PLANE_TILES; c++) {
         double root = which == 0 ? 1.0 : sqrt((double)at->value_spread[c]);
         double log = log_truth(at, m * PLANE_TILES + c, which);
-        double truth = exp(log - (double)at->tops[which][m]) * root;
-        within(at, which == 0 ? "mass" : "priority", (double)got[c], truth,
-               4e-5 * truth + 1e-36); /* below e^-88 it is 0 */
+        double over = log - (double)at->tops[which][m];
+        double truth = which == 0 ? exp(over) : (double)exp_roughly((float)fmax(over, -87.0));
+        within(at, which == 0 ? "mass" : "priority", (double)got[c], truth * root,
+               4e-5 * truth * root + 1e-36); /* masses below e^-88 are 0 */
         sum += (double)got[c];
         top = fmax(top, (double)got[c]);
     }
@@ -103,9 +105,24 @@ static void check_clusters(struct clusters *at, uint64_t *random)
     check_estimate(at);
 }
 
+/* exp_roughly is within 3.1 % of exp, and grows. */
+static void check_roughly(struct checks *checks)
+{
+    struct clusters at = { .checks = checks, .backend = plane_backend_for(CPU_REF) };
+    float before = 0.0F;
+    for (int i = 0; i <= 87 * 1024; i++) {
+        float a = (float)i / 1024.0F - 87.0F, value = exp_roughly(a);
+        double truth = exp((double)a);
+        within(&at, "roughly", (double)value, truth, 0.031 * truth);
+        within(&at, "growing", value >= before ? 1.0 : 0.0, 1.0, 0.0);
+        before = value;
+    }
+}
+
 int main(void)
 {
     struct checks checks = { 0 };
+    check_roughly(&checks);
     uint64_t random = random_seed();
     for (int level = 0; level < CPU_LEVELS; level++) {
         static struct clusters at;

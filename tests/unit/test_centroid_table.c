@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* test_centroid_table.c — an entry against the centroids that planes_decode gives: where they lie
- * in the table's space, each within half of a step of its code.
+ * in the table's space, each within half of a step of its code; what fp16 steps cannot say gets no
+ * entry.
  */
 #include "index/centroid_table.h"
 
@@ -32,17 +33,6 @@ static struct coded make(size_t head_dim, bool observed, uint64_t *random)
     return coded;
 }
 
-/* Codes of cluster c of an entry. ret_x (D) */
-static void read_entry(const uint8_t *entry, size_t head_dim, size_t c, float *ret_x)
-{
-    const uint8_t *tile = entry + c / CENTROIDS * CENTROIDS * head_dim;
-    float step = centroid_entry_scale(entry, head_dim)[c];
-    for (size_t d = 0; d < head_dim; d++) {
-        uint8_t code = tile[64 * (d / 4) + 4 * (c % CENTROIDS) + d % 4];
-        ret_x[d] = step * ((float)code - 63.5F);
-    }
-}
-
 /* Mean values are copied as they are. */
 static void expect_values(const struct planes *planes, const struct planes *source, size_t head_dim)
 {
@@ -53,12 +43,12 @@ static void expect_values(const struct planes *planes, const struct planes *sour
     assert_memory_equal(planes->value_spread, source->value_spread, bytes);
 }
 
-/* Centroid c at 4 bits is that far from x (D) at most. Returns its step. */
-static float expect_coarse(const struct planes_coarse *coarse, size_t head_dim, size_t c,
-                           const float *x)
+/* Centroid c at 4 bits, within half of a step of x (D). */
+static void expect_codes(const struct planes_entry *entry, size_t head_dim, size_t c,
+                         const float *x)
 {
-    const uint8_t *tile = coarse->codes + c / CENTROIDS * CENTROIDS * head_dim / 2;
-    float step = half_from_fp16(coarse->steps[c]);
+    const uint8_t *tile = entry->codes + c / CENTROIDS * CENTROIDS * head_dim / 2;
+    float step = half_from_fp16(entry->steps[c]);
     for (size_t d = 0; d < head_dim; d++) {
         uint8_t code = tile[64 * (d / 8) + 4 * (c % CENTROIDS) + d % 4];
         code = d % 8 < 4 ? code & 15 : code >> 4;
@@ -67,32 +57,32 @@ static float expect_coarse(const struct planes_coarse *coarse, size_t head_dim, 
             fail_msg("D %zu cluster %zu dimension %zu: %g, not %g, step %g", head_dim, c, d,
                      (double)known, (double)x[d], (double)step);
     }
-    assert_true(step <= coarse->rounding * sqrtf(12.0F) * 1.00001F);
-    return step;
+}
+
+/* The codes of cluster c, row by row, are those of its planes. */
+static void expect_row(const struct planes *planes, size_t head_dim, size_t c)
+{
+    const uint8_t *tile = planes->centroids + c / CENTROIDS * CENTROIDS * head_dim;
+    for (size_t d = 0; d < head_dim; d++)
+        assert_int_equal(planes->entry.rows[c * head_dim + d],
+                         tile[64 * (d / 4) + 4 * (c % CENTROIDS) + d % 4]);
+    assert_memory_equal(&planes->entry.row_scale[c], &planes->centroid_scale[c], sizeof(float));
 }
 
 static void expect_entry(const struct planes *planes, size_t head_dim)
 {
-    float widest = 0.0F, spread = 0.0F;
+    const struct planes_space *space = planes->entry.space;
     struct planes_layout layout;
     planes_layout_init(head_dim, &layout);
-    float k[256], v[256], x[256];
+    float k[256], v[256];
     for (size_t c = 0; c < PLANES_CLUSTERS; c++) {
         planes_decode(&layout, planes, c * PLANES_CLUSTER, INDEX_CLUSTERS, k, v);
         for (size_t d = 0; d < head_dim; d++)
-            k[d] = (k[d] - planes->space->key_mean[d]) * planes->space->balance[d];
+            k[d] = (k[d] - space->key_mean[d]) * space->balance[d];
         rotation_apply(k, 1, head_dim);
-        read_entry(planes->table, head_dim, c, x);
-        float step = centroid_entry_scale(planes->table, head_dim)[c];
-        for (size_t d = 0; d < head_dim; d++)
-            if (!(fabsf(x[d] - k[d]) <= 0.501F * step))
-                fail_msg("D %zu cluster %zu dimension %zu: %g, not %g, step %g", head_dim, c, d,
-                         (double)x[d], (double)k[d], (double)step);
-        widest = fmaxf(widest, expect_coarse(planes->coarse, head_dim, c, k));
-        spread = fmaxf(spread, centroid_entry_spread(planes->table, head_dim)[c]);
+        expect_codes(&planes->entry, head_dim, c, k);
+        expect_row(planes, head_dim, c);
     }
-    assert_true(fabsf(planes->coarse->rounding - widest / sqrtf(12.0F)) <= 1e-5F * widest);
-    assert_true(fabsf(planes->coarse->root - sqrtf(spread)) <= 1e-5F * sqrtf(spread));
 }
 
 static void test_entries(void **state)
@@ -114,7 +104,8 @@ static void test_entries(void **state)
         for (size_t n = 0; n < (size_t)HEADS * SEGMENTS; n++) {
             expect_entry(&coded.planes[n], dims[i / 2]);
             expect_values(&coded.planes[n], &sources[n], dims[i / 2]);
-            assert_ptr_equal(coded.planes[n].space, coded.planes[n / SEGMENTS * SEGMENTS].space);
+            assert_ptr_equal(coded.planes[n].entry.space,
+                             coded.planes[n / SEGMENTS * SEGMENTS].entry.space);
         }
         /* A place that is used again. */
         centroid_table_put(table, 1, 0, &coded.planes[0]);
@@ -124,6 +115,16 @@ static void test_entries(void **state)
         coded_free(&coded);
     }
     centroid_table_free(NULL);
+}
+
+/* What 4 bits of centroid c add to the variance of scores. */
+static float rounding_of(const struct planes_entry *entry, size_t c)
+{
+    float step = half_from_fp16(entry->steps[c]), square = 0.0F;
+    for (size_t d = 0; d < 64; d++)
+        square += entry->space->query_square[d] /
+                  (entry->space->balance[d] * entry->space->balance[d]);
+    return square * step * step / 12.0F;
 }
 
 /* Spreads are for queries of the table's space: of squares 2 there and 8 in the segment a quarter
@@ -138,8 +139,8 @@ static void test_spread(void **state)
         assert_non_null(table);
         float twos[64], eights[64];
         for (size_t d = 0; d < 64; d++) {
-            twos[d] = 2.0F;
-            eights[d] = 8.0F;
+            twos[d] = d % 2 == 0 ? 2.0F : 1e-4F; /* some that queries do not use */
+            eights[d] = 4.0F * twos[d];
         }
         struct planes first = coded.planes[0], second = coded.planes[1];
         first.query_square = twos;
@@ -149,8 +150,8 @@ static void test_spread(void **state)
         centroid_table_put(table, 0, 0, &first);
         centroid_table_put(table, 0, 1, &second);
         for (size_t c = 0; c < PLANES_CLUSTERS; c++) {
-            float own = centroid_entry_spread(first.table, 64)[c];
-            float moved = centroid_entry_spread(second.table, 64)[c];
+            float own = first.entry.key_spread[c] - rounding_of(&first.entry, c);
+            float moved = second.entry.key_spread[c] - rounding_of(&second.entry, c);
             assert_true(fabsf(own - first.key_spread[c]) <= 1e-5F * own);
             assert_true(fabsf(moved - 0.25F * second.key_spread[c]) <= 1e-5F * moved);
         }
@@ -159,11 +160,33 @@ static void test_spread(void **state)
     coded_free(&coded);
 }
 
+/* A space that makes keys larger than a step can be: read where their planes are. */
+static void test_far(void **state)
+{
+    (void)state;
+    uint64_t random = random_seed();
+    struct coded coded = make(64, false, &random);
+    struct centroid_table *table = centroid_table_new(64, 1);
+    assert_non_null(table);
+    float balance[64];
+    for (size_t d = 0; d < 64; d++) balance[d] = 1e9F * coded.planes[0].balance[d];
+    struct planes first = coded.planes[0], second = coded.planes[1];
+    const int8_t *means = second.means;
+    first.balance = balance;
+    centroid_table_put(table, 0, 0, &first);
+    centroid_table_put(table, 0, 1, &second);
+    assert_null(second.entry.space);
+    assert_ptr_equal(second.means, means);
+    centroid_table_free(table);
+    coded_free(&coded);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_entries),
         cmocka_unit_test(test_spread),
+        cmocka_unit_test(test_far),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
