@@ -18,7 +18,7 @@ attention="attention/backend.c attention/rope.c attention/softmax.c
     attention/kernels/rotate.c attention/kernels/rotate_neon.c
     attention/kernels/score.c attention/kernels/score_neon.c"
 planes="index/backend.c"
-for op in turn score centroid above rank estimate soften weigh means miss row; do
+for op in turn score centroid dot above rank estimate soften weigh means miss row; do
     planes="$planes index/kernels/plane_$op.c index/kernels/plane_${op}_neon.c"
 done
 coding="index/encode_backend.c index/rotation.c index/kernels/encode.c index/kernels/encode_neon.c"
@@ -33,7 +33,7 @@ printf '%s\n' $base $attention $planes $coding | at_once '
     "$cc" -std=c17 -D_GNU_SOURCE -O2 -Wall -Wextra -Wconversion -Werror -I. -c "$1" \
         -o "$out/$(echo "$1" | tr / _).o"'
 # shellcheck disable=SC2016
-printf '%s\n' partial score rotate plane clusters miss encode | at_once '
+printf '%s\n' partial score rotate plane clusters dot miss encode | at_once '
     "$cc" -std=c17 -D_GNU_SOURCE -O2 -Wall -Wextra -Wconversion -Werror -I. -static \
         "tests/kernels/test_$1.c" "$out"/*.o -lm -o "$out/test_$1"
     "$emulator" "$out/test_$1" >"$out/log_$1" 2>&1 || { cat "$out/log_$1"; exit 1; }
