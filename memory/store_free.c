@@ -38,8 +38,12 @@ static uint64_t count_runs(const uint64_t *bits, size_t words, size_t group)
     uint64_t sum = 0, run = 0;
     for (size_t i = 0; i < words; i++) {
         uint64_t rest = bits[i];
+        if (rest == UINT64_MAX) {
+            run += WORD_BITS;
+            continue;
+        }
         for (int left = WORD_BITS; left > 0;) {
-            int ones = rest == UINT64_MAX ? WORD_BITS : __builtin_ctzll(~rest);
+            int ones = __builtin_ctzll(~rest);
             run += (uint64_t)ones;
             left -= ones;
             if (left == 0) break;
