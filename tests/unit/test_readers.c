@@ -97,42 +97,56 @@ static void fill(struct fixture *fx, struct context *context)
     assert_int_equal(rc, MEMD_EFULL);
 }
 
-/* A full map. What a drop frees is read by somebody who began before: the next append waits for
- * him instead of being refused. */
+/* A full map, of which somebody reads what is dropped then. */
+struct full {
+    struct fixture fx;
+    struct store_txn reader;
+    struct context *book; /* of `before` tokens */
+    uint64_t before, turns;
+};
+
+static void make_full(struct full *full, enum sync_mode sync)
+{
+    struct fixture *fx = &full->fx;
+    struct error err = { 0 };
+    *full = (struct full){ .turns = 0 };
+    fixture_begin(fx);
+    fixture_close(fx);
+    fx->config.map_bytes = 8 << 20;
+    fx->config.sync = sync;
+    fx->config.sync_interval_ms = 3600 * 1000;
+    fx->method = "full";
+    fixture_open(fx);
+    struct context *old = fixture_context(fx, "old"), *book = fixture_context(fx, "book");
+    uint64_t freed = 0, id = context_id(old);
+    for (uint64_t i = 0; i < 16; i++) assert_int_equal(append(fx, old, i * 1024, 1024), 1);
+    fill(fx, book);
+    full->before = context_layer_tokens(book, 0);
+    full->turns = stats_of(fx).page_turns_total;
+    arena_reset(&fx->arena);
+    ASSERT_OK(__real_store_begin(fx->catalog->store, false, &full->reader, &err), err);
+    ASSERT_OK(catalog_drop(fx->catalog, id, &freed, &err), err);
+    assert_true(freed > 16 * 1024 * 2 * 2 * 16 * 2);
+    full->book = fixture_context(fx, "book");
+}
+
+/* The next append waits for the reader instead of being refused. */
 static void full_store(enum sync_mode sync)
 {
-    struct fixture fx;
-    struct error err = { 0 };
-    fixture_begin(&fx);
-    fixture_close(&fx);
-    fx.config.map_bytes = 8 << 20;
-    fx.config.sync = sync;
-    fx.config.sync_interval_ms = 3600 * 1000;
-    fx.method = "full";
-    fixture_open(&fx);
-    struct context *old = fixture_context(&fx, "old"), *book = fixture_context(&fx, "book");
-    uint64_t freed = 0, id = context_id(old);
-    for (uint64_t i = 0; i < 16; i++) assert_int_equal(append(&fx, old, i * 1024, 1024), 1);
-    fill(&fx, book);
-    uint64_t before = context_layer_tokens(book, 0), turns = stats_of(&fx).page_turns_total;
-    arena_reset(&fx.arena);
-    struct store_txn reader = { 0 };
-    ASSERT_OK(__real_store_begin(fx.catalog->store, false, &reader, &err), err);
-    ASSERT_OK(catalog_drop(fx.catalog, id, &freed, &err), err);
-    assert_true(freed > 16 * 1024 * 2 * 2 * 16 * 2);
-    awaited = &reader;
+    struct full full;
+    make_full(&full, sync);
+    awaited = &full.reader;
     waited_for_it = false;
-    book = fixture_context(&fx, "book");
     for (uint64_t i = 0; i < 8; i++) {
-        uint64_t position = context_layer_tokens(book, 0);
-        assert_int_equal(append(&fx, book, position, 1024), 1);
+        uint64_t position = context_layer_tokens(full.book, 0);
+        assert_int_equal(append(&full.fx, full.book, position, 1024), 1);
     }
     awaited = NULL;
     assert_true(waited_for_it);
-    assert_true(stats_of(&fx).page_turns_total > turns);
-    fixture_expect(&fx, book, 0, 0, before + 8 * 1024);
-    expect_clean(&fx);
-    fixture_end(&fx);
+    assert_true(stats_of(&full.fx).page_turns_total > full.turns);
+    fixture_expect(&full.fx, full.book, 0, 0, full.before + 8 * 1024);
+    expect_clean(&full.fx);
+    fixture_end(&full.fx);
 }
 
 static void test_full_store(void **state)
@@ -149,32 +163,18 @@ static void test_full_store(void **state)
 static void test_reader_stays(void **state)
 {
     (void)state;
-    struct fixture fx;
-    struct error err = { 0 };
-    fixture_begin(&fx);
-    fixture_close(&fx);
-    fx.config.map_bytes = 8 << 20;
-    fx.method = "full";
-    fixture_open(&fx);
-    struct context *old = fixture_context(&fx, "old"), *book = fixture_context(&fx, "book");
-    uint64_t freed = 0, id = context_id(old);
-    for (uint64_t i = 0; i < 16; i++) assert_int_equal(append(&fx, old, i * 1024, 1024), 1);
-    fill(&fx, book);
-    uint64_t before = context_layer_tokens(book, 0), turns = stats_of(&fx).page_turns_total;
-    arena_reset(&fx.arena);
-    struct store_txn reader = { 0 };
-    ASSERT_OK(__real_store_begin(fx.catalog->store, false, &reader, &err), err);
-    ASSERT_OK(catalog_drop(fx.catalog, id, &freed, &err), err);
-    book = fixture_context(&fx, "book");
+    struct full full;
+    make_full(&full, SYNC_NEVER);
     wait_ns_max = 1000000;
-    for (int i = 0; i < 5; i++) assert_int_equal(append(&fx, book, before, 1024), MEMD_EFULL);
-    assert_int_equal(stats_of(&fx).page_turns_total, turns + 1);
-    store_abort(&reader);
+    for (int i = 0; i < 5; i++)
+        assert_int_equal(append(&full.fx, full.book, full.before, 1024), MEMD_EFULL);
+    assert_int_equal(stats_of(&full.fx).page_turns_total, full.turns + 1);
+    store_abort(&full.reader);
     wait_ns_max = UINT64_MAX;
     for (uint64_t i = 0; i < 8; i++)
-        assert_int_equal(append(&fx, book, before + i * 1024, 1024), 1);
-    expect_clean(&fx);
-    fixture_end(&fx);
+        assert_int_equal(append(&full.fx, full.book, full.before + i * 1024, 1024), 1);
+    expect_clean(&full.fx);
+    fixture_end(&full.fx);
 }
 
 /* In a store that is simply full nothing is turned or waited for. */
