@@ -197,6 +197,12 @@ static void another(struct damaged *damaged, uint64_t *seed, unsigned char *page
     memcpy(page, &number, sizeof number);
 }
 
+/* CASES_MAX of `all`, evenly; all where there are fewer. */
+static bool chosen(size_t i, size_t all)
+{
+    return all <= CASES_MAX || i * CASES_MAX / all != (i + 1) * CASES_MAX / all;
+}
+
 static int damage_pages(void *arg, struct child_case *now)
 {
     static const struct {
@@ -209,7 +215,7 @@ static int damage_pages(void *arg, struct child_case *now)
     for (size_t i = 2; i < damaged->pages; i++) all += in_tree(damaged, i);
     for (size_t i = 2; i < damaged->pages; i++) {
         unsigned char page[PAGE];
-        if (!in_tree(damaged, i) || seen++ % (all / CASES_MAX + 1) != 0) continue;
+        if (!in_tree(damaged, i) || !chosen(seen++, all)) continue;
         size_t kind = now->count % 3;
         child_begins(now, kinds[kind].name, i, SECONDS_MAX);
         memcpy(page, damaged->image + i * PAGE, PAGE);
