@@ -393,7 +393,7 @@ static int task(struct pick *pick, struct error *err)
         }
         pick_list(pick, m, found.positions, count);
     }
-    pick_dropped(pick);
+    pick_dropped(pick, PICK_GROUP);
     return rc;
 }
 

@@ -45,15 +45,6 @@ void pick_count(struct pick *pick, enum index_level level, uint64_t rows, uint64
     pick->read_bytes[level] += bytes;
 }
 
-void pick_dropped(struct pick *pick)
-{
-    for (size_t m = 0; m < pick->group; m++) {
-        pick->predicted[m] = NAN;
-        for (size_t level = 0; level < INDEX_LEVELS; level++)
-            pick->mass[m * INDEX_LEVELS + level] = NAN;
-    }
-}
-
 void pick_place(struct pick *pick, struct placement placement)
 {
     const struct rope *rope = pick->call->args->attend.rope;
@@ -197,6 +188,16 @@ static struct heads heads_of(const struct pick *pick, size_t head)
 {
     assert(head == PICK_GROUP || head < pick->group);
     return head == PICK_GROUP ? (struct heads){ 0, pick->group } : (struct heads){ head, 1 };
+}
+
+void pick_dropped(struct pick *pick, size_t head)
+{
+    struct heads heads = heads_of(pick, head);
+    for (size_t m = heads.first; m < heads.first + heads.count; m++) {
+        pick->predicted[m] = NAN;
+        for (size_t level = 0; level < INDEX_LEVELS; level++)
+            pick->mass[m * INDEX_LEVELS + level] = NAN;
+    }
 }
 
 void pick_span(struct pick *pick, size_t head, uint64_t begin, uint64_t end)

@@ -48,7 +48,7 @@ static int task(struct pick *pick, struct error *err)
     struct pick_middle middle = pick_middle(pick, sinks, window, UINT64_MAX);
     if (pick->call->places) read_placed(pick, middle);
     else pick_steady(pick, sinks, window, UINT64_MAX);
-    if (middle.begin < middle.end) pick_dropped(pick);
+    if (middle.begin < middle.end) pick_dropped(pick, PICK_GROUP);
     return 0;
 }
 

@@ -242,7 +242,7 @@ static int task(struct pick *pick, struct error *err)
     if (wanted > 0) rank(pick, &ranking, attends ? wanted : retrieval, retrieval);
     if (retrieval > ranking.best) retrieval = ranking.best;
     read_members(pick, &ranking, retrieval);
-    if (wanted == 0) pick_dropped(pick);
+    if (wanted == 0) pick_dropped(pick, PICK_GROUP);
     if (!attends || wanted == 0 || pick->stopped != 0 || reads_all(&ranking, retrieval)) return 0;
     size_t estimates = ranking.best - retrieval;
     pick_count(pick, INDEX_CLUSTERS, estimates,

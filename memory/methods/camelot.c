@@ -501,7 +501,7 @@ static int task(struct pick *pick, struct error *err)
     if (read) read_slots(pick, marks);
     place(pick, count, true);
     pick_range(pick, lookup->begin, pick->limit);
-    if (lookup->begin > lookup->sinks) pick_dropped(pick);
+    if (lookup->begin > lookup->sinks) pick_dropped(pick, PICK_GROUP);
     return 0;
 }
 

@@ -47,15 +47,16 @@ static void read_ids(struct pick *pick, size_t head, const uint64_t *ids, size_t
     pick_list(pick, head, ids + listed, count - listed);
 }
 
-/* Head `kept` of the selection, for `head` of the group; true if it lacks tokens of the prompt. */
-static bool read_kept(struct pick *pick, const struct selection *selection, size_t kept,
+/* Head `kept` of the selection, for `head` of the group or PICK_GROUP. */
+static void read_kept(struct pick *pick, const struct selection *selection, size_t kept,
                       size_t head)
 {
     const uint64_t *ids = selection->ids + selection->first[kept];
     size_t all = (size_t)(selection->first[kept + 1] - selection->first[kept]);
     size_t count = below(ids, all, pick->limit);
     read_ids(pick, head, ids, count);
-    return count < (pick->limit < selection->tokens ? pick->limit : selection->tokens);
+    if (count < (pick->limit < selection->tokens ? pick->limit : selection->tokens))
+        pick_dropped(pick, head);
 }
 
 static int task(struct pick *pick, struct error *err)
@@ -63,16 +64,14 @@ static int task(struct pick *pick, struct error *err)
     (void)err;
     const struct selection *selection = pick->call->version;
     size_t heads = pick->call->args->attend.q.shape[1], kv_heads = heads / pick->group;
-    bool dropped = false;
     if (selection->heads == kv_heads) {
-        dropped = read_kept(pick, selection, pick->kv_head, PICK_GROUP);
+        read_kept(pick, selection, pick->kv_head, PICK_GROUP);
     } else {
         assert(selection->heads == heads);
         for (size_t m = 0; m < pick->group; m++)
-            dropped |= read_kept(pick, selection, pick->kv_head * pick->group + m, m);
+            read_kept(pick, selection, pick->kv_head * pick->group + m, m);
     }
     pick_range(pick, selection->tokens, pick->limit);
-    if (dropped) pick_dropped(pick);
     return 0;
 }
 

@@ -172,7 +172,7 @@ static int task(struct pick *pick, struct error *err)
         if (pick->call->partial == NULL) continue;
         pick->mass[m * INDEX_LEVELS + INDEX_EXACT] = choice_share(&choice, pick, m, before);
     }
-    if (memory.begin > 0) pick_dropped(pick);
+    if (memory.begin > 0) pick_dropped(pick, PICK_GROUP);
     return 0;
 }
 

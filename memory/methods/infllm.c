@@ -429,7 +429,7 @@ static void read_chosen(struct pick *pick)
     for (size_t m = 0; m < (shared ? 1 : pick->group); m++) {
         const struct chosen *chosen = shared ? of : &of[pick->kv_head * pick->group + m];
         read_blocks(pick, shared ? PICK_GROUP : m, chosen);
-        if (chosen->count < lookup->formed[e]) pick_dropped(pick);
+        if (chosen->count < lookup->formed[e]) pick_dropped(pick, PICK_GROUP);
     }
 }
 

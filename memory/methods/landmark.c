@@ -269,7 +269,7 @@ static void read_blocks(struct pick *pick, const struct landmark_asking *asking,
         if (missed) {
             pick_together(pick, all);
             pick_merge(pick, m, logit, 1.0F, room->memory.acc + m * pick->head_dim); /* of 0 */
-            pick_dropped(pick);
+            pick_dropped(pick, PICK_GROUP);
             return;
         }
     }
@@ -319,7 +319,7 @@ static int task(struct pick *pick, struct error *err)
         choose_blocks(pick, asking, &extent, &room, m);
         read_blocks(pick, asking, &extent, &room, m);
     }
-    if (extent.first > 0 || extent.k < extent.count) pick_dropped(pick);
+    if (extent.first > 0 || extent.k < extent.count) pick_dropped(pick, PICK_GROUP);
     return 0;
 }
 

@@ -176,7 +176,7 @@ static int task(struct pick *pick, struct error *err)
         rank(pick, projected, m, pick->scratch);
         if (pick->stopped == 0) read_best(pick, m, pick->scratch, count);
     }
-    pick_dropped(pick);
+    pick_dropped(pick, PICK_GROUP);
     return 0;
 }
 

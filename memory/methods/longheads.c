@@ -323,7 +323,7 @@ static int task(struct pick *pick, struct error *err)
         size_t chosen = blocks_choose(scratch.scores, chunks, &wanted, scratch.best, scratch.ids);
         size_t spans = spans_of(&scratch, chosen, tokens, chunks * tokens, limit);
         read_spans(pick, m, scratch.spans, spans);
-        if (chosen < chunks) pick_dropped(pick);
+        if (chosen < chunks) pick_dropped(pick, PICK_GROUP);
     }
     return 0;
 }

@@ -202,7 +202,7 @@ static int task(struct pick *pick, struct error *err)
         if (pick->call->partial != NULL && pick->call->options[ZERO_ROWS] == 1 && count < choice.k)
             read_zeros(pick, m, choice.k - count);
     }
-    if (begin > 0 || pick->limit > choice.k || choice.bucketed) pick_dropped(pick);
+    if (begin > 0 || pick->limit > choice.k || choice.bucketed) pick_dropped(pick, PICK_GROUP);
     if (plan != NULL) plan_end(plan);
     return 0;
 }
