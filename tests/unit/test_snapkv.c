@@ -52,18 +52,36 @@ static void reduce(const struct past *past, size_t tokens, size_t h, const char 
     free(more);
 }
 
-/* Tokens that head h keeps of a prompt, and all behind it. */
-static void choose(const struct past *past, size_t tokens, size_t h, const char *rule, size_t kept,
-                   bool *ret_chosen)
+/* Has the selection token t for head h? */
+static bool is_kept(const struct asked *asked, size_t h, size_t t)
 {
-    size_t n = tokens - WINDOW;
+    const struct selection *selection = asked->selection;
+    if (selection == NULL) return true;
+    size_t kept = h * selection->heads / asked->past->query_heads;
+    for (uint64_t i = selection->first[kept]; i < selection->first[kept + 1]; i++)
+        if (selection->ids[i] == t) return true;
+    return false;
+}
+
+/* Tokens that head h keeps of a prompt, and all behind it. Votes are sums of fp32 numbers: which of
+ * those that are as good as equal to the last one is kept, `selection` says. */
+static void choose(const struct asked *asked, size_t tokens, size_t h, const char *rule,
+                   size_t kept, bool *ret_chosen)
+{
+    const struct past *past = asked->past;
+    size_t n = tokens - WINDOW, left = kept < n ? kept : n;
     double *votes = past_alloc(n, sizeof *votes);
     struct ranked *hits = past_alloc(n, sizeof *hits);
     reduce(past, tokens, h, rule, votes);
     for (size_t t = 0; t < n; t++) hits[t] = (struct ranked){ votes[t], t };
     qsort(hits, n, sizeof *hits, better_first);
-    for (size_t t = 0; t < past->tokens; t++) ret_chosen[t] = t >= n;
-    for (size_t j = 0; j < kept && j < n; j++) ret_chosen[hits[j].id] = true;
+    double last = left > 0 ? hits[left - 1].score : INFINITY;
+    for (size_t t = 0; t < past->tokens; t++) {
+        bool even = t < n && fabs(votes[t] - last) <= 1e-5 * last;
+        ret_chosen[t] = t >= n || (even ? is_kept(asked, h, t) : votes[t] > last);
+        left -= t < n && ret_chosen[t];
+    }
+    assert_int_equal(left, 0);
     free(votes);
     free(hits);
 }
@@ -89,7 +107,7 @@ static void expect_heads(struct asked *asked, size_t tokens, const char *rule, c
     for (size_t i = 0; i < past->queries; i++)
         for (size_t h = 0; h < past->query_heads; h++) {
             size_t row = i * past->query_heads + h;
-            choose(past, tokens, h, rule, kept[h / (past->query_heads / past->kv_heads)], chosen);
+            choose(asked, tokens, h, rule, kept[h / (past->query_heads / past->kv_heads)], chosen);
             bool dropped = clip(past, i, tokens, chosen);
             assert_true(subset_equals(past, &asked->reply, i, h, chosen));
             assert_true(asked_found(asked, i, h, chosen));
