@@ -193,11 +193,9 @@ static struct heads heads_of(const struct pick *pick, size_t head)
 void pick_dropped(struct pick *pick, size_t head)
 {
     struct heads heads = heads_of(pick, head);
-    for (size_t m = heads.first; m < heads.first + heads.count; m++) {
-        pick->predicted[m] = NAN;
-        for (size_t level = 0; level < INDEX_LEVELS; level++)
-            pick->mass[m * INDEX_LEVELS + level] = NAN;
-    }
+    float *mass = pick->mass + heads.first * INDEX_LEVELS;
+    for (size_t m = 0; m < heads.count; m++) pick->predicted[heads.first + m] = NAN;
+    for (size_t i = 0; i < heads.count * INDEX_LEVELS; i++) mass[i] = NAN;
 }
 
 void pick_span(struct pick *pick, size_t head, uint64_t begin, uint64_t end)

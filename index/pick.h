@@ -139,8 +139,8 @@ void pick_scores(struct pick *pick, uint64_t begin, size_t count, float *ret_sco
 /* Join a state over other rows to that of a head: max, sum, acc (D) as in kernels/partial.h. */
 void pick_merge(struct pick *pick, size_t head, float max, float sum, const float *acc);
 
-/* Rows were left out for one head (0 … group-1), or for any of PICK_GROUP, and nobody looked at them:
- * error and mass are unknown (NaN). */
+/* Rows were left out for one head (0 … group-1) or PICK_GROUP, and nobody looked at them: error and
+ * mass are unknown (NaN). */
 void pick_dropped(struct pick *pick, size_t head);
 
 void pick_count(struct pick *pick, enum index_level level, uint64_t rows, uint64_t bytes);
