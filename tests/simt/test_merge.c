@@ -38,6 +38,14 @@ static void end(struct fixture *fixture)
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) free(all[i]);
 }
 
+/* Score t of TOKENS. Where they are far apart each is 32 at least from the others: one token has
+ * all the weight of a part, and of the part's lse nothing is lost when it becomes a float. */
+static double some_score(double spread, uint32_t t, uint64_t *random)
+{
+    double score = spread * (double)checks_normal(random);
+    return spread < 1e3 ? score : 32.0 * (TOKENS * floor(score / (32.0 * TOKENS)) + t);
+}
+
 /* Row `row` of the answer: `tokens` tokens over some of its parts, the others empty. */
 static void make_row(struct fixture *fixture, uint32_t row, uint32_t tokens, double spread,
                      uint64_t *random)
@@ -46,7 +54,7 @@ static void make_row(struct fixture *fixture, uint32_t row, uint32_t tokens, dou
     double scores[TOKENS], own[TOKENS];
     float *values = checks_alloc((size_t)TOKENS * dims * sizeof *values);
     for (uint32_t t = 0; t < tokens; t++) {
-        scores[t] = spread * (double)checks_normal(random);
+        scores[t] = some_score(spread, t, random);
         part_of[t] = (uint32_t)random_below(random, PARTS - 1); /* the last one stays empty */
         for (uint32_t d = 0; d < dims; d++) values[t * dims + d] = checks_normal(random);
     }

@@ -157,7 +157,7 @@ static void check_close(struct fixture *fixture, double bound)
             all += pow((double)o[d], 2);
         }
         double error = sqrt(off / all);
-        if (!(predicted <= bound) || !(error <= 2.0 * predicted + 1e-5))
+        if (!(predicted <= bound) || !(error <= PREDICTED_OFF * predicted + 1e-5))
             fail_msg("row %zu: error %g, predicted %g of %g", row, error, predicted, bound);
         assert_true(fabsf(fixture->lse[row] - lse[row]) < (float)bound + 1e-4F);
     }
