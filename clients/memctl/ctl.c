@@ -98,6 +98,7 @@ int ctl_connect(struct ctl *ctl)
     if (token_file != NULL && (rc = read_token(ctl, token_file)) != CTL_OK) return rc;
     rc = memd_connect(ctl->address, &ctl->connect, &ctl->client, &ctl->err);
     if (rc == 0) return CTL_OK;
+    if (rc == MEMD_EINVAL) return ctl_usage(ctl, "%s", ctl->err.text); /* no address at all */
     int code = ctl_failed(ctl, rc, ctl->address);
     if (rc == MEMD_EIO) code = CTL_CONNECT;
     if (code == CTL_CONNECT && !ctl->silent)

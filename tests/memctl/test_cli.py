@@ -95,6 +95,8 @@ def wrong_usage(ctl):
     for words in [["status"], ["health"], ["contexts"], ["top"], ["bench", "overhead"]]:
         assert "is memd running?" in nowhere.fails(CONNECT, *words)
     nowhere.run("status", "--token-file", "/no/such/file", expect=ERROR)
+    for address in ["tcp:foo", "tcp:127.0.0.1:65536", "unix:", "unix:/" + 107 * "x"]:
+        Memctl(address).fails(USAGE, "status")
 
 
 def help_and_manual(ctl):
