@@ -178,8 +178,7 @@ static int parse_sync(const char *text, struct sync_choice *ret_sync, struct err
         int rc = parse_number(duration, time_units, TIME_UNITS, &sync.interval_ms, err);
         if (rc < 0) return rc;
         if (sync.interval_ms < 1 || sync.interval_ms > DAY)
-            return error_set(err, MEMD_EINVAL, "sync interval '%.60s' is not in 1ms … 24h",
-                             duration);
+            return error_set(err, MEMD_EINVAL, "interval '%.60s' is not in 1ms … 24h", duration);
     } else {
         return error_set(err, MEMD_EINVAL, "'%.60s' is none of always, never, interval DURATION",
                          text);
@@ -220,6 +219,14 @@ static int set_text(const struct option_info *option, const char *value, char *f
     return 0;
 }
 
+/* What is wrong with a value does not know whose it is. */
+static int of_option(const struct option_info *option, const struct error *detail,
+                     struct error *err)
+{
+    if (detail->code == 0) return 0;
+    return error_set(err, detail->code, "%s: %s", option->name, detail->text);
+}
+
 static int set_number(const struct option_info *option, const char *value, uint64_t *field,
                       struct error *err)
 {
@@ -234,7 +241,7 @@ static int set_number(const struct option_info *option, const char *value, uint6
         rc = parse_mode(value, &number, &detail);
     else
         rc = parse_count(value, &number, &detail);
-    if (rc < 0) return error_set(err, rc, "%s: %s", option->name, detail.text);
+    if (rc < 0) return of_option(option, &detail, err);
     if (number < option->min || number > option->max)
         return error_set(err, MEMD_EINVAL, "%s = %.60s is not in %" PRIu64 " … %" PRIu64,
                          option->name, value, option->min, option->max);
@@ -246,6 +253,7 @@ int option_set(const struct option_info *option, const char *value, struct confi
                struct error *err)
 {
     void *field = (char *)config + option->offset;
+    struct error detail = { 0 };
     int choice = 0;
     switch (option->type) {
     case OPTION_TEXT: return set_text(option, value, field, err);
@@ -253,8 +261,8 @@ int option_set(const struct option_info *option, const char *value, struct confi
     case OPTION_BYTES:
     case OPTION_DURATION:
     case OPTION_MODE: return set_number(option, value, field, err);
-    case OPTION_SYNC: return parse_sync(value, field, err);
-    case OPTION_UIDS: return parse_uids(value, field, err);
+    case OPTION_SYNC: parse_sync(value, field, &detail); return of_option(option, &detail, err);
+    case OPTION_UIDS: parse_uids(value, field, &detail); return of_option(option, &detail, err);
     case OPTION_ROLE:
         choice = config_role_parse(value);
         if (choice < 0) break;

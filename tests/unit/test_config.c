@@ -121,13 +121,16 @@ static void test_refusals(void **state)
     refuses("socket_mode = 0888\n", "is not an octal mode");
     refuses("socket_mode = 1777\n", "is not in");
     refuses("data =\n", "data is empty");
-    refuses("sync = sometimes\n", "none of always, never, interval");
-    refuses("sync = interval 0s\n", "is not in 1ms … 24h");
+    refuses("sync = sometimes\n",
+            "memd.conf:1: sync: 'sometimes' is none of always, never, interval");
+    refuses("sync = interval 0s\n", "sync: interval '0s' is not in 1ms … 24h");
+    refuses("sync = interval 5\n", "sync: '5' needs a unit such as");
     refuses("other_role = root\n", "none of none, read, write, admin");
     refuses("log_level = loud\n", "none of debug, info, warn, error");
-    refuses("admin_uids = root\n", "not a list of user ids");
-    refuses("admin_uids = 4294967296\n", "not a list of user ids");
-    refuses("admin_uids = 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17\n", "more than 16 user ids");
+    refuses("admin_uids = root\n", "admin_uids: 'root' is not a list of user ids");
+    refuses("read_uids = 4294967296\n", "read_uids: '4294967296' is not a list of user ids");
+    refuses("admin_uids = 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17\n",
+            "admin_uids: more than 16 user ids");
 }
 
 static void test_long_values(void **state)
