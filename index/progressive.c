@@ -143,6 +143,7 @@ static void lane_segments(struct lane_memory *memory, size_t rows, size_t head_d
     block->mass = take_floats(memory, clusters * rows);
     block->priority = take_floats(memory, clusters * rows);
     block->mass_top = take_floats(memory, at);
+    block->mass_sum = take_floats(memory, at);
     block->priority_log = take_floats(memory, at);
     block->priority_top = take_floats(memory, at);
     block->priority_sum = take_floats(memory, at);

@@ -110,6 +110,7 @@ struct block_segment {
     uint64_t valued; /* V-hi too; never without K-hi */
     uint64_t dropped; /* masses that count as 0: next to nothing */
     bool blank;      /* no cluster counts for any row: masses and priorities are not there */
+    bool estimated;  /* masses and priorities are there */
     bool turned;     /* the queries are in its space */
     bool vectors;    /* what that takes was counted, of a segment in a table */
 };
@@ -167,15 +168,17 @@ struct block {
     } shared;
 
     /* Clusters, per segment. */
-    float *centre;     /* (P, M, 64): score of the centroid, where the segment is not blank */
+    float *centre;     /* (P, M, 64): score of the centroid, of segments without an entry */
     float *scores;     /* (M, 64) of one segment */
     size_t scored_count, tabled_count; /* segments, by centroids at 7 bits, and at 4 of a table */
-    float *mass;       /* (P, M, 64): W, 16 exp(centroid score + …); of opened ones the sum */
+    float *mass;       /* (P, M, 64): W, 16 exp(centroid score + …); of opened ones the sum. Until
+                        * it is estimated, the centroid score of segments with an entry */
     float *priority;   /* (P, M, 64): which to read more of first; own unit per query row */
     float *shift;      /* (M) */
     float *mass_top;       /* (P, M): the largest logarithm of a mass per token */
     float *priority_log;   /* (P, M): the same of a priority */
     float *priority_top;   /* (P, M): no priority of the segment is larger */
+    float *mass_sum;       /* (P, M): as it was estimated */
     float *priority_sum;   /* (P, M): of a segment that nothing was read of */
     float *priority_shift; /* (M): priority = exp(… - priority_shift) */
     double *priority_unit; /* (M): from weights to priorities, exp(shift - priority_shift) */
@@ -240,9 +243,15 @@ const float *block_key_spread(const struct block *block, size_t p);
 /* Scores of the centroids of segment p, as they are at hand. Sets block->deviation of p.
  * ret_scores (M, 64) */
 void block_score_centroids(struct block *block, size_t p, float *ret_scores);
-/* Some clusters (bits) of segment p are opened: their centres, where they are of 4 bits, become
- * those of 7. */
-void block_refine_centres(struct block *block, size_t p, uint64_t clusters);
+/* Scores of some centroids (bits) of segment p as the tokens of their clusters are moved to them:
+ * of 7 bits, in `room` (M, 64) where those are not the ones that were scored. (M, 64) */
+const float *block_centres(struct block *block, size_t p, uint64_t clusters, float *room);
+/* Where block_score_clusters leaves the scores of the centroids of segment p. (M, 64) */
+static inline float *block_scored(const struct block *block, size_t p)
+{
+    bool tabled = block->segments[p].planes->entry.space != NULL;
+    return (tabled ? block->mass : block->centre) + p * block->rows * PLANES_CLUSTERS;
+}
 /* What that reads for a cluster at most, its segment's vectors included; 0 without tables. */
 size_t block_centre_bytes(const struct block *block);
 /* What block_score_centroids has read. */

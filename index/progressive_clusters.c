@@ -87,11 +87,10 @@ size_t block_centre_bytes(const struct block *block)
     return block->tabled_count > 0 ? block->head_dim + sizeof(float) + vector_bytes(block) : 0;
 }
 
-void block_refine_centres(struct block *block, size_t p, uint64_t clusters)
+const float *block_centres(struct block *block, size_t p, uint64_t clusters, float *room)
 {
     const struct planes_entry *entry = &block->segments[p].planes->entry;
-    if (entry->space == NULL) return;
-    float *centre = block->centre + p * block->rows * PLANES_CLUSTERS;
+    if (entry->space == NULL) return block_scored(block, p);
     if (!block->segments[p].vectors) block->level_bytes[INDEX_CLUSTERS] += vector_bytes(block);
     block->segments[p].vectors = true;
     struct plane_queries queries = block_plane_queries(block, p);
@@ -99,12 +98,13 @@ void block_refine_centres(struct block *block, size_t p, uint64_t clusters)
     if (count < ALL_FROM || block->call->block_bytes != UINT64_MAX) {
         block->call->planes->dot(&(struct plane_dot_args){
             .queries = &queries, .clusters = clusters, .codes = entry->rows,
-            .scale = entry->row_scale, .scores = centre });
+            .scale = entry->row_scale, .scores = room });
     } else {
-        score_own_centroids(block, p, &queries, centre);
+        score_own_centroids(block, p, &queries, room);
         count = PLANES_CLUSTERS;
     }
     block->level_bytes[INDEX_CLUSTERS] += count * (block->head_dim + sizeof(float));
+    return room;
 }
 
 /* What a segment may lack to be blank, per row: its logarithms of masses and priorities lie below
@@ -147,20 +147,23 @@ static void raise_shifts(struct block *block, size_t p)
     }
 }
 
-/* Masses and priorities of segment p, whose logarithms are in reach of the largest for some row. */
+/* Masses and priorities of segment p, whose logarithms are in reach of the largest for some row. A
+ * segment of the first look has them already. */
 static void estimate(struct block *block, size_t p, const float *mass_shift)
 {
     size_t rows = block->rows, at = p * rows;
-    float masses[BLOCK_ROWS], *priorities = block->priority_sum + at;
-    const struct planes *planes = block->segments[p].planes;
-    block->call->planes->estimate(&(struct plane_estimate_args){
-        .reach = reach, .centre = block->centre + at * PLANES_CLUSTERS,
-        .deviation = block->deviation + at, .key_spread = block_key_spread(block, p),
-        .value_spread = planes->value_spread, .mass_shift = mass_shift,
-        .priority_shift = block->priority_shift, .queries = rows,
-        .mass = block->mass + at * PLANES_CLUSTERS,
-        .priority = block->priority + at * PLANES_CLUSTERS, .mass_sum = masses,
-        .priority_sum = priorities, .priority_top = block->priority_top + at });
+    float *masses = block->mass_sum + at, *priorities = block->priority_sum + at;
+    struct block_segment *segment = &block->segments[p];
+    if (!segment->estimated)
+        block->call->planes->estimate(&(struct plane_estimate_args){
+            .reach = reach, .centre = block_scored(block, p), .deviation = block->deviation + at,
+            .key_spread = block_key_spread(block, p),
+            .value_spread = segment->planes->value_spread, .mass_shift = mass_shift,
+            .priority_shift = block->priority_shift, .queries = rows,
+            .mass = block->mass + at * PLANES_CLUSTERS,
+            .priority = block->priority + at * PLANES_CLUSTERS, .mass_sum = masses,
+            .priority_sum = priorities, .priority_top = block->priority_top + at });
+    segment->estimated = true;
     for (size_t m = 0; m < rows; m++) {
         block->mass_shut[m] += (double)masses[m];
         block->priority_shut[m] += (double)priorities[m];
@@ -330,19 +333,20 @@ static bool is_far_below(struct block *block, size_t p, const struct reaches *re
     return any == 0;
 }
 
-/* The largest logarithms of masses and priorities in segment p, by block->scores, raise the shifts;
- * the scores are kept unless it is blank already. Returns whether it is. */
-static bool rank_segment(struct block *block, size_t p, const struct reaches *reaches)
+/* The largest logarithms of masses and priorities in segment p raise the shifts. Its scores are
+ * kept unless it is blank already; returns whether it is. */
+static bool rank_segment(struct block *block, size_t p, const float *scores,
+                         const struct reaches *reaches)
 {
     size_t at = p * block->rows;
     block->call->planes->rank(&(struct plane_rank_args){
-        .reach = reach, .centre = block->scores, .deviation = block->deviation + at,
+        .reach = reach, .centre = scores, .deviation = block->deviation + at,
         .key_spread = block_key_spread(block, p), .queries = block->rows,
         .mass_top = block->mass_top + at, .priority_top = block->priority_log + at });
     raise_shifts(block, p);
     if (is_blank(block, p, reaches)) return true;
-    memcpy(block->centre + at * PLANES_CLUSTERS, block->scores,
-           block->rows * PLANES_CLUSTERS * sizeof *block->scores);
+    float *kept = block_scored(block, p);
+    if (scores != kept) memcpy(kept, scores, block->rows * PLANES_CLUSTERS * sizeof *kept);
     return false;
 }
 
@@ -367,9 +371,10 @@ void block_score_clusters(struct block *block)
     for (size_t p = 0; p < block->segment_count; p++) {
         bool tabled = block->segments[p].planes->entry.space != NULL;
         if (p % TOUCHED == 0) touch_centroids(block, p);
-        block_score_centroids(block, p, block->scores);
+        float *scores = blank ? block->scores : block_scored(block, p);
+        block_score_centroids(block, p, scores);
         if (blank && tabled && is_far_below(block, p, &reaches)) set_blank(block, p);
-        else blank = rank_segment(block, p, &reaches);
+        else blank = rank_segment(block, p, scores, &reaches);
     }
     for (size_t m = 0; m < block->rows; m++) block_set_unit(block, m);
 }

@@ -136,14 +136,14 @@ static void read_probe(struct block *block, size_t i)
     const struct plane_backend *kernels = block->call->planes;
     size_t rows = block->rows, head_dim = block->head_dim;
     uint16_t tile = (uint16_t)probe->cluster;
-    _Alignas(64) float weights[BLOCK_ROWS * PLANE_TILE];
+    _Alignas(64) float weights[BLOCK_ROWS * PLANE_TILE], centres[BLOCK_ROWS * PLANES_CLUSTERS];
     float shares[PLANE_TILE], square[BLOCK_ROWS], *sum = block->probe_masses + i * rows;
     struct plane_queries queries = block_plane_queries(block, probe->segment);
     kernels->score(&(struct plane_score_args){
         .queries = &queries, .key_hi = planes->key_hi, .key_scale = planes->key_scale,
         .tiles = &tile, .count = 1, .stride = PLANE_TILE, .scores = weights });
-    const float *centre = block->centre + probe->segment * rows * PLANES_CLUSTERS + tile;
-    block_refine_centres(block, probe->segment, UINT64_C(1) << probe->cluster);
+    uint64_t cluster = UINT64_C(1) << probe->cluster;
+    const float *centre = block_centres(block, probe->segment, cluster, centres) + tile;
     block_centre_shares(planes->key_scale + tile * PLANE_TILE, shares);
     for (size_t m = 0; m < rows; m++) {
         float most = block->shift[m] + probe_slack;

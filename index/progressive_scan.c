@@ -279,14 +279,14 @@ struct block_chunk *block_score_tokens(struct block *block, size_t p, uint64_t f
 {
     struct block_segment *segment = &block->segments[p];
     struct block_chunk *chunk = add_chunk(block, p, fresh);
+    _Alignas(64) float centres[BLOCK_ROWS * PLANES_CLUSTERS];
     struct plane_queries queries = block_plane_queries(block, p);
     size_t stride = chunk->count * PLANE_TILE;
     block->call->planes->score(&(struct plane_score_args){
         .queries = &queries, .key_hi = segment->planes->key_hi,
         .key_scale = segment->planes->key_scale, .tiles = chunk->tiles, .count = chunk->count,
         .stride = stride, .soon = soon, .scores = chunk->weights });
-    const float *centre = block->centre + p * block->rows * PLANES_CLUSTERS;
-    block_refine_centres(block, p, fresh);
+    const float *centre = block_centres(block, p, fresh, centres);
     for (size_t i = 0; i < chunk->count; i++) {
         float shares[PLANE_TILE];
         size_t c = chunk->tiles[i];

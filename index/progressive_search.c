@@ -79,7 +79,7 @@ static void score_centroids(struct block *block)
     block->scored_count = block->tabled_count = 0;
     for (size_t p = 0; p < block->segment_count; p++) {
         size_t at = p * block->rows;
-        block_score_centroids(block, p, block->centre + at * PLANES_CLUSTERS);
+        block_score_centroids(block, p, block_scored(block, p));
         const float *key_spread = block_key_spread(block, p);
         for (size_t m = 0; m < block->rows; m++)
             for (size_t c = 0; c < PLANES_CLUSTERS; c++)
@@ -93,8 +93,9 @@ static void score_centroids(struct block *block)
 /* What a token `far` deviations above the centroid of cluster c of segment p scores. */
 static float reach(const struct block *block, size_t p, size_t m, size_t c, float far)
 {
-    size_t at = (p * block->rows + m) * PLANES_CLUSTERS + c;
-    return block->centre[at] + far * block->priority[at];
+    size_t at = m * PLANES_CLUSTERS + c;
+    float deviation = block->priority[p * block->rows * PLANES_CLUSTERS + at];
+    return block_scored(block, p)[at] + far * deviation;
 }
 
 /* The best clusters of every row, for about 4 k tokens, into fresh. */
