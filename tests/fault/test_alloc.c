@@ -7,6 +7,7 @@
  */
 #include "tests/unit/method_fixture.h"
 
+#include "memory/store.h"
 #include "tests/fault/allocations.h"
 #include "tests/unit/fold_method.h"
 
@@ -269,14 +270,44 @@ static void test_with_a_ring(void **state)
     fail_each("test-wide-ring");
 }
 
+/* Without memory for a map of the free pages none are found, and that is not what is known of them
+ * from then on. */
+static void test_free_pages(void **state)
+{
+    (void)state;
+    struct fixture fx;
+    struct store *store = NULL;
+    struct store_free none, all;
+    struct store_ask ask = { .bytes = UINT64_MAX, .run_bytes = UINT64_MAX, .value_bytes = 1 };
+    struct error err = { 0 };
+    uint64_t id = 0, freed = 0;
+    fixture_begin(&fx);
+    fixture_append(&fx, fixture_context(&fx, "book"), 0, TOKENS);
+    fixture_restart(&fx);
+    ASSERT_OK(catalog_find(fx.catalog, "book", &id, &err), err);
+    ASSERT_OK(catalog_drop(fx.catalog, id, &freed, &err), err);
+    fixture_close(&fx);
+    struct store_config config = { fx.path, fx.config.map_bytes, STORE_LAZY, "test" };
+    ASSERT_OK(store_open(&config, &store, &err), err);
+    allocations_forget();
+    allocations_fail_after(0);
+    store_find_free(store, &ask, &none);
+    allocations_fail_after(-1);
+    assert_true(allocations_failed());
+    assert_int_equal(none.usable_bytes, 0);
+    store_find_free(store, &ask, &all);
+    assert_in_range(all.usable_bytes, freed, 2 * freed);
+    store_close(store);
+    fixture_remove(fx.path);
+    arena_fini(&fx.arena);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_every_allocation),
-        cmocka_unit_test(test_with_a_fold),
-        cmocka_unit_test(test_with_notes),
-        cmocka_unit_test(test_columns_and_states),
-        cmocka_unit_test(test_with_a_ring),
+        cmocka_unit_test(test_every_allocation), cmocka_unit_test(test_with_a_fold),
+        cmocka_unit_test(test_with_notes),       cmocka_unit_test(test_columns_and_states),
+        cmocka_unit_test(test_with_a_ring),      cmocka_unit_test(test_free_pages),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
