@@ -5,17 +5,13 @@
  */
 #include "tests/unit/store_fixture.h"
 
-#include <fcntl.h>
-
-#include "memory/page.h"
 #include "tests/random.h"
 #include "tests/unit/child.h"
+#include "tests/unit/image.h"
 
 enum {
-    PAGE = 4096,
     CONTEXTS = 6,
     TOKENS = 2100,
-    IMAGE_MAX = 64 << 20,
     SECONDS_MAX = 30,
 #ifdef __SANITIZE_THREAD__
     CASES_MAX = 12 /* enough of the threads, many times slower */
@@ -26,19 +22,8 @@ enum {
 
 struct damaged {
     struct fixture fx;
-    char file[96];
-    unsigned char *image;
-    size_t pages;
+    struct image image;
 };
-
-/* A page of a tree, of this state or an old one. How many there are hangs on when the builder came
- * by. */
-static bool in_tree(const struct damaged *damaged, size_t i)
-{
-    const unsigned char *page = damaged->image + i * PAGE;
-    uint16_t flags = page_u16(page + PAGE_FLAGS);
-    return page_u64(page) == i && (flags == PAGE_IS_BRANCH || flags == PAGE_IS_LEAF);
-}
 
 /* Long, so that the table of names has a few pages. */
 static void name_of(size_t i, char ret_name[200])
@@ -59,31 +44,15 @@ static void begin(struct damaged *damaged)
         arena_reset(&fx->arena);
     }
     fixture_close(fx);
-    snprintf(damaged->file, sizeof damaged->file, "%s/data.mdb", fx->path);
-    damaged->image = malloc(IMAGE_MAX);
-    assert_non_null(damaged->image);
-    int fd = open(damaged->file, O_RDONLY);
-    ssize_t bytes = read(fd, damaged->image, IMAGE_MAX);
-    close(fd);
-    assert_true(bytes > 0 && bytes < IMAGE_MAX);
-    damaged->pages = (size_t)bytes / PAGE;
+    image_init(&damaged->image, fx->path);
+    image_read(&damaged->image);
 }
 
 static void end(struct damaged *damaged)
 {
     arena_fini(&damaged->fx.arena);
     fixture_remove(damaged->fx.path);
-    free(damaged->image);
-}
-
-static void write_image(const struct damaged *damaged, size_t page, const unsigned char *instead)
-{
-    int fd = open(damaged->file, O_WRONLY);
-    size_t bytes = damaged->pages * PAGE;
-    assert_int_equal(write(fd, damaged->image, bytes), bytes);
-    assert_int_equal(ftruncate(fd, (off_t)bytes), 0);
-    assert_int_equal(pwrite(fd, instead, PAGE, (off_t)(page * PAGE)), PAGE);
-    close(fd);
+    image_fini(&damaged->image);
 }
 
 /* To the end, or to an error, which must be one. The last finding. */
@@ -193,11 +162,13 @@ static void offsets(struct damaged *damaged, uint64_t *seed, unsigned char *page
 static void another(struct damaged *damaged, uint64_t *seed, unsigned char *page)
 {
     uint64_t number = page_u64(page);
-    memcpy(page, damaged->image + PAGE * (2 + random_below(seed, damaged->pages - 2)), PAGE);
+    memcpy(page, image_page(&damaged->image, 2 + random_below(seed, damaged->image.pages - 2)),
+           PAGE);
     memcpy(page, &number, sizeof number);
 }
 
-/* CASES_MAX of `all`, evenly; all where there are fewer. */
+/* CASES_MAX of `all`, evenly; all where there are fewer. How many there are hangs on when the
+ * builder came by. */
 static bool chosen(size_t i, size_t all)
 {
     return all <= CASES_MAX || i * CASES_MAX / all != (i + 1) * CASES_MAX / all;
@@ -212,15 +183,15 @@ static int damage_pages(void *arg, struct child_case *now)
     struct damaged *damaged = arg;
     uint64_t seed = random_seed();
     size_t seen = 0, all = 0;
-    for (size_t i = 2; i < damaged->pages; i++) all += in_tree(damaged, i);
-    for (size_t i = 2; i < damaged->pages; i++) {
+    for (size_t i = 2; i < damaged->image.pages; i++) all += image_in_tree(&damaged->image, i);
+    for (size_t i = 2; i < damaged->image.pages; i++) {
         unsigned char page[PAGE];
-        if (!in_tree(damaged, i) || !chosen(seen++, all)) continue;
+        if (!image_in_tree(&damaged->image, i) || !chosen(seen++, all)) continue;
         size_t kind = now->count % 3;
         child_begins(now, kinds[kind].name, i, SECONDS_MAX);
-        memcpy(page, damaged->image + i * PAGE, PAGE);
+        memcpy(page, image_page(&damaged->image, i), PAGE);
         kinds[kind].apply(damaged, &seed, page);
-        write_image(damaged, i, page);
+        image_write(&damaged->image, i, page);
         int wrong = use(&damaged->fx);
         if (wrong != 0) return wrong;
     }
@@ -241,8 +212,8 @@ static void test_every_page(void **state)
 /* A leaf of values of segments (docs/FORMAT.md). */
 static bool has_segments(const struct damaged *damaged, size_t i)
 {
-    const unsigned char *page = damaged->image + i * PAGE;
-    return in_tree(damaged, i) && page_u16(page + PAGE_FLAGS) == PAGE_IS_LEAF &&
+    const unsigned char *page = image_page(&damaged->image, i);
+    return image_in_tree(&damaged->image, i) && page_u16(page + PAGE_FLAGS) == PAGE_IS_LEAF &&
            page_node_key(page_node(page, 0)).bytes == 11;
 }
 
@@ -254,13 +225,13 @@ static void test_rest_is_served(void **state)
     begin(&damaged);
     struct fixture *fx = &damaged.fx;
     size_t leaves = 0;
-    for (size_t i = 2; i < damaged.pages && leaves < 4; i++) {
+    for (size_t i = 2; i < damaged.image.pages && leaves < 4; i++) {
         size_t findings = 0, whole = 0, sound = 0;
         unsigned char page[PAGE] = { 0 };
         char text[512] = "", wanted[64];
         struct catalog_stats stats;
         if (!has_segments(&damaged, i)) continue;
-        write_image(&damaged, i, page);
+        image_write(&damaged.image, i, page);
         fixture_open(fx);
         catalog_get_stats(fx->catalog, &stats);
         if (stats.damaged_pages == 0) { /* of an old state */
@@ -275,7 +246,7 @@ static void test_rest_is_served(void **state)
         assert_in_range(whole, 1, CONTEXTS - 1);
         leaves++;
         fixture_close(fx);
-        write_image(&damaged, i, damaged.image + i * PAGE);
+        image_write(&damaged.image, i, image_page(&damaged.image, i));
         fixture_open(fx);
         assert_int_equal(verify_all(fx, &findings, text), 0);
         assert_int_equal(findings, 0);
@@ -289,8 +260,7 @@ static void test_rest_is_served(void **state)
 
 static size_t root_of_free_list(const struct damaged *damaged)
 {
-    const unsigned char *meta = damaged->image;
-    if (page_u64(meta + PAGE_META_TXN) < page_u64(meta + PAGE + PAGE_META_TXN)) meta += PAGE;
+    const unsigned char *meta = image_page(&damaged->image, image_newest_meta(&damaged->image));
     return (size_t)page_u64(meta + PAGE_META_FREE + PAGE_TREE_ROOT);
 }
 
@@ -305,8 +275,8 @@ static void test_free_list(void **state)
     unsigned char page[PAGE] = { 0 };
     char text[512] = "", wanted[64];
     struct catalog_stats stats;
-    assert_in_range(root, 2, damaged.pages - 1);
-    write_image(&damaged, root, page);
+    assert_in_range(root, 2, damaged.image.pages - 1);
+    image_write(&damaged.image, root, page);
     fixture_open(fx);
     assert_int_equal(verify_all(fx, &findings, text), 0);
     snprintf(wanted, sizeof wanted, "free pages: page %zu of data.mdb is damaged: ", root);

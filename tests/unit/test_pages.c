@@ -5,9 +5,8 @@
  * Keys are long, so that few of them make trees of three levels.
  */
 #include "tests/unit/child.h"
+#include "tests/unit/image.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,12 +15,11 @@
 #include "memory/store_pages.h"
 #include "tests/random.h"
 
-enum { KEYS = 250, PAGE = 4096, IMAGE_MAX = 16 << 20, SECONDS_MAX = 20 };
+enum { KEYS = 250, SECONDS_MAX = 20 };
 
 struct place {
-    char path[64], file[80];
-    unsigned char *image; /* the store as it was */
-    size_t pages;
+    char path[64];
+    struct image image;
     uint64_t seed;
 };
 
@@ -29,7 +27,7 @@ static void make_place(struct place *place)
 {
     *place = (struct place){ .path = "/tmp/memd-test-XXXXXX", .seed = random_seed() };
     assert_non_null(mkdtemp(place->path));
-    snprintf(place->file, sizeof place->file, "%s/data.mdb", place->path);
+    image_init(&place->image, place->path);
 }
 
 static void remove_place(struct place *place)
@@ -37,9 +35,9 @@ static void remove_place(struct place *place)
     char lock[80];
     snprintf(lock, sizeof lock, "%s/lock.mdb", place->path);
     unlink(lock);
-    assert_int_equal(unlink(place->file), 0);
+    assert_int_equal(unlink(place->image.file), 0);
     assert_int_equal(rmdir(place->path), 0);
-    free(place->image);
+    image_fini(&place->image);
 }
 
 static int open_place(const struct place *place, struct store **ret_store, struct error *err)
@@ -105,18 +103,6 @@ static void delete (struct store_txn *txn, enum store_table table, size_t i)
     store_delete(txn, table, key_of(i, key));
 }
 
-static void read_image(struct place *place)
-{
-    free(place->image);
-    place->image = malloc(IMAGE_MAX);
-    assert_non_null(place->image);
-    int fd = open(place->file, O_RDONLY);
-    ssize_t bytes = read(fd, place->image, IMAGE_MAX);
-    close(fd);
-    assert_true(bytes > 0 && bytes < IMAGE_MAX);
-    place->pages = (size_t)bytes / PAGE;
-}
-
 /* Two tables, one of them with branches of branches; free pages, several records of them. */
 static void fill(struct place *place)
 {
@@ -134,26 +120,7 @@ static void fill(struct place *place)
         if (store_commit(&txn, &err) < 0) fail_msg("%s", err.text);
     }
     store_close(store);
-    read_image(place);
-}
-
-/* The store as it was, but for one page. */
-static void write_image(const struct place *place, size_t page, const unsigned char *instead)
-{
-    int fd = open(place->file, O_WRONLY);
-    if (fd < 0) fail_msg("%s: %s", place->file, strerror(errno));
-    size_t bytes = place->pages * PAGE;
-    if (write(fd, place->image, bytes) != (ssize_t)bytes) fail_msg("%s", strerror(errno));
-    assert_int_equal(ftruncate(fd, (off_t)bytes), 0);
-    assert_int_equal(pwrite(fd, instead, PAGE, (off_t)(page * PAGE)), PAGE);
-    close(fd);
-}
-
-static bool in_tree(const struct place *place, size_t page)
-{
-    const unsigned char *at = place->image + page * PAGE;
-    uint16_t flags = page_u16(at + PAGE_FLAGS);
-    return page_u64(at) == page && (flags == PAGE_IS_BRANCH || flags == PAGE_IS_LEAF);
+    image_read(&place->image);
 }
 
 /* ---- what a child does with it; 1: a value was another's, 2: a walk found no end ---- */
@@ -278,9 +245,9 @@ static void half(struct place *place, unsigned char *page)
 static void another(struct place *place, unsigned char *page)
 {
     size_t from = page_u64(page) == 0 ? 1 : 0;
-    do from = random_below(&place->seed, place->pages);
-    while (!in_tree(place, from) || from == page_u64(page));
-    memcpy(page, place->image + from * PAGE, PAGE);
+    do from = random_below(&place->seed, place->image.pages);
+    while (!image_in_tree(&place->image, from) || from == page_u64(page));
+    memcpy(page, image_page(&place->image, from), PAGE);
 }
 
 static void another_renumbered(struct place *place, unsigned char *page)
@@ -341,7 +308,7 @@ static void node_key(struct place *place, unsigned char *page)
 static void leads_elsewhere(struct place *place, unsigned char *page)
 {
     unsigned char *node = some_node(place, page);
-    uint64_t to = random_below(&place->seed, place->pages);
+    uint64_t to = random_below(&place->seed, place->image.pages);
     if (page_u16(page + PAGE_FLAGS) == PAGE_IS_BRANCH)
         memcpy(node, &to, 6);
     else if (page_u16(node + PAGE_NODE_FLAGS) == PAGE_HAS_PAGES)
@@ -368,22 +335,22 @@ enum { KINDS = sizeof kinds / sizeof kinds[0] };
 
 static bool is_branch(const struct place *place, size_t i)
 {
-    return page_u16(place->image + i * PAGE + PAGE_FLAGS) == PAGE_IS_BRANCH;
+    return page_u16(image_page(&place->image, i) + PAGE_FLAGS) == PAGE_IS_BRANCH;
 }
 
 static int damage_pages(void *arg, struct child_case *now)
 {
     struct place *place = arg;
     int rc = 0;
-    for (size_t i = 2; rc == 0 && i < place->pages; i++) {
-        if (!in_tree(place, i)) continue;
+    for (size_t i = 2; rc == 0 && i < place->image.pages; i++) {
+        if (!image_in_tree(&place->image, i)) continue;
         for (size_t j = 0; rc == 0 && j < KINDS; j++) {
             unsigned char page[PAGE];
             if (!is_branch(place, i) && j != i % KINDS) continue;
             child_begins(now, kinds[j].name, i, SECONDS_MAX);
-            memcpy(page, place->image + i * PAGE, PAGE);
+            memcpy(page, image_page(&place->image, i), PAGE);
             kinds[j].apply(place, page);
-            write_image(place, i, page);
+            image_write(&place->image, i, page);
             rc = use_twice(place);
         }
     }
@@ -396,7 +363,8 @@ static void test_every_page(void **state)
     struct place place;
     fill(&place);
     size_t branches = 0;
-    for (size_t i = 2; i < place.pages; i++) branches += in_tree(&place, i) && is_branch(&place, i);
+    for (size_t i = 2; i < place.image.pages; i++)
+        branches += image_in_tree(&place.image, i) && is_branch(&place, i);
     assert_true(branches > 10);
     print_message("%zu damages\n", child_survives(damage_pages, &place));
     remove_place(&place);
@@ -411,9 +379,9 @@ static int damage_meta_pages(void *arg, struct child_case *now)
         unsigned char page[PAGE];
         size_t which = i % 2;
         child_begins(now, "bit of a meta page", which, SECONDS_MAX);
-        memcpy(page, place->image + which * PAGE, PAGE);
+        memcpy(page, image_page(&place->image, which), PAGE);
         page[i] ^= (unsigned char)(1u << random_below(&place->seed, 8));
-        write_image(place, which, page);
+        image_write(&place->image, which, page);
         rc = use_twice(place);
     }
     return rc;
@@ -437,20 +405,17 @@ static void test_last_page(void **state)
     struct store *store = NULL;
     struct error err = { 0 };
     unsigned char page[PAGE], after[PAGE];
-    size_t newest = page_u64(place.image + PAGE_META_TXN) >
-                            page_u64(place.image + PAGE + PAGE_META_TXN)
-                        ? 0
-                        : 1;
-    memcpy(page, place.image + newest * PAGE, PAGE);
+    size_t newest = image_newest_meta(&place.image);
+    memcpy(page, image_page(&place.image, newest), PAGE);
     uint64_t last = page_u64(page + PAGE_META_LAST_PAGE) / 2;
     memcpy(page + PAGE_META_LAST_PAGE, &last, sizeof last);
-    write_image(&place, newest, page);
+    image_write(&place.image, newest, page);
     assert_int_equal(open_place(&place, &store, &err), MEMD_ECORRUPT);
     assert_non_null(strstr(err.text, "last page is too small"));
-    int fd = open(place.file, O_RDONLY);
-    for (size_t i = 0; i < place.pages; i++) {
+    int fd = open(place.image.file, O_RDONLY);
+    for (size_t i = 0; i < place.image.pages; i++) {
         assert_int_equal(pread(fd, after, PAGE, (off_t)(i * PAGE)), PAGE);
-        assert_memory_equal(after, i == newest ? page : place.image + i * PAGE, PAGE);
+        assert_memory_equal(after, i == newest ? page : image_page(&place.image, i), PAGE);
     }
     close(fd);
     remove_place(&place);
@@ -460,10 +425,11 @@ static int truncate_file(void *arg, struct child_case *now)
 {
     struct place *place = arg;
     int rc = 0;
-    for (size_t pages = 0; rc == 0 && pages < place->pages; pages += 1 + place->pages / 20) {
+    for (size_t pages = 0; rc == 0 && pages < place->image.pages;
+         pages += 1 + place->image.pages / 20) {
         child_begins(now, "truncated", pages, SECONDS_MAX);
-        write_image(place, 0, place->image);
-        assert_int_equal(truncate(place->file, (off_t)(pages * PAGE + pages % 3 * 100)), 0);
+        image_write(&place->image, 0, place->image.data);
+        assert_int_equal(truncate(place->image.file, (off_t)(pages * PAGE + pages % 3 * 100)), 0);
         rc = use_twice(place);
     }
     return rc;
@@ -513,12 +479,12 @@ static void test_mended(void **state)
     struct place place;
     fill(&place);
     size_t leaves = 0;
-    for (size_t i = 2; i < place.pages && leaves < 20; i++) {
+    for (size_t i = 2; i < place.image.pages && leaves < 20; i++) {
         unsigned char page[PAGE] = { 0 };
         struct store *store = NULL;
         struct error err = { 0 };
-        if (!in_tree(&place, i)) continue;
-        write_image(&place, i, page);
+        if (!image_in_tree(&place.image, i)) continue;
+        image_write(&place.image, i, page);
         if (open_place(&place, &store, &err) < 0) continue; /* it leads to all tables */
         const struct pages_report *report = store_damage(store);
         bool listed = report->total == 1 && report->list[0].page == i;
@@ -526,8 +492,8 @@ static void test_mended(void **state)
         if (report->total > 0) assert_true(listed); /* 0: of an old state */
         store_close(store);
         if (!of_table) continue; /* the list of free pages is not mended */
-        int fd = open(place.file, O_WRONLY);
-        assert_int_equal(pwrite(fd, place.image + i * PAGE, PAGE, (off_t)(i * PAGE)), PAGE);
+        int fd = open(place.image.file, O_WRONLY);
+        assert_int_equal(pwrite(fd, image_page(&place.image, i), PAGE, (off_t)(i * PAGE)), PAGE);
         close(fd);
         store = open_sound(&place);
         for (size_t at = 0; at < KEYS; at++) {
@@ -555,12 +521,12 @@ static void test_value_header(void **state)
     struct place place;
     fill(&place);
     size_t met = 0;
-    for (size_t i = 2; i < place.pages; i++) {
+    for (size_t i = 2; i < place.image.pages; i++) {
         unsigned char page[PAGE], key[512], old[12000];
-        memcpy(page, place.image + i * PAGE, PAGE);
+        memcpy(page, image_page(&place.image, i), PAGE);
         if (page_u64(page) != i || page_u16(page + PAGE_FLAGS) != PAGE_IS_OVERFLOW) continue;
         page[fields[i % 3]] ^= 1;
-        write_image(&place, i, page);
+        image_write(&place.image, i, page);
         struct store *store = open_sound(&place); /* values are not read */
         struct error err = { 0 };
         for (size_t at = 0; at < KEYS; at += 3) {
