@@ -34,6 +34,7 @@
 #include "memory/store_free.h"
 #include "memory/store_pages.h"
 #include "memory/store_synced.h"
+#include "memory/store_value.h"
 
 enum { READERS_MAX = 512, RESERVE_BYTES = 16 << 20 };
 
@@ -47,8 +48,8 @@ struct store {
     size_t page_bytes;
     struct pages_report damage; /* as it was opened */
     bool lost[STORE_TABLES];    /* the whole table */
-    pthread_mutex_t end_lock; /* with `ended` for store_await_readers */
-    pthread_cond_t ended;     /* a reader has */
+    pthread_mutex_t end_lock;   /* with `ended` for store_await_readers */
+    pthread_cond_t ended;       /* a reader has */
     atomic_bool awaiting;
     size_t vain; /* transaction whose readers outlasted that; 0: none did */
     pthread_mutex_t known_lock;
@@ -312,29 +313,12 @@ bool store_get(struct store_txn *txn, enum store_table table, struct slice key,
     return true;
 }
 
-/* LMDB gives back the pages of a value by what stands in front of it, which no checksum covers.
- * They must be those that the record under the cursor leads to. */
-static int check_value(const struct store *store, MDB_cursor *cursor)
-{
-    MDB_val key, value;
-    int rc = mdb_cursor_get(cursor, &key, &value, MDB_GET_CURRENT);
-    if (rc != 0) return rc;
-    const unsigned char *behind_key = (const unsigned char *)key.mv_data + key.mv_size;
-    if (behind_key == value.mv_data) return 0; /* it is in the record */
-    const unsigned char *page = (const unsigned char *)value.mv_data - PAGE_NODES;
-    size_t count = (PAGE_NODES - 1 + value.mv_size) / store->page_bytes + 1;
-    bool same = page_u64(page) == page_u64(behind_key) &&
-                (page_u16(page + PAGE_FLAGS) & ~PAGE_IS_DIRTY) == PAGE_IS_OVERFLOW &&
-                page_u32(page + PAGE_VALUE_PAGES) == count;
-    return same ? 0 : MDB_CORRUPTED;
-}
-
 /* Stand on a record that is about to lose its value. */
 static int find_old(struct store_txn *txn, MDB_dbi table, MDB_val *key, MDB_cursor **ret_cursor)
 {
     int rc = mdb_cursor_open(txn->handle, table, ret_cursor);
     if (rc == 0) rc = mdb_cursor_get(*ret_cursor, key, NULL, MDB_SET);
-    return rc != 0 ? rc : check_value(txn->store, *ret_cursor);
+    return rc != 0 ? rc : store_value_check(*ret_cursor, txn->store->page_bytes);
 }
 
 void store_put(struct store_txn *txn, enum store_table table, struct slice key, struct slice value)
@@ -346,6 +330,8 @@ void store_put(struct store_txn *txn, enum store_table table, struct slice key, 
     txn->rc = mdb_put(txn->handle, handle, &k, &v, MDB_NOOVERWRITE);
     if (txn->rc != MDB_KEYEXIST) return;
     txn->rc = find_old(txn, handle, &k, &cursor);
+    if (txn->rc == 0)
+        txn->rc = store_value_drop_longer(cursor, txn->store->page_bytes, value.bytes);
     if (cursor != NULL) mdb_cursor_close(cursor);
     v = to_val(value); /* it was told the old one */
     if (txn->rc == 0) txn->rc = mdb_put(txn->handle, handle, &k, &v, 0);
@@ -414,7 +400,7 @@ bool store_next(struct store_cursor *cursor)
 void store_cursor_delete(struct store_cursor *cursor)
 {
     if (cursor->txn->rc != 0) return;
-    cursor->txn->rc = check_value(cursor->txn->store, cursor->handle);
+    cursor->txn->rc = store_value_check(cursor->handle, cursor->txn->store->page_bytes);
     if (cursor->txn->rc == 0) cursor->txn->rc = mdb_cursor_del(cursor->handle, 0);
 }
 

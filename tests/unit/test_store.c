@@ -111,6 +111,30 @@ static struct store_free find_free(struct store *store, size_t value_bytes, uint
     return found;
 }
 
+/* However often a transaction changes its mind, what it leaves can be deleted. */
+static void test_shorter(void **state)
+{
+    (void)state;
+    static const size_t sizes[] = { 30000, 20000, 5000, 4090, 1500, 10 };
+    static const unsigned char bytes[30000] = { 1 };
+    struct place place;
+    make_place(&place);
+    struct store *store = open_store(&place, STORE_LAZY, "a");
+    struct store_txn txn;
+    struct error err = { 0 };
+    for (size_t i = 0; i + 1 < sizeof sizes / sizeof sizes[0]; i++) {
+        assert_int_equal(store_begin(store, true, &txn, &err), 0);
+        store_put(&txn, STORE_NOTES, text("a"), (struct slice){ bytes, sizes[i] });
+        store_put(&txn, STORE_NOTES, text("a"), (struct slice){ bytes, sizes[i + 1] });
+        assert_int_equal(store_commit(&txn, &err), 0);
+        assert_int_equal(store_begin(store, true, &txn, &err), 0);
+        assert_true(store_delete(&txn, STORE_NOTES, text("a")));
+        assert_int_equal(store_commit(&txn, &err), 0);
+    }
+    store_close(store);
+    remove_place(&place);
+}
+
 static void test_full_map(void **state)
 {
     (void)state;
@@ -420,11 +444,10 @@ static void test_modes_change(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_transactions),
-        cmocka_unit_test(test_full_map), cmocka_unit_test(test_held_pages),
+        cmocka_unit_test(test_transactions),    cmocka_unit_test(test_shorter),
+        cmocka_unit_test(test_full_map),        cmocka_unit_test(test_held_pages),
         cmocka_unit_test(test_free_pages_read), cmocka_unit_test(test_free_runs),
-        cmocka_unit_test(test_power_cut),
-        cmocka_unit_test(test_modes_change),
+        cmocka_unit_test(test_power_cut),       cmocka_unit_test(test_modes_change),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
