@@ -42,8 +42,9 @@ static const char *check_nodes(const unsigned char *page, size_t page_bytes,
         if (place->leaf) {
             size_t value = value_bytes(place->role, page_u16(node + PAGE_NODE_FLAGS),
                                        page_u32(node));
-            if (value == 0 && (page_u32(node) != 0 || page_u16(node + PAGE_NODE_FLAGS) != 0))
-                return "a node is of no kind";
+            bool empty = place->role == PAGE_ROLE_TABLE && page_u32(node) == 0 &&
+                         page_u16(node + PAGE_NODE_FLAGS) == 0;
+            if (value == 0 && !empty) return "a node is of no kind";
             bytes += value;
         }
         if (bytes > page_bytes - at) return "a node lies outside of the page";

@@ -46,10 +46,11 @@ enum {
     PAGE_IS_LEAF = 2,
     PAGE_IS_OVERFLOW = 4, /* a value begins here */
     PAGE_IS_META = 8,
-    PAGE_IS_DIRTY = 16, /* in memory only */
-    PAGE_HAS_PAGES = 1, /* node flags: the value is a page number */
-    PAGE_HAS_TREE = 2,  /* the value is a tree record */
-    PAGE_INTEGER_KEYS = 8,
+    PAGE_IS_DIRTY = 16,     /* in memory only */
+    PAGE_HAS_PAGES = 1,     /* node flags: the value is a page number */
+    PAGE_HAS_TREE = 2,      /* the value is a tree record */
+    PAGE_INTEGER_KEYS = 8,  /* flags of a tree */
+    PAGE_WAS_FILE = 0x4000, /* beside that: a copy by `mdb_copy -n -c` */
     PAGE_DEPTH_MAX = 32,
 };
 

@@ -32,11 +32,18 @@
 #include "base/cleanup.h"
 #include "base/error.h"
 #include "memory/page.h"
+#include "memory/page_claims.h"
 
 enum {
     TABLES_MAX = 64,
     FREE_BEHIND = 1 << 20, /* pages that were freed before they were ever written */
+    LISTED_MAX = PAGES_LISTED_MAX + TABLES_MAX + 1, /* with the roots of all trees */
+    ROUNDS_MAX = 8,
 };
+#define TWICE_USED "it is used twice"
+#define TWICE "its pages are used twice"
+#define OUTSIDE "its number lies outside of the file"
+#define NO_LIST "a list of free pages makes no sense"
 #define MAGIC UINT32_C(0xBEEFC0DE)
 #define NO_ROOT UINT64_MAX
 #define FENCE (UINT64_C(1) << 47) /* the highest bit that a node has room for */
@@ -47,6 +54,7 @@ struct tree {
     unsigned depth;
     uint64_t root;
     uint64_t root_at; /* where in the file */
+    struct page_range range;
 };
 
 struct patch {
@@ -60,9 +68,10 @@ struct check {
     uint64_t next;       /* pages of the snapshot */
     uint64_t file_pages; /* of the file, which may end before */
     uint64_t meta_page;
-    uint64_t *trees, *values; /* a bit for each page: it is in use */
-    unsigned char *pages;     /* (PAGE_DEPTH_MAX, page_bytes): the way from the root */
-    struct tree *tree;        /* the one that is walked */
+    unsigned char txns[2][8]; /* the first there was, the one after the newest */
+    struct claims claims;
+    unsigned char *pages; /* (PAGE_DEPTH_MAX, page_bytes): the way from the root */
+    struct tree *tree;    /* the one that is walked */
     struct tree main, free, tables[TABLES_MAX];
     size_t table_count;
     struct patch *patches; /* owned */
@@ -76,21 +85,10 @@ struct check {
 static void fini_check(struct check *check)
 {
     close_fd(&check->fd);
-    free(check->trees);
-    free(check->values);
+    claims_fini(&check->claims);
     free(check->pages);
     free(check->patches);
     pages_fini(&check->report);
-}
-
-static bool has(const uint64_t *bits, uint64_t page)
-{
-    return (bits[page / 64] >> page % 64 & 1) != 0;
-}
-
-static void mark(uint64_t *bits, uint64_t page)
-{
-    bits[page / 64] |= UINT64_C(1) << page % 64;
 }
 
 static bool inside(const struct check *check, uint64_t page, uint64_t count)
@@ -116,13 +114,15 @@ static void copy_key(struct page_key key, unsigned char *ret_bytes, size_t *ret_
 static void list_damage(struct check *check, const struct lead *lead, const char *why)
 {
     struct pages_report *report = &check->report;
+    bool root = lead->range.first.data == NULL && lead->range.end.data == NULL;
     report->total++;
-    if (report->count == PAGES_LISTED_MAX) return;
-    if (report->list == NULL) report->list = calloc(PAGES_LISTED_MAX, sizeof *report->list);
+    if (report->count >= PAGES_LISTED_MAX && !root) return;
+    if (report->list == NULL) report->list = calloc(LISTED_MAX, sizeof *report->list);
     if (report->list == NULL) {
         check->no_memory = true;
         return;
     }
+    assert(report->count < LISTED_MAX);
     struct pages_damage *damage = &report->list[report->count++];
     memcpy(damage->table, check->tree->name, sizeof damage->table);
     damage->why = why;
@@ -164,45 +164,66 @@ static void conclude(struct check *check, const struct lead *lead, const char *w
     }
 }
 
-/* Behind the last page of the snapshot is nothing. Where something begins there, the number of the
- * last page is wrong, and the next commit would write over everything behind it. */
-static const char *judge_outside(struct check *check, uint64_t number)
+/* Behind the last page of the snapshot is nothing that a lead could lead to. Where just that stands
+ * there, the number of the last page is wrong, and the next commit would write over everything
+ * behind it. What a commit left there that was cut short has another number, or other keys. */
+static bool stands_behind(const struct check *check, uint64_t page, uint64_t count)
+{
+    return page >= 2 && page < check->file_pages && count <= check->file_pages - page;
+}
+
+static void refuse_last_page(struct check *check)
+{
+    check->fatal = "its number of the last page is too small";
+    check->fatal_page = check->meta_page;
+}
+
+/* How many pages a value has by what stands in front of it; 0: no value begins there. */
+static uint64_t head_pages(const struct check *check, uint64_t number)
 {
     unsigned char head[PAGE_NODES];
     off_t at = (off_t)(number * check->page_bytes);
-    if (number >= check->next && number < check->file_pages &&
-        pread(check->fd, head, sizeof head, at) == (ssize_t)sizeof head &&
-        page_u64(head) == number && page_u16(head + PAGE_FLAGS) != 0) {
-        check->fatal = "its number of the last page is too small";
-        check->fatal_page = check->meta_page;
-    }
-    return "its number lies outside of the file";
+    if (pread(check->fd, head, sizeof head, at) != (ssize_t)sizeof head) return 0;
+    bool begins = page_u64(head) == number && page_u16(head + PAGE_FLAGS) == PAGE_IS_OVERFLOW;
+    return begins ? page_u32(head + PAGE_VALUE_PAGES) : 0;
 }
 
-static const char *claim_value(struct check *check, uint64_t number, uint64_t count)
+/* Heads are read where there is doubt. Of lists of free pages always: LMDB gives their pages back
+ * by it without asking anybody, and may have left them longer than they need be. */
+static const char *claim_value(struct check *check, const struct lead *lead, uint64_t bytes)
 {
-    if (!inside(check, number, count)) return judge_outside(check, number);
-    for (uint64_t i = 0; i < count; i++) {
-        if (has(check->values, number + i) || has(check->trees, number + i))
-            return "the pages of the value are used twice";
+    uint64_t number = lead->found & ~FENCE;
+    uint64_t count = (PAGE_NODES - 1 + bytes) / check->page_bytes + 1;
+    if (!inside(check, number, count)) {
+        if (stands_behind(check, number, count) && head_pages(check, number) == count)
+            refuse_last_page(check);
+        return OUTSIDE;
     }
-    for (uint64_t i = 0; i < count; i++) mark(check->values, number + i);
-    return NULL;
+    if (check->tree->role == PAGE_ROLE_FREE) {
+        uint64_t pages = head_pages(check, number);
+        if (pages < count || !inside(check, number, pages)) return NO_LIST;
+        return claims_list(&check->claims, number, pages) ? NULL : TWICE;
+    }
+    enum claims_state state = claims_ask(&check->claims, number, count);
+    if (state == CLAIMS_LOST) return TWICE;
+    if (state == CLAIMS_DOUBTED && (lead->found != number || head_pages(check, number) != count))
+        return "its pages are another's";
+    return claims_value(&check->claims, number, count) ? NULL : TWICE;
 }
 
 /* One record of the list: a count, and so many numbers, the largest first. */
 static const char *claim_free(struct check *check, const unsigned char *list, size_t bytes)
 {
-    uint64_t count = bytes < 8 ? UINT64_MAX : page_u64(list), before = check->next;
-    if (count > bytes / 8 - 1) return "a list of free pages makes no sense";
+    if (bytes < 8 || page_u64(list) > bytes / 8 - 1) return NO_LIST;
+    uint64_t count = page_u64(list), before = check->next;
+    const char *why = NULL;
     for (uint64_t i = 1; i <= count; i++) {
         uint64_t page = page_u64(list + 8 * i);
-        if (page < 2 || page >= before) return "a list of free pages makes no sense";
-        if (has(check->values, page) || has(check->trees, page)) return "a free page is in use";
-        mark(check->values, page);
+        if (page < 2 || page >= before) return NO_LIST;
+        if (!claims_free_page(&check->claims, page)) why = "a free page is in use";
         before = page;
     }
-    return NULL;
+    return why;
 }
 
 static const char *read_free(struct check *check, const unsigned char *node, uint64_t number)
@@ -258,7 +279,9 @@ static void follow_leaf(struct check *check, const unsigned char *node, uint64_t
     if (flags == PAGE_HAS_PAGES) {
         lead.found = page_u64(page_node_value(node));
         number = lead.found & ~FENCE;
-        why = claim_value(check, number, (PAGE_NODES - 1 + page_u32(node)) / check->page_bytes + 1);
+        why = claim_value(check, &lead, page_u32(node));
+    } else {
+        lead.found = at / check->page_bytes; /* what is wrong with it is wrong there */
     }
     if (why == NULL && check->tree->role == PAGE_ROLE_FREE) why = read_free(check, node, number);
     conclude(check, &lead, why);
@@ -286,15 +309,22 @@ static const char *enter(struct check *check, const struct lead *lead, size_t le
     uint64_t number = lead->found & ~FENCE, at = number * check->page_bytes;
     unsigned char *page = check->pages + level * check->page_bytes;
     const struct tree *tree = check->tree;
-    if (!inside(check, number, 1)) return judge_outside(check, number);
-    if (has(check->trees, number) || (tree->role == PAGE_ROLE_FREE && has(check->values, number)))
-        return "it is used twice";
+    bool there = inside(check, number, 1);
+    if (!there && !stands_behind(check, number, 1)) return OUTSIDE;
     if (pread(check->fd, page, check->page_bytes, (off_t)at) != (ssize_t)check->page_bytes)
         return "it cannot be read";
     struct page_place place = { number, tree->role, level + 1 == tree->depth, lead->range };
     const char *why = page_check(page, check->page_bytes, &place);
+    if (!there) {
+        if (why == NULL) refuse_last_page(check);
+        return OUTSIDE;
+    }
     if (why != NULL) return why;
-    mark(check->trees, number);
+    bool fenced = lead->found != number;
+    if (fenced && claims_ask(&check->claims, number, 1) == CLAIMS_DOUBTED) return TWICE_USED;
+    bool alone = tree->role == PAGE_ROLE_FREE ? claims_free_tree(&check->claims, number)
+                                              : claims_tree(&check->claims, number);
+    if (!alone) return TWICE_USED;
     if (!place.leaf) read_ahead(check, page);
     return NULL;
 }
@@ -319,10 +349,10 @@ static void check_tree(struct check *check, struct tree *tree)
     size_t depth = 0;
     check->tree = tree;
     if (tree->root == NO_ROOT) return;
-    struct lead lead = { .at = tree->root_at, .found = tree->root };
+    struct lead lead = { .at = tree->root_at, .found = tree->root, .range = tree->range };
     const char *why = enter(check, &lead, 0);
     conclude(check, &lead, why);
-    if (why == NULL) steps[depth++] = (struct step){ .number = tree->root & ~FENCE };
+    if (why == NULL) steps[depth++] = (struct step){ tree->root & ~FENCE, tree->range, 0 };
     while (depth > 0) {
         struct step *step = &steps[depth - 1];
         const unsigned char *page = check->pages + (depth - 1) * check->page_bytes;
@@ -344,16 +374,21 @@ static void check_tree(struct check *check, struct tree *tree)
 static bool sound_tree(const unsigned char *record, unsigned flags)
 {
     unsigned depth = page_u16(record + PAGE_TREE_DEPTH);
-    return page_u16(record + PAGE_TREE_FLAGS) == flags && depth <= PAGE_DEPTH_MAX &&
+    return (page_u16(record + PAGE_TREE_FLAGS) & ~PAGE_WAS_FILE) == flags &&
+           depth <= PAGE_DEPTH_MAX &&
            (depth == 0) == (page_u64(record + PAGE_TREE_ROOT) == NO_ROOT);
 }
 
-/* Its root is never fenced off. */
-static struct tree meta_tree(enum page_role role, const unsigned char *record)
+/* Its root is never fenced off; a bit that looks like a fence is taken away. */
+static struct tree meta_tree(const struct check *check, enum page_role role, size_t offset,
+                             const unsigned char *meta)
 {
+    const unsigned char *record = meta + offset;
     return (struct tree){ .role = role,
                           .depth = page_u16(record + PAGE_TREE_DEPTH),
-                          .root = page_u64(record + PAGE_TREE_ROOT) };
+                          .root = page_u64(record + PAGE_TREE_ROOT),
+                          .root_at = check->meta_page * check->page_bytes + offset +
+                                     PAGE_TREE_ROOT };
 }
 
 /* 0: LMDB will refuse the file, or make it. LMDB goes by the page of the parity of the newest
@@ -388,6 +423,8 @@ static int read_meta(struct check *check, unsigned char ret_meta[PAGE_META_BYTES
                          newest & 1);
     memcpy(ret_meta, meta, PAGE_META_BYTES);
     check->meta_page = newest & 1;
+    uint64_t txns[2] = { 1, newest + 1 };
+    memcpy(check->txns, txns, sizeof txns);
     return 1;
 }
 
@@ -418,30 +455,37 @@ static int write_fences(struct check *check, struct error *err)
                      strerror(errno));
 }
 
-static int check_all(struct check *check, const unsigned char *meta, struct error *err)
+static void check_round(struct check *check, const unsigned char *meta)
 {
-    size_t words = check->next / 64 + 1;
-    check->trees = calloc(words, sizeof *check->trees);
-    check->values = calloc(words, sizeof *check->values);
-    check->pages = malloc(PAGE_DEPTH_MAX * check->page_bytes);
-    check->no_memory = check->trees == NULL || check->values == NULL || check->pages == NULL;
-    check->main = meta_tree(PAGE_ROLE_MAIN, meta + PAGE_META_MAIN);
-    check->free = meta_tree(PAGE_ROLE_FREE, meta + PAGE_META_FREE);
-    if (!check->no_memory) check_tree(check, &check->main);
+    claims_begin(&check->claims);
+    check->main = meta_tree(check, PAGE_ROLE_MAIN, PAGE_META_MAIN, meta);
+    check->free = meta_tree(check, PAGE_ROLE_FREE, PAGE_META_FREE, meta);
+    check->free.range = (struct page_range){ { check->txns[0], sizeof check->txns[0] },
+                                             { check->txns[1], sizeof check->txns[1] } };
+    check->table_count = check->patch_count = check->report.count = check->report.total = 0;
+    check->not_free = NULL;
+    check_tree(check, &check->main);
     for (size_t i = 0; check->fatal == NULL && i < check->table_count; i++)
         check_tree(check, &check->tables[i]);
-    if (check->no_memory) return error_set(err, MEMD_ENOMEM, "no memory to check the pages");
-    if (check->fatal != NULL)
-        return error_set(err, MEMD_ECORRUPT,
-                         "data.mdb: page %" PRIu64 ", which leads to all tables, is damaged: %s",
-                         check->fatal_page, check->fatal);
-    check_tree(check, &check->free);
-    if (check->not_free != NULL) {
-        struct lead lead = { .found = check->not_free_page };
-        list_damage(check, &lead, check->not_free);
+    if (check->fatal == NULL) check_tree(check, &check->free);
+    if (check->not_free == NULL) return;
+    struct lead lead = { .found = check->not_free_page };
+    list_damage(check, &lead, check->not_free);
+}
+
+static int check_all(struct check *check, const unsigned char *meta, struct error *err)
+{
+    check->pages = malloc(PAGE_DEPTH_MAX * check->page_bytes);
+    check->no_memory = !claims_init(&check->claims, check->next) || check->pages == NULL;
+    check->claims.again = true;
+    for (size_t i = 0; i < ROUNDS_MAX && check->claims.again; i++) {
+        if (!check->no_memory && check->fatal == NULL) check_round(check, meta);
     }
     if (check->no_memory) return error_set(err, MEMD_ENOMEM, "no memory to check the pages");
-    return write_fences(check, err);
+    if (check->fatal == NULL) return write_fences(check, err);
+    return error_set(err, MEMD_ECORRUPT,
+                     "data.mdb: page %" PRIu64 ", which leads to all tables, is damaged: %s",
+                     check->fatal_page, check->fatal);
 }
 
 int pages_check(const char *path, struct pages_report *ret_report, struct error *err)
@@ -453,7 +497,9 @@ int pages_check(const char *path, struct pages_report *ret_report, struct error 
     int length = snprintf(name, sizeof name, "%s/data.mdb", path);
     if (length < 0 || (size_t)length >= sizeof name) return 0; /* LMDB says it */
     check.fd = open(name, O_RDWR | O_CLOEXEC);
-    if (check.fd < 0 || fstat(check.fd, &file) != 0) return 0;
+    if (check.fd < 0 && errno == ENOENT) return 0;
+    if (check.fd < 0 || fstat(check.fd, &file) != 0)
+        return error_set(err, MEMD_EIO, "cannot open data.mdb: %s", strerror(errno));
     int rc = read_meta(&check, meta, err);
     if (rc <= 0) return rc;
     check.file_pages = (uint64_t)file.st_size / check.page_bytes;

@@ -2,11 +2,11 @@
 /* store_pages.h — the pages that lead to the values, looked at before LMDB walks over them.
  *
  * Cost     one read of each page of the trees (of the values only their numbers), 2 bits per page
- *          of the file, while the store is opened
+ *          of the file, while the store is opened; three times that where pages are claimed twice
  * Memory   the list belongs to the caller: pages_fini
  * Errors   MEMD_ECORRUPT what leads to all tables is damaged · MEMD_EIO · MEMD_ENOMEM
  * Threads  before the environment is opened, by who holds the directory's lock
- * Tests    tests/unit/test_pages.c
+ * Tests    tests/unit/test_pages.c, tests/unit/test_fences.c
  */
 #ifndef MEMD_MEMORY_STORE_PAGES_H
 #define MEMD_MEMORY_STORE_PAGES_H
@@ -32,7 +32,7 @@ struct pages_damage {
 
 struct pages_report {
     struct pages_damage *list; /* by table, ascending */
-    size_t count;              /* listed */
+    size_t count;              /* listed: PAGES_LISTED_MAX, and every table that is lost */
     size_t total;              /* found */
 };
 
