@@ -37,7 +37,8 @@
 enum {
     TABLES_MAX = 64,
     FREE_BEHIND = 1 << 20, /* pages that were freed before they were ever written */
-    LISTED_MAX = PAGES_LISTED_MAX + TABLES_MAX + 1, /* with the roots of all trees */
+    LISTED_MAX = PAGES_LISTED_MAX + TABLES_MAX +
+                 2, /* with the roots of all trees, the meta pages */
     ROUNDS_MAX = 8,
 };
 #define TWICE_USED "it is used twice"
@@ -68,6 +69,7 @@ struct check {
     uint64_t next;       /* pages of the snapshot */
     uint64_t file_pages; /* of the file, which may end before */
     uint64_t meta_page;
+    bool apart;               /* the two meta pages are not of one commit and the one before */
     unsigned char txns[2][8]; /* the first there was, the one after the newest */
     struct claims claims;
     unsigned char *pages; /* (PAGE_DEPTH_MAX, page_bytes): the way from the root */
@@ -392,7 +394,9 @@ static struct tree meta_tree(const struct check *check, enum page_role role, siz
 }
 
 /* 0: LMDB will refuse the file, or make it. LMDB goes by the page of the parity of the newest
- * transaction. */
+ * transaction. Nothing else says which it is, so a damaged number brings back the commit before;
+ * but then the other page is not of the commit before that. Two alike are new, or restored
+ * (store_synced.c). */
 static int read_meta(struct check *check, unsigned char ret_meta[PAGE_META_BYTES],
                      struct error *err)
 {
@@ -421,6 +425,10 @@ static int read_meta(struct check *check, unsigned char ret_meta[PAGE_META_BYTES
         !sound_tree(meta + PAGE_META_MAIN, 0))
         return error_set(err, MEMD_ECORRUPT, "data.mdb: the meta page %" PRIu64 " is damaged",
                          newest & 1);
+    const unsigned char *other = metas[1 - (newest & 1)];
+    size_t number = sizeof(uint64_t); /* in which they differ anyway */
+    check->apart = newest - page_u64(other + PAGE_META_TXN) != 1 &&
+                   memcmp(meta + number, other + number, PAGE_META_BYTES - number) != 0;
     memcpy(ret_meta, meta, PAGE_META_BYTES);
     check->meta_page = newest & 1;
     uint64_t txns[2] = { 1, newest + 1 };
@@ -468,9 +476,10 @@ static void check_round(struct check *check, const unsigned char *meta)
     for (size_t i = 0; check->fatal == NULL && i < check->table_count; i++)
         check_tree(check, &check->tables[i]);
     if (check->fatal == NULL) check_tree(check, &check->free);
-    if (check->not_free == NULL) return;
-    struct lead lead = { .found = check->not_free_page };
-    list_damage(check, &lead, check->not_free);
+    struct lead list = { .found = check->not_free_page }, meta_page = { .found = check->meta_page };
+    if (check->not_free != NULL) list_damage(check, &list, check->not_free);
+    if (check->apart)
+        list_damage(check, &meta_page, "the meta pages are not of two commits in a row");
 }
 
 static int check_all(struct check *check, const unsigned char *meta, struct error *err)

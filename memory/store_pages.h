@@ -23,7 +23,7 @@ enum { PAGES_LISTED_MAX = 256 };
 /* Keys that nobody can reach any more: first ≤ key < end, an end of 0 bytes is that of the table.
  * Keys keep their order: they never overlap, and what is written later lies outside. */
 struct pages_damage {
-    char table[32]; /* "" = the list of free pages, which has no keys */
+    char table[32]; /* "" = the list of free pages, which has no keys; or a meta page */
     const char *why;
     uint64_t page; /* what was damaged */
     size_t first_bytes, end_bytes;

@@ -83,7 +83,10 @@ void verify_free_pages(struct verify *verify)
     const struct pages_report *report = store_damage(verify->catalog->store);
     for (size_t i = 0; i < report->count; i++) {
         const struct pages_damage *damage = &report->list[i];
-        if (damage->table[0] == 0)
+        if (damage->table[0] == 0 && damage->page < 2)
+            verify_finding(verify, "page %" PRIu64 " of data.mdb: %s; commits may be missing",
+                           damage->page, damage->why);
+        else if (damage->table[0] == 0)
             verify_finding(verify,
                            "free pages: page %" PRIu64 " of data.mdb is damaged: %s; the list was "
                            "emptied, its space is lost",

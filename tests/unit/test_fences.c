@@ -375,6 +375,33 @@ static void test_copy_as_file(void **state)
     remove_place(&place);
 }
 
+/* The newest transaction has a lower number, or the one before it a higher one: that one is back,
+ * which is said, once. */
+static void test_older_state(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < 2; i++) {
+        struct place place;
+        fill_long(&place);
+        unsigned char *newest = newest_meta(&place);
+        unsigned char *other = newest == place.image.data ? newest + PAGE : place.image.data;
+        uint64_t txn = page_u64(newest + PAGE_META_TXN);
+        assert_true(txn > 4 && page_u64(other + PAGE_META_TXN) == txn - 1);
+        if (i == 0) set64(newest + PAGE_META_TXN, txn - 4);
+        if (i == 1) set64(other + PAGE_META_TXN, txn - 1 + (UINT64_C(1) << 40));
+        struct store *store = open_damaged(&place, "", 1);
+        assert_int_equal(store_damage(store)->list[0].page, (other - place.image.data) / PAGE);
+        struct store_txn again = { 0 };
+        struct error err = { 0 };
+        assert_int_equal(store_begin(store, true, &again, &err), 0);
+        store_put_number(&again, "next", 1);
+        commit(&again);
+        store_close(store);
+        store_close(open_sound(&place));
+        remove_place(&place);
+    }
+}
+
 /* A record of the tree of tables that has no table. */
 static void test_no_table(void **state)
 {
@@ -416,7 +443,8 @@ int main(void)
         cmocka_unit_test(test_of_two),           cmocka_unit_test(test_into_free),
         cmocka_unit_test(test_into_tree),        cmocka_unit_test(test_behind_the_last),
         cmocka_unit_test(test_roots_are_listed), cmocka_unit_test(test_copy_as_file),
-        cmocka_unit_test(test_no_table),         cmocka_unit_test(test_no_file),
+        cmocka_unit_test(test_older_state),      cmocka_unit_test(test_no_table),
+        cmocka_unit_test(test_no_file),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
