@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* page.c — what LMDB asserts of a page or takes for granted, asked beforehand.
  *
- * Nodes stand in any order at the end of the page, without gaps: their sizes add up to what the
- * header calls full, which one wrong offset or size does not survive. Keys must ascend, between
+ * Nodes stand in any order at the end of the page, without gaps, one behind the other: a fence that
+ * is written into a node must not be written into another's key. Keys must ascend, between
  * those of the parent: that finds a page that is sound and of another place.
  */
 #include "memory/page.h"
@@ -28,33 +28,54 @@ static size_t value_bytes(enum page_role role, unsigned flags, size_t bytes)
     return flags == 0 && bytes < PAGE_BYTES_MAX ? bytes : 0;
 }
 
-/* All nodes lie inside the page, and fill what the header says is full. */
+/* What a node takes of the page, when its flags are right. */
+static size_t node_bytes(const unsigned char *node, const struct page_place *place)
+{
+    size_t bytes = PAGE_NODE_KEY + page_u16(node + PAGE_NODE_KEY_BYTES);
+    if (place->leaf)
+        bytes += value_bytes(place->role, page_u16(node + PAGE_NODE_FLAGS), page_u32(node));
+    return bytes + bytes % 2;
+}
+
+static const char *check_node(const unsigned char *node, size_t room, size_t i,
+                              const struct page_place *place)
+{
+    size_t key_bytes = page_u16(node + PAGE_NODE_KEY_BYTES);
+    unsigned flags = page_u16(node + PAGE_NODE_FLAGS);
+    bool empty = place->role == PAGE_ROLE_TABLE && page_u32(node) == 0 && flags == 0;
+    if (place->leaf && !empty && value_bytes(place->role, flags, page_u32(node)) == 0)
+        return "a node is of no kind";
+    if (node_bytes(node, place) > room) return "a node lies outside of the page";
+    bool numbered = place->role == PAGE_ROLE_FREE && (place->leaf || i > 0);
+    if (key_bytes >= PAGE_KEY_BYTES_MAX || (place->leaf && key_bytes == 0) ||
+        (numbered && key_bytes != sizeof(uint64_t)))
+        return "a key is too long or too short";
+    return NULL;
+}
+
+/* All nodes lie inside the page. Gone through from the lowest, each begins where the one before
+ * ends. */
 static const char *check_nodes(const unsigned char *page, size_t page_bytes,
                                const struct page_place *place)
 {
-    size_t upper = page_u16(page + PAGE_UPPER), count = page_count(page), filled = 0;
+    uint64_t begins[PAGE_BYTES_MAX / 2 / 64]; /* a bit for two bytes */
+    size_t upper = page_u16(page + PAGE_UPPER), count = page_count(page), at = 0;
+    memset(begins, 0, page_bytes / 2 / 8);
     for (size_t i = 0; i < count; i++) {
-        size_t at = page_u16(page + PAGE_NODES + 2 * i);
+        at = page_u16(page + PAGE_NODES + 2 * i);
         if (at < upper || at % 2 != 0 || at + PAGE_NODE_KEY > page_bytes)
             return "a node lies outside of the page";
-        const unsigned char *node = page + at;
-        size_t key_bytes = page_u16(node + PAGE_NODE_KEY_BYTES), bytes = PAGE_NODE_KEY + key_bytes;
-        if (place->leaf) {
-            size_t value = value_bytes(place->role, page_u16(node + PAGE_NODE_FLAGS),
-                                       page_u32(node));
-            bool empty = place->role == PAGE_ROLE_TABLE && page_u32(node) == 0 &&
-                         page_u16(node + PAGE_NODE_FLAGS) == 0;
-            if (value == 0 && !empty) return "a node is of no kind";
-            bytes += value;
-        }
-        if (bytes > page_bytes - at) return "a node lies outside of the page";
-        bool numbered = place->role == PAGE_ROLE_FREE && (place->leaf || i > 0);
-        if (key_bytes >= PAGE_KEY_BYTES_MAX || (place->leaf && key_bytes == 0) ||
-            (numbered && key_bytes != sizeof(uint64_t)))
-            return "a key is too long or too short";
-        filled += bytes + bytes % 2;
+        const char *why = check_node(page + at, page_bytes - at, i, place);
+        if (why != NULL) return why;
+        begins[at / 2 / 64] |= UINT64_C(1) << at / 2 % 64;
     }
-    return filled == page_bytes - upper ? NULL : "its nodes overlap or leave gaps";
+    at = upper;
+    for (size_t i = 0; i < count; i++) {
+        if (at >= page_bytes || (begins[at / 2 / 64] >> at / 2 % 64 & 1) == 0) break;
+        at += node_bytes(page + at, place);
+        if (i + 1 == count && at == page_bytes) return NULL;
+    }
+    return "its nodes overlap or leave gaps";
 }
 
 /* The first key of a branch is not used. */

@@ -321,6 +321,46 @@ static void test_behind_the_last(void **state)
     remove_place(&place);
 }
 
+/* A node with a long key in a branch, not its first; NULL: it has none. */
+static unsigned char *long_node(unsigned char *branch)
+{
+    for (size_t i = 1; i < page_count(branch); i++) {
+        unsigned char *node = branch + (page_node(branch, i) - branch);
+        if (page_node_key(node).bytes > 32) return node;
+    }
+    return NULL;
+}
+
+/* A node that stands in the key of another, and takes as much room as its own did: a fence there
+ * would change that key. */
+static void test_node_in_key(void **state)
+{
+    (void)state;
+    struct place place;
+    fill(&place);
+    uint64_t number = page_u64(table_record(&place, "segments") + PAGE_TREE_ROOT);
+    unsigned char *branch = place.image.data + PAGE * number;
+    for (size_t i = 0; long_node(branch) == NULL; i++) {
+        const unsigned char *root = place.image.data + PAGE * number;
+        assert_in_range(i, 0, page_count(root) - 1);
+        branch = place.image.data + PAGE * page_u48(page_node(root, i));
+    }
+    assert_int_equal(page_u16(branch + PAGE_FLAGS), PAGE_IS_BRANCH);
+    assert_int_equal(page_u16(page_node(branch, 0) + PAGE_NODE_KEY_BYTES), 0);
+    size_t inside = (size_t)(long_node(branch) - branch) + PAGE_NODE_KEY + 12;
+    uint16_t at = (uint16_t)inside;
+    memset(branch + inside, 0, PAGE_NODE_KEY);
+    memcpy(branch + PAGE_NODES, &at, sizeof at);
+    number = page_u64(branch);
+    struct store *store = open_damaged(&place, "segments", 1);
+    assert_int_equal(store_damage(store)->list[0].page, number);
+    store_close(store);
+    image_read(&place.image);
+    for (size_t i = 0; i < PAGE_NODE_KEY; i++)
+        assert_int_equal(place.image.data[PAGE * number + inside + i], 0);
+    remove_place(&place);
+}
+
 /* It is known of a table that it is lost, however much is damaged before it. */
 static void test_roots_are_listed(void **state)
 {
@@ -438,13 +478,13 @@ static void test_no_file(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_head_of_list),     cmocka_unit_test(test_age_of_list),
-        cmocka_unit_test(test_bit_of_root),      cmocka_unit_test(test_into_others),
-        cmocka_unit_test(test_of_two),           cmocka_unit_test(test_into_free),
-        cmocka_unit_test(test_into_tree),        cmocka_unit_test(test_behind_the_last),
-        cmocka_unit_test(test_roots_are_listed), cmocka_unit_test(test_copy_as_file),
-        cmocka_unit_test(test_older_state),      cmocka_unit_test(test_no_table),
-        cmocka_unit_test(test_no_file),
+        cmocka_unit_test(test_head_of_list), cmocka_unit_test(test_age_of_list),
+        cmocka_unit_test(test_bit_of_root),  cmocka_unit_test(test_into_others),
+        cmocka_unit_test(test_of_two),       cmocka_unit_test(test_into_free),
+        cmocka_unit_test(test_into_tree),    cmocka_unit_test(test_behind_the_last),
+        cmocka_unit_test(test_node_in_key),  cmocka_unit_test(test_roots_are_listed),
+        cmocka_unit_test(test_copy_as_file), cmocka_unit_test(test_older_state),
+        cmocka_unit_test(test_no_table),     cmocka_unit_test(test_no_file),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
