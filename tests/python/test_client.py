@@ -2,7 +2,9 @@
 """The client against a server that is told what to say: framing, tensors, errors, retries, pipelining."""
 import os
 import select
+import socket
 import sys
+import tempfile
 import threading
 import unittest
 from unittest import mock
@@ -335,6 +337,20 @@ class Retries(unittest.TestCase):
                 with self.assertRaisesRegex(memd.ClosedError, "may or may not"):
                     call()
                 self.assertEqual(len(server.seen), before + 1)
+
+    def test_who_does_not_connect_keeps_no_socket(self):
+        with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(os.path.join(folder, "s"))
+            listener.listen()
+            try:
+                memd.connect(f"unix:{folder}/s", timeout=0.05)
+                self.fail("nobody said hello")
+            except memd.DeadlineError:  # which has the frames of connect while it is there
+                sock, _ = listener.accept()
+                with sock:
+                    sock.settimeout(30)
+                    while sock.recv(4096):
+                        pass
 
     def test_deadline(self):
         release = threading.Event()

@@ -98,8 +98,13 @@ class Connection:
         with self._lock:
             try:
                 self._open(Deadline(timeout))
+            except (socket.timeout, DeadlineError) as failure:
+                raise DeadlineError(f"no answer within {timeout} s") from failure
             except OSError as failure:
                 raise ClosedError(f"cannot connect to {address}: {failure}") from failure
+            finally:
+                if self.hello is None:  # nobody has this object to close it
+                    self._drop_socket()
 
     def close(self) -> None:
         with self._lock:
