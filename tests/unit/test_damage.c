@@ -5,6 +5,7 @@
  */
 #include "tests/unit/store_fixture.h"
 
+#include "memory/store_pages.h"
 #include "tests/random.h"
 #include "tests/unit/child.h"
 #include "tests/unit/image.h"
@@ -258,6 +259,34 @@ static void test_rest_is_served(void **state)
     end(&damaged);
 }
 
+/* More than can be listed: verify says so, and goes on with the next table. */
+static void test_very_many(void **state)
+{
+    (void)state;
+    struct damaged damaged;
+    begin(&damaged);
+    struct fixture *fx = &damaged.fx;
+    size_t findings = 0;
+    char text[512] = "";
+    struct catalog_stats stats;
+    for (size_t i = 2; i < damaged.image.pages; i++) {
+        unsigned char *page = damaged.image.data + i * PAGE;
+        for (size_t at = 0; has_segments(&damaged, i) && at < page_count(page); at++) {
+            unsigned char *node = page + (page_node(page, at) - page);
+            bool paged = page_u16(node + PAGE_NODE_FLAGS) == PAGE_HAS_PAGES;
+            if (paged) node[PAGE_NODE_KEY + 11 + 4] ^= 1; /* of the number of its first page */
+        }
+    }
+    image_write(&damaged.image, 0, image_page(&damaged.image, 0));
+    fixture_open(fx);
+    catalog_get_stats(fx->catalog, &stats);
+    assert_true(stats.damaged_pages > PAGES_LISTED_MAX);
+    assert_int_equal(verify_all(fx, &findings, text), 0);
+    assert_true(findings > PAGES_LISTED_MAX);
+    fixture_close(fx);
+    end(&damaged);
+}
+
 static size_t root_of_free_list(const struct damaged *damaged)
 {
     const unsigned char *meta = image_page(&damaged->image, image_newest_meta(&damaged->image));
@@ -296,6 +325,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = { cmocka_unit_test(test_rest_is_served),
                                         cmocka_unit_test(test_free_list),
+                                        cmocka_unit_test(test_very_many),
                                         cmocka_unit_test(test_every_page) };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
