@@ -18,6 +18,7 @@
 
 #include "base/error.h"
 #include "memory/store.h"
+#include "memory/store_pages.h"
 #include "tests/random.h"
 
 enum { KEYS = 200, PAGE = 4096, ROUNDS = 30 };
@@ -357,6 +358,7 @@ static void expect_generation(const struct place *place, enum store_mode mode, c
     struct store *store = open_store(place, mode, boot_id);
     struct error err = { 0 };
     struct store_txn txn;
+    assert_int_equal(store_damage(store)->total, 0);
     assert_int_equal(store_begin(store, false, &txn, &err), 0);
     assert_int_equal(store_count(&txn, STORE_TAILS), KEYS);
     for (uint32_t key = 0; key < KEYS; key++) {
