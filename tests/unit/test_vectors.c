@@ -310,7 +310,8 @@ static void test_sketched(void **state)
         size_t all = count_found(&set, SKETCHES_CELLS, &asked);
         size_t some = count_found(&set, PROBES, &asked);
         if (all * 1000 < asked * 980) fail_msg("%zu of %zu were found", all, asked);
-        if (change == 0 && some * 1000 < asked * 950)
+        /* 91 to 100 of 100, as the clusters fell; of two subjects 76 to 90 (70 seeds) */
+        if (change == 0 && some * 1000 < asked * 880)
             fail_msg("%zu of %zu were found in %d cells", some, asked, PROBES);
         if (change == 1 && some * 1000 < asked * 700)
             fail_msg("%zu of %zu of two subjects were found", some, asked);
