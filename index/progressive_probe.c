@@ -21,6 +21,10 @@
  * heads a third of what it was. The answer is then importance sampling with the clusters as control
  * variate; MagicPIG (arXiv 2410.16179) samples tokens without one.
  *
+ * Masses have a lambda of their own. They are often wrong in the same direction where the answers
+ * of clusters are wrong at random, and it is by its mass that an engine weighs this answer against
+ * its own window.
+ *
  * Drawn systematically (one pass, even distances), from the mean of the query rows' chances, so
  * that all rows of the block share the sample. Measured: docs/decisions/0032.
  */
@@ -206,6 +210,24 @@ static double square_of(const float *x, size_t head_dim)
     return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
+/* The square of a mean of draws: what of it is not noise, at least what independent terms make. */
+struct belief {
+    double signal, noise;
+};
+
+static struct belief believe(double mean_square, double squares, double independent, double draws)
+{
+    double noise = fmax(squares - mean_square, 0.0) / fmax(draws - 1.0, 1.0);
+    return (struct belief){ fmax(mean_square - noise, independent), noise };
+}
+
+/* Stein's factor. */
+static double belief_share(const struct belief *belief)
+{
+    double sum = belief->signal + belief->noise;
+    return sum > 0.0 ? belief->signal / sum : 0.0;
+}
+
 /* Prediction and correction of row m. */
 static void judge(struct block *block, size_t m)
 {
@@ -213,13 +235,16 @@ static void judge(struct block *block, size_t m)
     const float *output = block->output + m * head_dim;
     float more[BLOCK_PROBES], weight[BLOCK_PROBES], square[BLOCK_PROBES];
     double draws = (double)block->draws, squares = 0.0, independent = 0.0;
-    double mass = 0.0, rounding = 0.0;
+    double mass = 0.0, mass_squares = 0.0, mass_independent = 0.0, rounding = 0.0;
     for (size_t i = 0; i < block->probe_count; i++) {
         const struct block_probe *probe = &block->probes[i];
         double each = (double)probe->draws / draws / probe->chance;
         more[i] = block->probe_masses[i * block->rows + m] - estimated_mass(block, probe, m);
         weight[i] = (float)each;
-        mass += each * (double)more[i];
+        double moved = each * (double)more[i];
+        mass += moved;
+        mass_independent += moved * (double)more[i];
+        mass_squares += moved * (double)more[i] / probe->chance;
         rounding += each * rounding_of(block, i, m);
     }
     miss_probes(block, m, more, weight, square);
@@ -230,16 +255,14 @@ static void judge(struct block *block, size_t m)
         squares += each / probe->chance;
     }
     float *correction = block->correction + m * head_dim;
-    double mean_square = square_of(correction, head_dim);
-    double noise = fmax(squares - mean_square, 0.0) / fmax(draws - 1.0, 1.0);
-    double signal = fmax(mean_square - noise, independent);
-    double sum = signal + noise, lambda = sum > 0.0 ? signal / sum : 0.0;
-    double unit = block->total[m] * block->norm[m];
-    double left = (sum > 0.0 ? signal * noise / sum : 0.0) + rounding;
-    block->shut_error[m] = unit > 0.0 ? sqrt(left) / unit : 0.0;
-    block->correction_mass[m] = fmax(lambda * mass, -0.9 * block->mass_shut[m]);
+    struct belief answer = believe(square_of(correction, head_dim), squares, independent, draws);
+    struct belief masses = believe(mass * mass, mass_squares, mass_independent, draws);
+    double lambda = belief_share(&answer), unit = block->total[m] * block->norm[m];
+    block->shut_error[m] = unit > 0.0 ? sqrt(lambda * answer.noise + rounding) / unit : 0.0;
+    mass = fmax(belief_share(&masses) * mass, -0.9 * block->mass_shut[m]);
+    block->correction_mass[m] = mass;
     for (size_t d = 0; d < head_dim; d++)
-        correction[d] = (float)(lambda * ((double)correction[d] + mass * (double)output[d]));
+        correction[d] = (float)(lambda * (double)correction[d] + mass * (double)output[d]);
 }
 
 void block_probe(struct block *block, size_t draws, bool more)

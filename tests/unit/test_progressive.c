@@ -74,6 +74,45 @@ static void test_tables(void **state)
     }
 }
 
+/* Keys on both sides of their centroids, as the queries see them: a centroid and a variance say
+ * something else of them, and all masses are estimated wrong in the same way. Values are nearly
+ * alike, so that answers are right all the same. */
+static void give_sides(struct past *past, uint64_t *random)
+{
+    size_t head_dim = past->head_dim, count = past->tokens * head_dim;
+    for (size_t i = 0; i < count; i++) {
+        if (i % head_dim == 0) past->k[i] = past->k[i] < 0.0F ? -0.5F : 0.5F;
+        past->v[i] = 3.0F + 0.5F * random_float(random);
+    }
+    half_store(past->k, count, past->dtype, past->k_rows);
+    half_load(past->k_rows, past->dtype, count, past->k);
+    half_store(past->v, count, past->dtype, past->v_rows);
+    half_load(past->v_rows, past->dtype, count, past->v);
+    for (size_t i = 0; i < past->query_heads * head_dim; i++)
+        past->q[i] = i % head_dim == 0 ? 16.0F : 0.5F * past->q[i];
+}
+
+/* The sample says of masses what it is sure of, however little it can mend of the answer. */
+static void test_masses(void **state)
+{
+    (void)state;
+    uint64_t random = random_seed();
+    for (size_t round = 0; round < 4; round++) {
+        struct coded coded = { .past = { .kv_heads = 1, .query_heads = 4, .queries = 1,
+                                         .head_dim = 64, .tokens = 12 * 1024 + 9,
+                                         .dtype = DTYPE_FP16 } };
+        past_make(&coded.past, &random);
+        give_sides(&coded.past, &random);
+        code(&coded, 0, false);
+        struct answer answer = ask(&coded, &(struct question){ .target = 0.1F });
+        struct tally tally = judge(&coded.past, &answer);
+        if (tally.worst > 0.2 || tally.worst_lse > 0.4)
+            fail_msg("error %.6f lse %.6f", tally.worst, tally.worst_lse);
+        answer_free(&answer);
+        coded_free(&coded);
+    }
+}
+
 /* Keys of a segment are near a key of its own, and queries near that of segment 2. */
 static void give_topics(struct past *past, uint64_t *random)
 {
@@ -474,6 +513,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_target),
         cmocka_unit_test(test_tables),
+        cmocka_unit_test(test_masses),
         cmocka_unit_test(test_blank_segments),
         cmocka_unit_test(test_exact),
         cmocka_unit_test(test_rule),
