@@ -168,9 +168,11 @@ static void conclude(struct check *check, const struct lead *lead, const char *w
 
 /* Behind the last page of the snapshot is nothing that a lead could lead to. Where just that stands
  * there, the number of the last page is wrong, and the next commit would write over everything
- * behind it. What a commit left there that was cut short has another number, or other keys. */
-static bool stands_behind(const struct check *check, uint64_t page, uint64_t count)
+ * behind it. What a commit left there that was cut short has another number, or other keys; where it
+ * happens to fit, a fence says that the lead was wrong before. */
+static bool stands_behind(const struct check *check, const struct lead *lead, uint64_t count)
 {
+    uint64_t page = lead->found; /* with a fence behind any file */
     return page >= 2 && page < check->file_pages && count <= check->file_pages - page;
 }
 
@@ -197,7 +199,7 @@ static const char *claim_value(struct check *check, const struct lead *lead, uin
     uint64_t number = lead->found & ~FENCE;
     uint64_t count = (PAGE_NODES - 1 + bytes) / check->page_bytes + 1;
     if (!inside(check, number, count)) {
-        if (stands_behind(check, number, count) && head_pages(check, number) == count)
+        if (stands_behind(check, lead, count) && head_pages(check, number) == count)
             refuse_last_page(check);
         return OUTSIDE;
     }
@@ -312,7 +314,7 @@ static const char *enter(struct check *check, const struct lead *lead, size_t le
     unsigned char *page = check->pages + level * check->page_bytes;
     const struct tree *tree = check->tree;
     bool there = inside(check, number, 1);
-    if (!there && !stands_behind(check, number, 1)) return OUTSIDE;
+    if (!there && !stands_behind(check, lead, 1)) return OUTSIDE;
     if (pread(check->fd, page, check->page_bytes, (off_t)at) != (ssize_t)check->page_bytes)
         return "it cannot be read";
     struct page_place place = { number, tree->role, level + 1 == tree->depth, lead->range };

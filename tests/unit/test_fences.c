@@ -321,6 +321,53 @@ static void test_behind_the_last(void **state)
     remove_place(&place);
 }
 
+/* What was fenced off led behind the last page, and later a commit that was cut short left just that
+ * there: its number was wrong before, and the store is opened as it was then. */
+static void test_fence_behind_the_last(void **state)
+{
+    (void)state;
+    struct place place;
+    fill_long(&place);
+    uint64_t next = page_u64(newest_meta(&place) + PAGE_META_LAST_PAGE) + 1;
+    assert_true(next <= place.image.pages);
+    place.image.pages = next + 1 + LONG_PAGES;
+    place.image.data = realloc(place.image.data, place.image.pages * PAGE);
+    assert_non_null(place.image.data);
+    unsigned char *page = place.image.data + next * PAGE, *value = page + PAGE;
+    memset(page, 0, (size_t)(1 + LONG_PAGES) * PAGE);
+    unsigned char *wrong = paged_node(table_leaf(&place, "tails"), 0);
+    set64(number_in(wrong), next + 1);
+    unsigned char *root = place.image.data +
+                          PAGE * page_u64(table_record(&place, "segments") + PAGE_TREE_ROOT);
+    assert_int_equal(page_u16(root + PAGE_FLAGS), PAGE_IS_BRANCH);
+    unsigned char *node = root + (page_node(root, 1) - root);
+    uint64_t child = page_u48(node);
+    memcpy(node, &next, 6);
+    write_all(&place);
+
+    struct store *store = NULL;
+    struct error err = { 0 };
+    assert_int_equal(open_place(&place, &store, &err), 0);
+    assert_int_equal(store_damage(store)->total, 2);
+    store_close(store);
+    image_read(&place.image);
+    page = place.image.data + next * PAGE, value = page + PAGE;
+    for (size_t i = 0; i < 2; i++) { /* a value, then a page of a tree */
+        memset(page, 0, (size_t)(1 + LONG_PAGES) * PAGE);
+        if (i == 1) memcpy(page, place.image.data + child * PAGE, PAGE);
+        if (i == 1) set64(page, next);
+        if (i == 0) set64(value, next + 1);
+        if (i == 0) set32(value + PAGE_FLAGS - 2, (uint32_t)PAGE_IS_OVERFLOW << 16);
+        if (i == 0) set32(value + PAGE_VALUE_PAGES, LONG_PAGES);
+        write_all(&place);
+        if (open_place(&place, &store, &err) < 0) fail_msg("%s", err.text);
+        assert_int_equal(store_damage(store)->total, 2);
+        assert_int_equal(count_long(store), LONG_KEYS - 1);
+        store_close(store);
+    }
+    remove_place(&place);
+}
+
 /* A node with a long key in a branch, not its first; NULL: it has none. */
 static unsigned char *long_node(unsigned char *branch)
 {
@@ -485,6 +532,7 @@ int main(void)
         cmocka_unit_test(test_node_in_key),  cmocka_unit_test(test_roots_are_listed),
         cmocka_unit_test(test_copy_as_file), cmocka_unit_test(test_older_state),
         cmocka_unit_test(test_no_table),     cmocka_unit_test(test_no_file),
+        cmocka_unit_test(test_fence_behind_the_last),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
