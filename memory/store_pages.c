@@ -168,8 +168,8 @@ static void conclude(struct check *check, const struct lead *lead, const char *w
 
 /* Behind the last page of the snapshot is nothing that a lead could lead to. Where just that stands
  * there, the number of the last page is wrong, and the next commit would write over everything
- * behind it. What a commit left there that was cut short has another number, or other keys; where it
- * happens to fit, a fence says that the lead was wrong before. */
+ * behind it. What a commit left there that was cut short has another number, or other keys; where
+ * it happens to fit, a fence says that the lead was wrong before. */
 static bool stands_behind(const struct check *check, const struct lead *lead, uint64_t count)
 {
     uint64_t page = lead->found; /* with a fence behind any file */

@@ -321,9 +321,9 @@ static void test_behind_the_last(void **state)
     remove_place(&place);
 }
 
-/* What was fenced off led behind the last page, and later a commit that was cut short left just that
- * there: its number was wrong before, and the store is opened as it was then. */
-static void test_fence_behind_the_last(void **state)
+/* What was fenced off led behind the last page, and later a commit that was cut short left just
+ * that there: its number was wrong before, and the store is opened as it was then. */
+static void test_fence_behind(void **state)
 {
     (void)state;
     struct place place;
@@ -532,7 +532,7 @@ int main(void)
         cmocka_unit_test(test_node_in_key),  cmocka_unit_test(test_roots_are_listed),
         cmocka_unit_test(test_copy_as_file), cmocka_unit_test(test_older_state),
         cmocka_unit_test(test_no_table),     cmocka_unit_test(test_no_file),
-        cmocka_unit_test(test_fence_behind_the_last),
+        cmocka_unit_test(test_fence_behind),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
