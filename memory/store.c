@@ -330,8 +330,7 @@ void store_put(struct store_txn *txn, enum store_table table, struct slice key, 
     txn->rc = mdb_put(txn->handle, handle, &k, &v, MDB_NOOVERWRITE);
     if (txn->rc != MDB_KEYEXIST) return;
     txn->rc = find_old(txn, handle, &k, &cursor);
-    if (txn->rc == 0)
-        txn->rc = store_value_drop_longer(cursor, txn->store->page_bytes, value.bytes);
+    if (txn->rc == 0) txn->rc = store_value_drop_longer(cursor, value.bytes);
     if (cursor != NULL) mdb_cursor_close(cursor);
     v = to_val(value); /* it was told the old one */
     if (txn->rc == 0) txn->rc = mdb_put(txn->handle, handle, &k, &v, 0);

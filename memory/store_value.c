@@ -5,7 +5,9 @@
  *
  * So it must be as the record says that leads there. That a record says enough is seen to as well:
  * replaced by a shorter one in the transaction that wrote it, a value would keep its pages, and
- * nothing in the record would tell.
+ * nothing in the record would tell. Such a one is deleted first; any other is not, for a delete
+ * may merge its leaf with one that is fenced off. (A transaction of more than 512 MiB moves pages
+ * out of memory, and their marks with them; a batch has 32.)
  */
 #include "memory/store_value.h"
 
@@ -45,10 +47,14 @@ int store_value_check(MDB_cursor *cursor, size_t page_bytes)
     return same ? 0 : MDB_CORRUPTED;
 }
 
-int store_value_drop_longer(MDB_cursor *cursor, size_t page_bytes, size_t bytes)
+int store_value_drop_longer(MDB_cursor *cursor, size_t bytes)
 {
     MDB_val key, old;
     int rc = mdb_cursor_get(cursor, &key, &old, MDB_GET_CURRENT);
-    bool longer = rc == 0 && old.mv_size > bytes && old.mv_size >= page_bytes / 4;
-    return longer ? mdb_cursor_del(cursor, 0) : rc;
+    if (rc != 0) return rc;
+    const unsigned char *behind_key = (const unsigned char *)key.mv_data + key.mv_size;
+    if (behind_key == old.mv_data || old.mv_size <= bytes) return 0;
+    const unsigned char *page = (const unsigned char *)old.mv_data - PAGE_NODES;
+    bool kept = (page_u16(page + PAGE_FLAGS) & PAGE_IS_DIRTY) != 0;
+    return kept ? mdb_cursor_del(cursor, 0) : 0;
 }

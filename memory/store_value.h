@@ -15,8 +15,8 @@ struct MDB_cursor;
 /* MDB_CORRUPTED: what stands in front of the value under the cursor is not of that value. */
 int store_value_check(struct MDB_cursor *cursor, size_t page_bytes);
 
-/* Delete the value under the cursor where it has more pages than one of `bytes`, which will take
- * its place. */
-int store_value_drop_longer(struct MDB_cursor *cursor, size_t page_bytes, size_t bytes);
+/* Delete the value under the cursor, which was checked, where it would leave its pages to one of
+ * `bytes` that takes its place. */
+int store_value_drop_longer(struct MDB_cursor *cursor, size_t bytes);
 
 #endif

@@ -256,6 +256,30 @@ static void test_of_two(void **state)
     remove_place(&place);
 }
 
+/* A value becomes shorter beside a leaf that is fenced off: nothing is merged with that. */
+static void test_shorter_beside(void **state)
+{
+    (void)state;
+    struct place place;
+    struct error err = { 0 };
+    unsigned char value[PAGE] = { 0 }, key[512];
+    fill_long(&place);
+    unsigned char *leaf = table_leaf(&place, "tails");
+    size_t lost = page_count(leaf);
+    leaf[PAGE_FLAGS] ^= 1;
+    struct store *store = open_damaged(&place, "tails", 1);
+    size_t shorter = 0;
+    for (size_t i = 0; i < LONG_KEYS; i++) {
+        struct store_txn txn = { 0 };
+        assert_int_equal(store_begin(store, true, &txn, &err), 0);
+        store_put(&txn, STORE_TAILS, key_of(i, key), (struct slice){ value, sizeof value });
+        shorter += store_commit(&txn, &err) == 0;
+    }
+    assert_int_equal(shorter, LONG_KEYS - lost);
+    store_close(store);
+    remove_place(&place);
+}
+
 /* To free pages: the list stays. */
 static void test_into_free(void **state)
 {
@@ -532,7 +556,7 @@ int main(void)
         cmocka_unit_test(test_node_in_key),  cmocka_unit_test(test_roots_are_listed),
         cmocka_unit_test(test_copy_as_file), cmocka_unit_test(test_older_state),
         cmocka_unit_test(test_no_table),     cmocka_unit_test(test_no_file),
-        cmocka_unit_test(test_fence_behind),
+        cmocka_unit_test(test_fence_behind), cmocka_unit_test(test_shorter_beside),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
