@@ -2,7 +2,8 @@
 /* store_pages.h — the pages that lead to the values, looked at before LMDB walks over them.
  *
  * Cost     one read of each page of the trees (of the values only their numbers), 2 bits per page
- *          of the file, while the store is opened; three times that where pages are claimed twice
+ *          of the file, while the store is opened; where pages are claimed twice three times that,
+ *          eight times at most
  * Memory   the list belongs to the caller: pages_fini
  * Errors   MEMD_ECORRUPT what leads to all tables is damaged · MEMD_EIO · MEMD_ENOMEM
  * Threads  before the environment is opened, by who holds the directory's lock
