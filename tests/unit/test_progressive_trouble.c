@@ -75,6 +75,36 @@ static void test_trouble(void **state)
     }
 }
 
+/* One token is hundreds of nats above what its cluster says of it, and where nothing is opened at
+ * first, or bytes do not pay for it, it is the sample that finds it. */
+static void test_sampled(void **state)
+{
+    (void)state;
+    uint64_t random = random_seed();
+    for (size_t i = 0; i < 16; i++) {
+        struct coded coded = { .past = { .kv_heads = 1, .query_heads = 4, .head_dim = 64,
+                                         .tokens = 8 * 1024 + 9, .queries = 1,
+                                         .dtype = DTYPE_FP16 } };
+        past_make(&coded.past, &random);
+        trouble_keys(&coded.past, HUGE_KEY);
+        code(&coded, 0, true);
+        struct centroid_table *table = i % 2 == 0 ? NULL : put_into_table(&coded, 1);
+        struct question question = { .target = i < 8 ? 1.0F : 0.02F, .max_bytes = i < 8 ? 0 : 1 };
+        struct answer answer = ask(&coded, &question);
+        struct tally tally = judge(&coded.past, &answer);
+        if (i < 8 && !(tally.worst <= 1.0 && tally.worst_lse <= 0.5))
+            fail_msg("round %zu: error %.6f lse %.6f", i, tally.worst, tally.worst_lse);
+        for (size_t row = 0; row < answer.partial.rows; row++)
+            if (!isfinite(answer.partial.o[row * 64]) || !isfinite(answer.partial.lse[row]) ||
+                isnan(answer.quality.predicted_error[row]))
+                fail_msg("round %zu row %zu is no number", i, row);
+        check_mass(&coded.past, &answer);
+        answer_free(&answer);
+        centroid_table_free(table);
+        coded_free(&coded);
+    }
+}
+
 /* One query of a block sees nothing, the others do. */
 static void test_sees_nothing(void **state)
 {
@@ -99,6 +129,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_flat),
         cmocka_unit_test(test_trouble),
+        cmocka_unit_test(test_sampled),
         cmocka_unit_test(test_sees_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
