@@ -137,7 +137,7 @@ struct plane_estimate_args {
     const float *key_spread, *value_spread;  /* (64) ≥ 0 */
     const float *mass_shift, *priority_shift; /* (M) */
     size_t queries;
-    float *mass, *priority;                          /* (M, 64) out */
+    float *mass, *priority; /* (M, 64) out; masses may take the place of centre */
     float *mass_sum, *priority_sum, *priority_top;   /* (M) out, of the 64 */
 };
 typedef void plane_estimate_fn(const struct plane_estimate_args *args);

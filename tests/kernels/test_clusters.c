@@ -93,6 +93,23 @@ static void check_estimate(struct clusters *at)
             check_row(at, m, which, (double)sums[which][m], (double)top[m]);
 }
 
+/* The same where the masses take the place of the centroids' scores. */
+static void check_in_place(struct clusters *at)
+{
+    float in_place[COUNT], priority[COUNT], sums[2][ROWS_MAX], top[ROWS_MAX];
+    size_t count = at->rows * PLANE_TILES;
+    memcpy(in_place, at->centre, sizeof in_place);
+    at->backend->estimate(&(struct plane_estimate_args){
+        .reach = at->reach, .centre = in_place, .deviation = at->deviation,
+        .key_spread = at->key_spread, .value_spread = at->value_spread,
+        .mass_shift = at->tops[0], .priority_shift = at->tops[1], .queries = at->rows,
+        .mass = in_place, .priority = priority, .mass_sum = sums[0], .priority_sum = sums[1],
+        .priority_top = top });
+    bool same = memcmp(in_place, at->mass, count * sizeof *in_place) == 0 &&
+                memcmp(priority, at->priority, count * sizeof *priority) == 0;
+    within(at, "in place", same ? 1.0 : 0.0, 1.0, 0.0);
+}
+
 static void check_clusters(struct clusters *at, uint64_t *random)
 {
     for (size_t i = 0; i < COUNT; i++) at->centre[i] = 20.0F * checks_normal(random);
@@ -103,6 +120,7 @@ static void check_clusters(struct clusters *at, uint64_t *random)
     for (size_t m = 0; m < ROWS_MAX; m++) at->deviation[m] = 1.5F + random_float(random);
     check_rank(at);
     check_estimate(at);
+    check_in_place(at);
 }
 
 /* exp_roughly is within 3.1 % of exp, and grows. */
