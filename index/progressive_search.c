@@ -73,7 +73,8 @@ static void offer_rows(struct block *block, size_t begin, size_t end)
     }
 }
 
-/* Scores of all centroids into centre, deviations of the scores in their clusters into priority. */
+/* Scores of all centroids to block_scored, deviations of the scores in their clusters into
+ * priority. */
 static void score_centroids(struct block *block)
 {
     block->scored_count = block->tabled_count = 0;

@@ -159,6 +159,38 @@ static void test_blank_segments(void **state)
                  (unsigned long long)bytes[1]);
 }
 
+/* Some segments are looked at first, to see whether clusters are worth it, and not estimated again:
+ * the answer is the same as without that look, bit for bit, with a table too. */
+static void test_looks_first(void **state)
+{
+    (void)state;
+    uint64_t random = random_seed();
+    for (size_t round = 0; round < 4; round++) {
+        struct coded coded = { .past = { .kv_heads = 1, .query_heads = 2, .queries = 1,
+                                         .head_dim = 64, .tokens = 26 * 1024 + 9,
+                                         .dtype = DTYPE_FP16 } };
+        past_make(&coded.past, &random);
+        give_sides(&coded.past, &random);
+        code(&coded, 0, true);
+        struct centroid_table *table = round % 2 == 0 ? put_into_table(&coded, 1) : NULL;
+        struct question question = { .target = round < 2 ? 0.1F : 0.02F };
+        struct answer without = ask(&coded, &question);
+        question.exact_below = UINT64_MAX;
+        struct answer with = ask(&coded, &question);
+        assert_true(with.quality.rows[INDEX_EXACT] < coded.past.tokens); /* they are worth it */
+        assert_memory_equal(with.partial.o, without.partial.o,
+                            with.partial.rows * 64 * sizeof(float));
+        assert_memory_equal(with.partial.lse, without.partial.lse,
+                            with.partial.rows * sizeof(float));
+        assert_memory_equal(with.quality.bytes, without.quality.bytes,
+                            sizeof with.quality.bytes);
+        answer_free(&without);
+        answer_free(&with);
+        centroid_table_free(table);
+        coded_free(&coded);
+    }
+}
+
 /* Keys of every segment lie somewhere else, far enough for 4 bits of a table's space to say nothing
  * of them: errors are no larger than without it (some are large, keys without structure hide single
  * tokens). */
@@ -515,6 +547,7 @@ int main(void)
         cmocka_unit_test(test_tables),
         cmocka_unit_test(test_masses),
         cmocka_unit_test(test_blank_segments),
+        cmocka_unit_test(test_looks_first),
         cmocka_unit_test(test_exact),
         cmocka_unit_test(test_rule),
         cmocka_unit_test(test_gives_up),
