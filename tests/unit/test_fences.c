@@ -513,6 +513,33 @@ static void test_older_state(void **state)
     }
 }
 
+/* A machine that went down: both meta pages become that of the last sync, and that is no damage. */
+static void test_restored(void **state)
+{
+    (void)state;
+    struct place place;
+    struct error err = { 0 };
+    char synced[80];
+    fill(&place);
+    for (size_t i = 0; i < 4; i++) {
+        struct store_config config = { place.path, 64 << 20, STORE_PROTECTED, i % 2 ? "b" : "a" };
+        struct store *store = NULL;
+        if (store_open(&config, &store, &err) < 0) fail_msg("%s", err.text);
+        assert_int_equal(store_damage(store)->total, 0);
+        for (size_t j = 0; j < i + 2; j++) { /* the first is synced */
+            struct store_txn txn = { 0 };
+            assert_int_equal(store_begin(store, true, &txn, &err), 0);
+            put(&txn, STORE_SEGMENTS, 10 * i + j, 1);
+            commit(&txn);
+            if (j == 0) assert_int_equal(store_sync(store, &err), 0);
+        }
+        store_close(store);
+    }
+    snprintf(synced, sizeof synced, "%s/synced", place.path);
+    assert_int_equal(unlink(synced), 0);
+    remove_place(&place);
+}
+
 /* A record of the tree of tables that has no table. */
 static void test_no_table(void **state)
 {
@@ -557,6 +584,7 @@ int main(void)
         cmocka_unit_test(test_copy_as_file), cmocka_unit_test(test_older_state),
         cmocka_unit_test(test_no_table),     cmocka_unit_test(test_no_file),
         cmocka_unit_test(test_fence_behind), cmocka_unit_test(test_shorter_beside),
+        cmocka_unit_test(test_restored),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
