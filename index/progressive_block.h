@@ -243,15 +243,15 @@ const float *block_key_spread(const struct block *block, size_t p);
 /* Scores of the centroids of segment p, as they are at hand. Sets block->deviation of p.
  * ret_scores (M, 64) */
 void block_score_centroids(struct block *block, size_t p, float *ret_scores);
-/* Scores of some centroids (bits) of segment p as the tokens of their clusters are moved to them:
- * of 7 bits, in `room` (M, 64) where those are not the ones that were scored. (M, 64) */
-const float *block_centres(struct block *block, size_t p, uint64_t clusters, float *room);
 /* Where block_score_clusters leaves the scores of the centroids of segment p. (M, 64) */
 static inline float *block_scored(const struct block *block, size_t p)
 {
     bool tabled = block->segments[p].planes->entry.space != NULL;
     return (tabled ? block->mass : block->centre) + p * block->rows * PLANES_CLUSTERS;
 }
+/* Scores of some centroids (bits) of segment p as the tokens of their clusters are moved to them:
+ * of 7 bits, in `room` (M, 64) where those are not the ones that were scored. (M, 64) */
+const float *block_centres(struct block *block, size_t p, uint64_t clusters, float *room);
 /* What that reads for a cluster at most, its segment's vectors included; 0 without tables. */
 size_t block_centre_bytes(const struct block *block);
 /* What block_score_centroids has read. */
