@@ -86,12 +86,18 @@ bool claims_value(struct claims *claims, uint64_t first, uint64_t count)
     return alone;
 }
 
-bool claims_free_page(struct claims *claims, uint64_t page)
+/* By its number alone. */
+static bool claim_number(struct claims *claims, uint64_t *bits, uint64_t page)
 {
     bool used = has(claims->trees, page) || has(claims->values, page);
     if (used) contest(claims, claims->doubted, page);
-    mark(claims->values, page);
+    mark(bits, page);
     return !used;
+}
+
+bool claims_free_page(struct claims *claims, uint64_t page)
+{
+    return claim_number(claims, claims->values, page);
 }
 
 bool claims_list(struct claims *claims, uint64_t first, uint64_t count)
@@ -112,8 +118,5 @@ bool claims_tree(struct claims *claims, uint64_t page)
 
 bool claims_free_tree(struct claims *claims, uint64_t page)
 {
-    bool used = has(claims->trees, page) || has(claims->values, page);
-    if (used) contest(claims, claims->doubted, page);
-    mark(claims->trees, page);
-    return !used;
+    return claim_number(claims, claims->trees, page);
 }

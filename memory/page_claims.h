@@ -22,8 +22,7 @@ enum claims_state { CLAIMS_FREE, CLAIMS_DOUBTED, CLAIMS_LOST };
 
 struct claims {
     size_t words;
-    uint64_t *trees,
-        *values; /* a bit for each page: it is in use; free pages are among the latter */
+    uint64_t *trees, *values; /* a bit for each page: it is in use; by lists of free ones, too */
     uint64_t *doubted, *lost; /* they stay from round to round */
     bool contested;           /* some bit of these is set */
     bool again;               /* one was set in this round: what it found is not to be believed */

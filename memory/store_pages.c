@@ -37,8 +37,7 @@
 enum {
     TABLES_MAX = 64,
     FREE_BEHIND = 1 << 20, /* pages that were freed before they were ever written */
-    LISTED_MAX = PAGES_LISTED_MAX + TABLES_MAX +
-                 2, /* with the roots of all trees, the meta pages */
+    LISTED_MAX = PAGES_LISTED_MAX + TABLES_MAX + 2, /* and roots of all tables, list, meta page */
     ROUNDS_MAX = 8,
 };
 #define TWICE_USED "it is used twice"

@@ -29,32 +29,46 @@ static bool is_marked_in_file(MDB_cursor *cursor, uint64_t number, size_t page_b
            (page_u16(head + PAGE_FLAGS) & PAGE_IS_DIRTY) != 0;
 }
 
-int store_value_check(MDB_cursor *cursor, size_t page_bytes)
+/* The value under a cursor, as its record leads to it. */
+struct led {
+    const unsigned char *head; /* what stands in front of it; NULL: it is in the record */
+    uint64_t number;           /* of its first page */
+    size_t bytes;
+};
+
+static int follow(MDB_cursor *cursor, struct led *ret_led)
 {
     MDB_val key, value;
     int rc = mdb_cursor_get(cursor, &key, &value, MDB_GET_CURRENT);
     if (rc != 0) return rc;
     const unsigned char *behind_key = (const unsigned char *)key.mv_data + key.mv_size;
-    if (behind_key == value.mv_data) return 0; /* it is in the record */
-    const unsigned char *page = (const unsigned char *)value.mv_data - PAGE_NODES;
-    size_t count = (PAGE_NODES - 1 + value.mv_size) / page_bytes + 1;
-    uint64_t number = page_u64(behind_key);
-    unsigned flags = page_u16(page + PAGE_FLAGS);
-    bool same = page_u64(page) == number &&
+    *ret_led = (struct led){ .bytes = value.mv_size };
+    if (behind_key == value.mv_data) return 0;
+    ret_led->head = (const unsigned char *)value.mv_data - PAGE_NODES;
+    ret_led->number = page_u64(behind_key);
+    return 0;
+}
+
+int store_value_check(MDB_cursor *cursor, size_t page_bytes)
+{
+    struct led led;
+    int rc = follow(cursor, &led);
+    if (rc != 0 || led.head == NULL) return rc;
+    size_t count = (PAGE_NODES - 1 + led.bytes) / page_bytes + 1;
+    unsigned flags = page_u16(led.head + PAGE_FLAGS);
+    bool same = page_u64(led.head) == led.number &&
                 (flags & ~(unsigned)PAGE_IS_DIRTY) == PAGE_IS_OVERFLOW &&
-                page_u32(page + PAGE_VALUE_PAGES) == count;
-    if (same && (flags & PAGE_IS_DIRTY) != 0) same = !is_marked_in_file(cursor, number, page_bytes);
+                page_u32(led.head + PAGE_VALUE_PAGES) == count;
+    if (same && (flags & PAGE_IS_DIRTY) != 0)
+        same = !is_marked_in_file(cursor, led.number, page_bytes);
     return same ? 0 : MDB_CORRUPTED;
 }
 
 int store_value_drop_longer(MDB_cursor *cursor, size_t bytes)
 {
-    MDB_val key, old;
-    int rc = mdb_cursor_get(cursor, &key, &old, MDB_GET_CURRENT);
-    if (rc != 0) return rc;
-    const unsigned char *behind_key = (const unsigned char *)key.mv_data + key.mv_size;
-    if (behind_key == old.mv_data || old.mv_size <= bytes) return 0;
-    const unsigned char *page = (const unsigned char *)old.mv_data - PAGE_NODES;
-    bool kept = (page_u16(page + PAGE_FLAGS) & PAGE_IS_DIRTY) != 0;
+    struct led old;
+    int rc = follow(cursor, &old);
+    if (rc != 0 || old.head == NULL || old.bytes <= bytes) return rc;
+    bool kept = (page_u16(old.head + PAGE_FLAGS) & PAGE_IS_DIRTY) != 0;
     return kept ? mdb_cursor_del(cursor, 0) : 0;
 }
