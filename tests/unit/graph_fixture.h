@@ -68,11 +68,8 @@ static inline void setup(struct fixture *fx, const struct past *shape)
                 v[d] = 0.5F - centre[d] + 0.5F * v[d];
             }
         }
-    size_t kv_count = row * past->head_dim, q_floats = past->query_heads * past->head_dim;
-    half_store(past->k, kv_count, past->dtype, past->k_rows);
-    half_load(past->k_rows, past->dtype, kv_count, past->k);
-    half_store(past->v, kv_count, past->dtype, past->v_rows);
-    half_load(past->v_rows, past->dtype, kv_count, past->v);
+    size_t q_floats = past->query_heads * past->head_dim;
+    past_round(past);
     for (size_t i = 0; i < past->queries; i++) past->limits[i] = past->tokens;
     for (size_t i = 0; i < past->queries * past->query_heads; i++)
         make_query(fx, past->q + i * past->head_dim);

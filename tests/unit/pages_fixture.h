@@ -104,6 +104,12 @@ static inline void delete (struct store_txn *txn, enum store_table table, size_t
     store_delete(txn, table, key_of(i, key));
 }
 
+static inline void commit(struct store_txn *txn)
+{
+    struct error err = { 0 };
+    if (store_commit(txn, &err) < 0) fail_msg("%s", err.text);
+}
+
 /* Two tables, one of them with branches of branches; free pages, several records of them. */
 static inline void fill(struct place *place)
 {
@@ -118,7 +124,7 @@ static inline void fill(struct place *place)
             if (i % 8 == 0) put(&txn, STORE_CHAINS, i, turn);
             if (turn == 1 && i % 11 == 0) delete (&txn, STORE_SEGMENTS, i);
         }
-        if (store_commit(&txn, &err) < 0) fail_msg("%s", err.text);
+        commit(&txn);
     }
     store_close(store);
     image_read(&place->image);

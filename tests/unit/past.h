@@ -32,14 +32,20 @@ static inline void *past_alloc(size_t count, size_t size)
     return memory;
 }
 
-/* Values that the dtype holds exactly. */
-static inline void past_fill(const struct past *past, float *values, unsigned char *rows,
-                             uint64_t *random)
+static inline void past_fill(const struct past *past, float *values, uint64_t *random)
 {
     size_t count = past->kv_heads * past->tokens * past->head_dim;
     for (size_t i = 0; i < count; i++) values[i] = 2.0F * random_float(random);
-    half_store(values, count, past->dtype, rows);
-    half_load(rows, past->dtype, count, values);
+}
+
+/* k and v, which were changed, become what the dtype holds of them, in the rows too. */
+static inline void past_round(const struct past *past)
+{
+    size_t count = past->kv_heads * past->tokens * past->head_dim;
+    half_store(past->k, count, past->dtype, past->k_rows);
+    half_load(past->k_rows, past->dtype, count, past->k);
+    half_store(past->v, count, past->dtype, past->v_rows);
+    half_load(past->v_rows, past->dtype, count, past->v);
 }
 
 static inline void past_free(struct past *past)
@@ -92,8 +98,9 @@ static inline void past_make(struct past *past, uint64_t *random)
     past->q = past_alloc(q_count, sizeof *past->q);
     past->positions = past_alloc(past->queries, sizeof *past->positions);
     past->limits = past_alloc(past->queries, sizeof *past->limits);
-    past_fill(past, past->k, past->k_rows, random);
-    past_fill(past, past->v, past->v_rows, random);
+    past_fill(past, past->k, random);
+    past_fill(past, past->v, random);
+    past_round(past);
     for (size_t i = 0; i < q_count; i++) past->q[i] = 2.0F * random_float(random);
     for (size_t i = 0; i < past->queries; i++) {
         past->positions[i] = past->tokens + i;

@@ -18,12 +18,6 @@ static void put_long(struct store_txn *txn, size_t i)
     store_put(txn, STORE_TAILS, key_of(i, key), (struct slice){ value, sizeof value - PAGE_NODES });
 }
 
-static void commit(struct store_txn *txn)
-{
-    struct error err = { 0 };
-    if (store_commit(txn, &err) < 0) fail_msg("%s", err.text);
-}
-
 /* Long values, of which the later half is deleted again: its pages are in one list, which has pages
  * of its own. */
 static void fill_long(struct place *place)
@@ -312,6 +306,39 @@ static void test_into_tree(void **state)
     remove_place(&place);
 }
 
+/* What stands in front of a value of so many pages. */
+static void set_head(unsigned char *page, uint64_t number, uint32_t pages)
+{
+    set64(page, number);
+    set32(page + PAGE_FLAGS - 2, (uint32_t)PAGE_IS_OVERFLOW << 16);
+    set32(page + PAGE_VALUE_PAGES, pages);
+}
+
+/* Room for `pages` more behind the last page, zeros; the number of the first. */
+static uint64_t room_behind(struct place *place, size_t pages)
+{
+    struct image *image = &place->image;
+    uint64_t next = page_u64(newest_meta(place) + PAGE_META_LAST_PAGE) + 1;
+    assert_true(next <= image->pages);
+    image->pages = next + pages;
+    image->data = realloc(image->data, image->pages * PAGE);
+    assert_non_null(image->data);
+    memset(image->data + next * PAGE, 0, pages * PAGE);
+    return next;
+}
+
+/* The second child of the root of `segments` lies elsewhere; where it lay. */
+static uint64_t move_child(const struct place *place, uint64_t number)
+{
+    uint64_t at = page_u64(table_record(place, "segments") + PAGE_TREE_ROOT);
+    unsigned char *root = place->image.data + PAGE * at;
+    assert_int_equal(page_u16(root + PAGE_FLAGS), PAGE_IS_BRANCH);
+    unsigned char *node = root + (page_node(root, 1) - root);
+    uint64_t before = page_u48(node);
+    memcpy(node, &number, 6);
+    return before;
+}
+
 /* A commit that was cut short left pages behind the last; what leads to them is damaged, not the
  * number of the last page. */
 static void test_behind_the_last(void **state)
@@ -319,25 +346,12 @@ static void test_behind_the_last(void **state)
     (void)state;
     struct place place;
     fill_long(&place);
-    uint64_t next = page_u64(newest_meta(&place) + PAGE_META_LAST_PAGE) + 1;
-    assert_true(next <= place.image.pages);
-    place.image.pages = next + 4;
-    place.image.data = realloc(place.image.data, place.image.pages * PAGE);
-    assert_non_null(place.image.data);
+    uint64_t next = room_behind(&place, 4);
     unsigned char *page = place.image.data + next * PAGE;
-    memset(page, 0, (size_t)4 * PAGE);
     memcpy(page, table_leaf(&place, "segments"), PAGE);
     set64(page, next);
-    unsigned char *value = page + PAGE;
-    set64(value, next + 1);
-    set32(value + PAGE_FLAGS - 2, (uint32_t)PAGE_IS_OVERFLOW << 16);
-    set32(value + PAGE_VALUE_PAGES, 2);
-
-    unsigned char *root = place.image.data +
-                          PAGE * page_u64(table_record(&place, "segments") + PAGE_TREE_ROOT);
-    assert_int_equal(page_u16(root + PAGE_FLAGS), PAGE_IS_BRANCH);
-    unsigned char *node = root + (page_node(root, 1) - root);
-    memcpy(node, &next, 6);
+    set_head(page + PAGE, next + 1, 2);
+    move_child(&place, next);
     unsigned char *wrong = paged_node(table_leaf(&place, "segments"), 0);
     set64(number_in(wrong), next + 1);
     set32(wrong, 2 * PAGE);
@@ -352,21 +366,10 @@ static void test_fence_behind(void **state)
     (void)state;
     struct place place;
     fill_long(&place);
-    uint64_t next = page_u64(newest_meta(&place) + PAGE_META_LAST_PAGE) + 1;
-    assert_true(next <= place.image.pages);
-    place.image.pages = next + 1 + LONG_PAGES;
-    place.image.data = realloc(place.image.data, place.image.pages * PAGE);
-    assert_non_null(place.image.data);
-    unsigned char *page = place.image.data + next * PAGE, *value = page + PAGE;
-    memset(page, 0, (size_t)(1 + LONG_PAGES) * PAGE);
+    uint64_t next = room_behind(&place, 1 + LONG_PAGES);
     unsigned char *wrong = paged_node(table_leaf(&place, "tails"), 0);
     set64(number_in(wrong), next + 1);
-    unsigned char *root = place.image.data +
-                          PAGE * page_u64(table_record(&place, "segments") + PAGE_TREE_ROOT);
-    assert_int_equal(page_u16(root + PAGE_FLAGS), PAGE_IS_BRANCH);
-    unsigned char *node = root + (page_node(root, 1) - root);
-    uint64_t child = page_u48(node);
-    memcpy(node, &next, 6);
+    uint64_t child = move_child(&place, next);
     write_all(&place);
 
     struct store *store = NULL;
@@ -375,14 +378,15 @@ static void test_fence_behind(void **state)
     assert_int_equal(store_damage(store)->total, 2);
     store_close(store);
     image_read(&place.image);
-    page = place.image.data + next * PAGE, value = page + PAGE;
+    unsigned char *page = place.image.data + next * PAGE;
     for (size_t i = 0; i < 2; i++) { /* a value, then a page of a tree */
         memset(page, 0, (size_t)(1 + LONG_PAGES) * PAGE);
-        if (i == 1) memcpy(page, place.image.data + child * PAGE, PAGE);
-        if (i == 1) set64(page, next);
-        if (i == 0) set64(value, next + 1);
-        if (i == 0) set32(value + PAGE_FLAGS - 2, (uint32_t)PAGE_IS_OVERFLOW << 16);
-        if (i == 0) set32(value + PAGE_VALUE_PAGES, LONG_PAGES);
+        if (i == 0) {
+            set_head(page + PAGE, next + 1, LONG_PAGES);
+        } else {
+            memcpy(page, place.image.data + child * PAGE, PAGE);
+            set64(page, next);
+        }
         write_all(&place);
         if (open_place(&place, &store, &err) < 0) fail_msg("%s", err.text);
         assert_int_equal(store_damage(store)->total, 2);

@@ -84,10 +84,7 @@ static void give_sides(struct past *past, uint64_t *random)
         if (i % head_dim == 0) past->k[i] = past->k[i] < 0.0F ? -0.5F : 0.5F;
         past->v[i] = 3.0F + 0.5F * random_float(random);
     }
-    half_store(past->k, count, past->dtype, past->k_rows);
-    half_load(past->k_rows, past->dtype, count, past->k);
-    half_store(past->v, count, past->dtype, past->v_rows);
-    half_load(past->v_rows, past->dtype, count, past->v);
+    past_round(past);
     for (size_t i = 0; i < past->query_heads * head_dim; i++)
         past->q[i] = i % head_dim == 0 ? 16.0F : 0.5F * past->q[i];
 }
@@ -123,8 +120,7 @@ static void give_topics(struct past *past, uint64_t *random)
         size_t segment = i / head_dim % past->tokens / PLANES_TOKENS;
         past->k[i] = 2.0F * topics[segment * head_dim + i % head_dim] + 0.5F * past->k[i];
     }
-    half_store(past->k, count, past->dtype, past->k_rows);
-    half_load(past->k_rows, past->dtype, count, past->k);
+    past_round(past);
     for (size_t i = 0; i < past->query_heads * head_dim; i++)
         past->q[i] = 12.0F * topics[2 * head_dim + i % head_dim] + past->q[i];
 }
@@ -210,8 +206,7 @@ static void test_drift(void **state)
             places[i] = i % 64 < 32 ? 0.0F : (float)(8 << round % 3) * random_float(&random);
         for (size_t i = 0; i < past->tokens * 64; i++)
             past->k[i] += places[i / 64 / PLANES_TOKENS * 64 + i % 64];
-        half_store(past->k, past->tokens * 64, past->dtype, past->k_rows);
-        half_load(past->k_rows, past->dtype, past->tokens * 64, past->k);
+        past_round(past);
         for (size_t i = 0; i < (size_t)4 * 64; i++) past->q[i] *= 6.0F;
         code(&coded, 0, true);
         struct answer without = ask(&coded, &(struct question){ .target = 0.05F });

@@ -19,10 +19,7 @@ static void trouble_keys(struct past *past, enum trouble trouble)
         if (trouble == NEEDLE && token == needle) past->k[i] = 8.0F * past->q[d];
         if (trouble == HUGE_KEY && token == needle) past->k[i] = 300.0F * past->q[d];
     }
-    half_store(past->k, count, past->dtype, past->k_rows);
-    half_load(past->k_rows, past->dtype, count, past->k);
-    half_store(past->v, count, past->dtype, past->v_rows);
-    half_load(past->v_rows, past->dtype, count, past->v);
+    past_round(past);
 }
 
 /* Every token weighs the same, so that codes of keys and what a value has over its cluster's mean

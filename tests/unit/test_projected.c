@@ -241,7 +241,8 @@ static void test_stop(void **state)
     assert_int_equal(projected->base.tokens, 0);
     assert_int_equal(projected->width, 0);
     source.stop = NULL;
-    past_fill(&past, past.k, past.k_rows, &random); /* a truncate, and other keys */
+    past_fill(&past, past.k, &random); /* a truncate, and other keys */
+    past_round(&past);
     struct projected *fresh = open_fold(&source), *both[] = { projected, fresh };
     for (size_t i = 0; i < 2; i++) {
         assert_int_equal(projected_calibrate(both[i], &source, false, 300, &wish, NULL), 0);
